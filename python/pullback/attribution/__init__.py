@@ -1,0 +1,6 @@
+"""Attribution graphs: exact, signed, summing to what they explain."""
+
+from pullback.attribution.build import attribute
+from pullback.attribution.graph import Graph, Scores
+
+__all__ = ["Graph", "Scores", "attribute"]

@@ -1,0 +1,168 @@
+"""From rows of edges to a `Graph`: node table, CSR, dropped mass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.attribution import graph as g
+from pullback.attribution.influence import EPS
+from pullback.attribution.local import LocalModel
+from pullback.attribution.targets import LogitTargets
+
+
+class EdgeRows:
+    """Rows of edges over all sources, stored without zeros, in the order they come.
+
+    A target is named by its place among the active features, or -1 - k for the k-th logit.
+    """
+
+    def __init__(self, n_sources: int) -> None:
+        self.n_sources = n_sources
+        self._names: list[Tensor] = []
+        self._own: list[Tensor] = []
+        self._zeroed: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._sources: list[Tensor] = []
+        self._weights: list[Tensor] = []
+
+    def append(self, names: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
+        """names (B), own constants (B), edges (B, n_sources), zeroed mass (B)."""
+        present = block != 0
+        self._names.append(names.cpu())
+        self._own.append(own.cpu())
+        self._zeroed.append(zeroed.cpu())
+        self._counts.append(present.sum(1).cpu())
+        self._sources.append(present.nonzero()[:, 1].to(torch.int32).cpu())
+        self._weights.append(block[present].cpu())
+
+    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """names, own, zeroed, row of each edge, source of each edge, weight of each edge."""
+        counts = torch.cat(self._counts)
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        cat = torch.cat
+        return cat(self._names), cat(self._own), cat(self._zeroed), rows, cat(self._sources).long(), cat(self._weights)
+
+    def influence(self, local: LocalModel, logits: LogitTargets) -> Tensor:
+        """Influence of every active feature on the logits through the rows there are so far, (n_features) float64."""
+        names, _, _, rows, sources, weights = self.joined()
+        layout = local.layout
+        first, n = layout.all_features.start, layout.all_features.stop - layout.all_features.start
+        size = weights.abs().double()
+        leaves = torch.ones(self.n_sources, dtype=torch.bool)
+        leaves[layout.position] = False
+        for span in (*layout.mlp_bias.values(), *layout.attn_bias.values()):
+            leaves[span] = False
+        total = size.new_zeros(len(names)).index_add_(0, rows, size * leaves[sources])
+        shares = size / total.clamp(min=EPS)[rows]
+        into_feature = (sources >= first) & (sources < first + n)
+        rows, shares, sources = rows[into_feature], shares[into_feature], sources[into_feature] - first
+        is_logit = names < 0
+        weight = torch.zeros(len(names), dtype=torch.double)
+        weight[is_logit] = logits.probabilities.cpu().double()[-1 - names[is_logit]]
+        result = torch.zeros(n, dtype=torch.double)
+        while bool(weight.any()):
+            arrived = torch.zeros(n, dtype=torch.double).index_add_(0, sources, weight[rows] * shares)
+            result += arrived
+            weight = torch.where(is_logit, 0.0, arrived[names.clamp(min=0)])
+        return result
+
+
+def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> g.Graph:
+    """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass."""
+    names, own, zeroed, rows, sources, weights = edges.joined()
+    layout = local.layout
+    first = layout.all_features.start
+    keep = torch.ones(layout.n_sources, dtype=torch.bool)
+    keep[layout.all_features] = False
+    keep[first + chosen] = True
+    new_id = torch.cumsum(keep, 0) - 1
+    n_sources, K = int(keep.sum()), len(logits.labels)
+    first_own = n_sources
+    n_targets = len(chosen) + K
+    n_nodes = n_sources + n_targets + K
+
+    # Own leaves stand in target order: features as they stand, then logits, which are the last nodes.
+    is_logit = names < 0
+    target_node = torch.where(is_logit, n_nodes - K + (-1 - names), new_id[(first + names).clamp(min=0)])
+    own_rank = torch.where(is_logit, len(chosen) + (-1 - names), torch.searchsorted(chosen, names.clamp(min=0)))
+
+    stays = keep[sources]
+    dropped = weights.new_zeros(n_nodes).index_add_(0, target_node[rows[~stays]], weights[~stays])
+    dropped = dropped.index_add(0, target_node, zeroed.to(weights.dtype))
+    has_own = own != 0
+    all_targets = torch.cat([target_node[rows[stays]], target_node[has_own]])
+    all_sources = torch.cat([new_id[sources[stays]], first_own + own_rank[has_own]])
+    all_weights = torch.cat([weights[stays], own[has_own].to(weights.dtype)])
+    order = torch.argsort(all_targets * n_nodes + all_sources)
+    counts = torch.bincount(all_targets, minlength=n_nodes)
+    target_of_own = torch.empty(n_targets, dtype=torch.long)
+    target_of_own[own_rank] = target_node
+    return g.Graph(
+        nodes=_nodes(local, logits, keep, target_of_own),
+        indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        sources=all_sources[order].to(torch.int32),
+        weights=all_weights[order],
+        dropped=dropped,
+        meta=meta,
+    )
+
+
+def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own: Tensor) -> g.Nodes:
+    """The node table: kept sources in layout order, own leaves, logits."""
+    t = local.trace
+    T, K = local.n_pos, len(logits.labels)
+    dtype = t.embed.dtype
+    positions = torch.arange(T)
+    parts: list[g.Nodes] = []
+
+    def add(kind: int, layer: int, pos: Tensor, feature: Tensor, activation: Tensor, preactivation: Tensor | None = None) -> None:
+        n = len(pos)
+        nothing = torch.full((n,), torch.nan, dtype=dtype)
+        parts.append(
+            g.Nodes(
+                kind=torch.full((n,), kind, dtype=torch.int8),
+                layer=torch.full((n,), layer, dtype=torch.int32),
+                pos=pos.to(torch.int32),
+                feature=feature.long(),
+                activation=activation.to(dtype).cpu(),
+                preactivation=nothing if preactivation is None else preactivation.to(dtype).cpu(),
+            )
+        )
+
+    ones, none = torch.ones(T), torch.full((T,), -1)
+    add(g.EMBEDDING, -1, positions, t.tokens.cpu(), ones)
+    if t.pos_embed is not None:
+        add(g.POSITION, -1, positions, none, ones)
+    for i, acts in sorted(local.acts.items()):
+        add(g.FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, local.preactivations[i])
+    for i, error in enumerate(local.errors):
+        add(g.ERROR, i, positions, none, error.norm(dim=-1))
+    for i in sorted(local.mlp_bias):
+        add(g.BIAS, i, positions, torch.full((T,), g.BIAS_KINDS.index("mlp")), ones)
+    for i in range(local.n_layers):
+        add(g.BIAS, i, positions, torch.full((T,), g.BIAS_KINDS.index("attn")), ones)
+    sources = _concat(parts)[keep]
+
+    parts = []
+    add(
+        g.LOGIT, local.n_layers, torch.full((K,), logits.pos), logits.tokens.cpu(), logits.probabilities, logits.values
+    )
+    logit_nodes = parts[0]
+    targets = torch.where(target_of_own < len(sources), target_of_own, target_of_own - len(target_of_own))
+    both = _concat([sources, logit_nodes])
+    own = g.Nodes(
+        kind=torch.full_like(both.kind[targets], g.OWN),
+        layer=both.layer[targets],
+        pos=both.pos[targets],
+        feature=target_of_own,
+        activation=torch.ones(len(targets), dtype=dtype),
+        preactivation=torch.full((len(targets),), torch.nan, dtype=dtype),
+    )
+    return _concat([sources, own, logit_nodes])
+
+
+def _concat(parts: list[g.Nodes]) -> g.Nodes:
+    return g.Nodes(*(torch.cat([getattr(p, f) for p in parts]) for f in g.NODE_FIELDS))

@@ -1,0 +1,108 @@
+"""The autograd engine: the same edges through the model itself, hooks and torch autograd. Slow; the linear engine's oracle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pullback.attribution.local import LocalModel
+from pullback.attribution.targets import Targets
+from pullback.lens import Lens
+from pullback.lens import record as rec
+
+
+class AutogradEngine:
+    """One differentiable forward pass of the local replacement model, kept for as many backward passes as there are targets."""
+
+    def __init__(self, lens: Lens, local: LocalModel) -> None:
+        self.lens, self.local = lens, local
+        t = local.trace
+        self.embed = t.embed.clone().requires_grad_()
+        self.pos_embed = None if t.pos_embed is None else t.pos_embed.clone().requires_grad_()
+        # Features, errors and bias of one layer enter as one leaf: they share its gradient.
+        self.written = {i: self._constant_part(i).requires_grad_() for i in range(local.n_layers)}
+        with torch.enable_grad():
+            self._forward()
+
+    def _constant_part(self, i: int) -> Tensor:
+        """MLP output less what a skip connection computes from the (live) stream."""
+        out = self.local.trace.layers[i].mlp_out
+        W_skip = self._skip(i)
+        if W_skip is None:
+            return out.clone()
+        return out - self.local.trace.layers[i].read(self.local.sets.hook_in(i)) @ W_skip.T
+
+    def _skip(self, i: int) -> Tensor | None:
+        return self.local.sets.skip(i) if i in self.local.sets else None
+
+    def _forward(self) -> None:
+        lens, local = self.lens, self.local
+        L = local.n_layers
+        hook_in = {i: local.sets.hook_in(i) if i in local.sets else "mlp.hook_in" for i in range(L)}
+        sites = {i: (lens.input_site(i, hook_in[i]), f"blocks.{i}.hook_mlp_out") for i in range(L)}
+
+        def leaf(value: Tensor) -> rec.Edit:
+            return lambda _t: value[None]
+
+        def write(i: int):  # noqa: ANN202
+            W_skip = self._skip(i)
+
+            def fn(x: Tensor, _y: Tensor) -> Tensor:
+                return self.written[i][None] + (0 if W_skip is None else x @ W_skip.T)
+
+            return fn
+
+        frozen = [(f"blocks.{i}.attn.hook_pattern", torch.Tensor.detach) for i in range(L)]
+        # clone: a new tensor is what makes the bridge compute on with it
+        frozen += [(name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(lens.model)]
+        edits = [("hook_embed", leaf(self.embed)), *frozen, *rec.patch_edits({i: write(i) for i in range(L)}, sites)]
+        if self.pos_embed is not None:
+            edits.append(("hook_pos_embed", leaf(self.pos_embed)))
+        attn = [f"blocks.{i}.hook_attn_out" for i in range(L)]
+        inputs = [sites[i][0] for i in range(L)]
+        logits, seen = rec.record(lens.model, local.trace.tokens[None], [*attn, *inputs], edits)
+        self.attn_out = [seen[s] for s in attn]
+        self.inputs = [seen[s][0] for s in inputs]
+        cap = lens.logit_soft_cap
+        self.logits = logits[0] if cap is None else cap * torch.atanh(logits[0] / cap)
+
+    def rows(self, targets: Targets, logit_tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Edges (B, n_sources) and zeroed mass (B), as `linear_rows`; logit targets need their token ids (B)."""
+        with torch.enable_grad():
+            rows = [self._row(targets, b, logit_tokens) for b in range(len(targets))]
+        return torch.stack([e for e, _ in rows]), torch.stack([z for _, z in rows])
+
+    def _value(self, targets: Targets, b: int, logit_tokens: Tensor | None) -> Tensor:
+        layer, pos = int(targets.layer[b]), int(targets.pos[b])
+        if layer < self.local.n_layers:
+            return self.inputs[layer][pos] @ targets.vectors[b]
+        if logit_tokens is None:
+            raise ValueError("autograd engine: logit targets need their token ids")
+        return self.logits[pos, logit_tokens[b]] - self.logits[pos].mean()
+
+    def _row(self, targets: Targets, b: int, logit_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        local, layout = self.local, self.local.layout
+        L = local.n_layers
+        leaves = [self.embed, *(self.written[i] for i in range(L)), *self.attn_out]
+        leaves += [] if self.pos_embed is None else [self.pos_embed]
+        grads = torch.autograd.grad(
+            self._value(targets, b, logit_tokens), leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        at_embed, at_mlp, at_attn = grads[0], grads[1 : L + 1], [g[0] for g in grads[L + 1 : 2 * L + 1]]
+        edges = self.embed.new_zeros(layout.n_sources)
+        zeroed = self.embed.new_zeros(())
+        edges[layout.embedding] = (at_embed * local.trace.embed).sum(-1)
+        if local.trace.pos_embed is not None:
+            edges[layout.position] = (grads[-1] * local.trace.pos_embed).sum(-1)
+        for i in range(L):
+            for src in local.sets.sources(i):
+                acts = local.acts[src]
+                rows = local.sets.decoder(src, i)[acts.indices.long()]
+                edges[layout.features[src]] += acts.values * (at_mlp[i][acts.rows()] * rows).sum(-1)
+            edges[layout.errors[i]] = (at_mlp[i] * local.errors[i]).sum(-1)
+            edges[layout.attn_bias[i]] = (at_attn[i] * local.attn_bias[i]).sum(-1)
+            if i in local.mlp_bias:
+                edges[layout.mlp_bias[i]] = (at_mlp[i] * local.mlp_bias[i]).sum(-1)
+            if local.zeroed is not None:
+                zeroed = zeroed + (at_mlp[i] * local.zeroed[i]).sum()
+        return edges, zeroed

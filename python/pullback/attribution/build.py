@@ -1,0 +1,151 @@
+"""`attribute`: one prompt to one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pullback.attribution.assemble import EdgeRows, assemble
+from pullback.attribution.autograd import AutogradEngine
+from pullback.attribution.graph import Graph
+from pullback.attribution.linear import linear_rows
+from pullback.attribution.local import LocalModel, local_model
+from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
+from pullback.lens import Lens, as_lens
+from pullback.transcoders import TranscoderSet
+
+ENGINES = ("linear", "autograd")
+CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def attribute(
+    model: Any,
+    sets: TranscoderSet,
+    prompt: str | Sequence[int] | Tensor,
+    *,
+    attribution_targets: Sequence[int | str] | Tensor | None = None,
+    max_n_logits: int = 10,
+    desired_logit_prob: float = 0.95,
+    batch_size: int = 512,
+    max_feature_nodes: int | None = None,
+    update_interval: int = 4,
+    zero_positions: slice | None = None,
+    engine: str = "linear",
+    strict: bool = True,
+    verbose: bool = False,
+) -> Graph:
+    """Attribution graph of the model's next-token answer to one prompt (METHODS 5.1; argument names are circuit-tracer's).
+
+    Args:
+        model: a TransformerLens model, or a `Lens` on one.
+        sets: transcoders for any subset of its layers; a layer without one is an error node at every position.
+        prompt: a string (BOS by the model's default) or token ids (T,), taken as given.
+        attribution_targets: token ids or one-token strings to explain; None: the likely ones.
+        max_n_logits, desired_logit_prob: at most so many logits, as few as reach that probability.
+        batch_size: targets pulled back together.
+        max_feature_nodes: keep so many features, chosen by influence; None: all active ones.
+        update_interval: batches between two rankings by influence, where features are chosen.
+        zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
+        engine: "linear", or "autograd", its oracle: the same edges through the model and torch autograd, slower.
+        strict: False accepts transcoders of a fine-tuned sibling.
+        verbose: show a progress bar.
+
+    Returns:
+        A graph whose every target sums: pre-activation = edges + dropped mass (`graph.check()`).
+
+    Raises:
+        ValueError: a prompt the model cannot read, transcoders of another model, NaN activations, or a model whose frozen
+            map does not add up to its own activations.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"attribute: engine must be one of {', '.join(ENGINES)}, got '{engine}'")
+    if batch_size < 1 or update_interval < 1 or (max_feature_nodes is not None and max_feature_nodes < 0):
+        raise ValueError("attribute: batch_size and update_interval must be at least 1, max_feature_nodes at least 0")
+    lens = as_lens(model)
+    tokens = lens.to_tokens(prompt)
+    with torch.no_grad():
+        local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict)
+        logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
+        rows = _Rows(lens, local, logits, engine, batch_size, verbose)
+        chosen = rows.all_features() if max_feature_nodes is None else rows.by_influence(max_feature_nodes, update_interval)
+        graph = assemble(local, logits, rows.edges, chosen, meta=_meta(lens, local, sets, prompt, logits))
+    _must_add_up(graph, lens)
+    return graph
+
+
+class _Rows:
+    """Edges of targets, computed in batches and kept sparse."""
+
+    def __init__(
+        self, lens: Lens, local: LocalModel, logits: LogitTargets, engine: str, batch_size: int, verbose: bool
+    ) -> None:
+        self.local, self.logits, self.batch_size, self.verbose = local, logits, batch_size, verbose
+        self.engine = AutogradEngine(lens, local) if engine == "autograd" else None
+        self.edges = EdgeRows(local.layout.n_sources)
+        self._add(-1 - torch.arange(len(logits.labels)), logit_batch(local, logits), logits.tokens)
+
+    @property
+    def n_features(self) -> int:
+        return self.local.layout.all_features.stop - self.local.layout.all_features.start
+
+    def _add(self, names: Tensor, targets: Targets, logit_tokens: Tensor | None = None) -> None:
+        if self.engine is None:
+            block, zeroed = linear_rows(self.local, targets)
+        else:
+            block, zeroed = self.engine.rows(targets, logit_tokens)
+        self.edges.append(names, targets.own, block, zeroed)
+
+    def _add_features(self, chosen: Tensor, bar: Any) -> None:
+        """Targets sorted by layer and position share their sweep and its causal cone: that is layout order."""
+        for batch in chosen.sort().values.split(self.batch_size):
+            self._add(batch, feature_batch(self.local, batch))
+            bar.update(len(batch))
+
+    def all_features(self) -> Tensor:
+        chosen = torch.arange(self.n_features)
+        with tqdm(total=len(chosen), desc="attribution", unit="feature", disable=not self.verbose) as bar:
+            self._add_features(chosen, bar)
+        return chosen
+
+    def by_influence(self, limit: int, update_interval: int) -> Tensor:
+        """The `limit` features with the largest influence through the rows computed so far, ranked again every few batches."""
+        done = torch.zeros(self.n_features, dtype=torch.bool)
+        limit = min(limit, self.n_features)
+        with tqdm(total=limit, desc="attribution", unit="feature", disable=not self.verbose) as bar:
+            while int(done.sum()) < limit:
+                rank = self.edges.influence(self.local, self.logits)
+                rank[done] = -1
+                step = min(limit - int(done.sum()), update_interval * self.batch_size)
+                nxt = torch.argsort(rank, descending=True, stable=True)[:step]
+                self._add_features(nxt, bar)
+                done[nxt] = True
+        return done.nonzero()[:, 0]
+
+
+def _meta(lens: Lens, local: LocalModel, sets: TranscoderSet, prompt: Any, logits: LogitTargets) -> dict[str, Any]:
+    str_tokens = local.trace.str_tokens
+    return {
+        "prompt": prompt if isinstance(prompt, str) else "".join(str_tokens),
+        "tokens": [int(t) for t in local.trace.tokens],
+        "str_tokens": str_tokens,
+        "model_name": lens.model_name,
+        "n_layers": lens.n_layers,
+        "logit_labels": logits.labels,
+        "hook_in": sets.hook_in(sets.layers[0]),
+        "dtype": str(lens.dtype).removeprefix("torch."),
+    }
+
+
+def _must_add_up(graph: Graph, lens: Lens) -> None:
+    """A freeze that silently does not hold gives a graph that looks reasonable: the sums tell."""
+    error = graph.check()
+    allowed = CHECK_TOLERANCE.get(lens.dtype, 5e-2)
+    if not error <= allowed:
+        raise ValueError(
+            f"attribute: the edges of a target miss its pre-activation by {error:.1e} of their size (allowed {allowed:.0e} in "
+            f"{lens.dtype}); something in {lens.model_name} is not frozen or not linear, so this graph would be wrong"
+        )

@@ -1,0 +1,229 @@
+"""`Graph`: nodes, signed edges in CSR, and what one asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pullback.attribution import influence as inf
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = ("embedding", "position", "feature", "error", "bias", "own", "logit")
+EMBEDDING, POSITION, FEATURE, ERROR, BIAS, OWN, LOGIT = range(len(KINDS))
+BIAS_KINDS = ("mlp", "attn")
+
+
+class Scores(NamedTuple):
+    """How much of the answer the features carry (METHODS 5.1; circuit-tracer's definitions)."""
+
+    replacement: float
+    """Influence of tokens against tokens and errors."""
+    completeness: float
+    """Influence-weighted share of each node's input that does not come from errors."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A table with one entry per node, in this order: embeddings, positions, features, errors, biases, own leaves, logits.
+
+    kind: index into KINDS. layer: -1 for embeddings and positions, n_layers for logits; an own leaf has its target's.
+    feature: feature id; vocabulary id of embeddings and logits; index into BIAS_KINDS of biases; target node of own
+    leaves; -1 else. activation: z, logit probability, error norm, 1 for the rest. preactivation: h, or the demeaned
+    logit; nan for the rest.
+    """
+
+    kind: Tensor  # (n) int8
+    layer: Tensor  # (n) int32
+    pos: Tensor  # (n) int32
+    feature: Tensor  # (n) int64
+    activation: Tensor  # (n)
+    preactivation: Tensor  # (n)
+
+    def __len__(self) -> int:
+        return self.kind.shape[0]
+
+    def __getitem__(self, which: Tensor) -> Nodes:
+        return Nodes(*(getattr(self, f)[which] for f in NODE_FIELDS))
+
+
+NODE_FIELDS = ("kind", "layer", "pos", "feature", "activation", "preactivation")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An attribution graph of one prompt.
+
+    Row t of the CSR (indptr, sources, weights) holds the edges into node t; weight = contribution of the source to the
+    target's pre-activation (a logit's: to the demeaned logit). `dropped` (n_nodes) is the signed mass that a node limit,
+    zeroed positions or pruning took away, so every target's edges and dropped mass sum to its pre-activation.
+    """
+
+    nodes: Nodes
+    indptr: Tensor  # (n_nodes + 1) int64
+    sources: Tensor  # (n_edges) int32
+    weights: Tensor  # (n_edges)
+    dropped: Tensor  # (n_nodes)
+    meta: dict[str, Any] = field(default_factory=dict)
+    """prompt, tokens, str_tokens, model_name, scan, n_layers, logit_labels, settings."""
+
+    # ---- shape ----------------------------------------------------------------------------------------------------
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def n_edges(self) -> int:
+        return self.sources.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Graph({self.n_nodes} nodes, {self.n_edges} edges, prompt={self.meta.get('prompt')!r})"
+
+    def rows(self) -> Tensor:
+        """Target node of each edge, (n_edges) int64."""
+        return torch.repeat_interleave(torch.arange(self.n_nodes), self.indptr.diff())
+
+    def of_kind(self, *kinds: int) -> Tensor:
+        """Boolean mask over nodes."""
+        return torch.isin(self.nodes.kind.long(), torch.tensor(kinds))
+
+    @property
+    def logit_weights(self) -> Tensor:
+        """Probability of each logit node, 0 elsewhere, (n_nodes)."""
+        return torch.where(self.of_kind(LOGIT), self.nodes.activation, torch.zeros_like(self.nodes.activation))
+
+    def node_ids(self) -> list[str]:
+        """Names of nodes, as in the graph JSON (FORMATS.md a)."""
+        from pullback.attribution.names import node_ids
+
+        return node_ids(self)
+
+    # ---- questions ------------------------------------------------------------------------------------------------
+
+    def check(self) -> float:
+        """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over all targets: 0 for an exact graph."""
+        targets = self.of_kind(FEATURE, LOGIT)
+        sums = inf.sum_rows(self, self.weights)
+        mass = inf.sum_rows(self, self.weights.abs())
+        gap = (self.nodes.preactivation - sums - self.dropped).abs() / mass.clamp(min=1)
+        return float(gap[targets].max()) if bool(targets.any()) else 0.0
+
+    def influence(self, *, bias: bool = False) -> Tensor:
+        """Raw influence of every node on the logits, (n_nodes); see `scores` for `bias`."""
+        return inf.node_influence(self, bias=bias)
+
+    def scores(self, *, bias: bool = False) -> Scores:
+        """Replacement and completeness. `bias=True` lets bias, position and own leaves take their share of each row."""
+        return Scores(*inf.scores(self, bias=bias))
+
+    def edge(self, source: str, target: str) -> float:
+        """Weight of one edge by node ids, 0 where there is none. Raises KeyError for an unknown id."""
+        where = {name: n for n, name in enumerate(self.node_ids())}
+        s, t = where[source], where[target]
+        span = slice(int(self.indptr[t]), int(self.indptr[t + 1]))
+        hit = (self.sources[span] == s).nonzero()
+        return float(self.weights[span][hit[0, 0]]) if len(hit) else 0.0
+
+    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
+        """The part that carries `node_threshold` of node influence and `edge_threshold` of edge influence.
+
+        Tokens and logits always stay; what goes is added to each target's dropped mass.
+        """
+        from pullback.attribution.prune import prune
+
+        return prune(self, node_threshold, edge_threshold)
+
+    def subgraph(self, keep_nodes: Tensor, keep_edges: Tensor | None = None) -> Graph:
+        """The graph on a mask of nodes (and of edges), with the signed weight of what was cut added to `dropped`."""
+        own = self.nodes.kind == OWN
+        keep_nodes = keep_nodes.clone()
+        keep_nodes[own] &= keep_nodes[self.nodes.feature[own]]  # an own leaf goes with its target
+        rows = self.rows()
+        kept = keep_nodes[rows] & keep_nodes[self.sources.long()]
+        if keep_edges is not None:
+            kept = kept & keep_edges
+        lost = torch.zeros_like(self.dropped).index_add_(0, rows[~kept], self.weights[~kept])
+        new_id = torch.cumsum(keep_nodes, 0) - 1
+        counts = torch.bincount(new_id[rows[kept]], minlength=int(keep_nodes.sum()))
+        nodes = self.nodes[keep_nodes]
+        own = nodes.kind == OWN
+        nodes.feature[own] = new_id[nodes.feature[own]]
+        return replace(
+            self,
+            nodes=nodes,
+            indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            sources=new_id[self.sources[kept].long()].to(torch.int32),
+            weights=self.weights[kept],
+            dropped=(self.dropped + lost)[keep_nodes],
+        )
+
+    def top_features(self, n: int = 10) -> list[tuple[int, int, int]]:
+        """(layer, pos, feature) of the n features with the largest influence."""
+        which = self.of_kind(FEATURE).nonzero()[:, 0]
+        best = which[torch.argsort(self.influence()[which], descending=True, stable=True)[:n]]
+        return [(int(self.nodes.layer[b]), int(self.nodes.pos[b]), int(self.nodes.feature[b])) for b in best]
+
+    # ---- out ------------------------------------------------------------------------------------------------------
+
+    def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(nodes, edges): id, kind, layer, pos, feature, token, activation, preactivation, influence; source, target, weight."""
+        import pandas as pd
+
+        ids = np.array(self.node_ids(), dtype=object)
+        n = self.nodes
+        tokens = self.meta["str_tokens"]
+        nodes = pd.DataFrame(
+            {
+                "id": ids,
+                "kind": [KINDS[k] for k in n.kind.tolist()],
+                "layer": n.layer.numpy(),
+                "pos": n.pos.numpy(),
+                "feature": n.feature.numpy(),
+                "token": [tokens[p] for p in n.pos.tolist()],
+                "activation": n.activation.numpy(),
+                "preactivation": n.preactivation.numpy(),
+                "influence": self.influence().numpy(),
+            }
+        )
+        edges = pd.DataFrame(
+            {"source": ids[self.sources.numpy()], "target": ids[self.rows().numpy()], "weight": self.weights.numpy()}
+        )
+        return nodes, edges
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write one safetensors file, atomically."""
+        from pullback.attribution.io import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Graph:
+        """Read what `save` wrote. Raises ValueError for another or a damaged file."""
+        from pullback.attribution.io import load
+
+        return load(path)
+
+    def to_neuronpedia(self, path: str | PathLike[str] | None = None, **metadata: Any) -> dict[str, Any]:
+        """The graph JSON that circuit-tracer's viewer and Neuronpedia read; written to `path` if given."""
+        from pullback.attribution.neuronpedia import to_neuronpedia
+
+        return to_neuronpedia(self, path, **metadata)
+
+    def to_html(self, path: str | PathLike[str] | None = None, *, pinned: Iterable[str] = ()) -> str:
+        """One self-contained page; written to `path` if given, returned as text."""
+        from pullback.attribution.neuronpedia import to_html
+
+        return to_html(self, path, pinned)
+
+    def _repr_html_(self) -> str:
+        from pullback.attribution.neuronpedia import notebook_html
+
+        return notebook_html(self)

@@ -1,0 +1,92 @@
+"""Influence on the logits, and the scores made of it (METHODS 5.1; oracle O6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pullback.attribution.graph import Graph
+
+EPS = 1e-10
+
+
+def sum_rows(graph: Graph, values: Tensor) -> Tensor:
+    """Sum of per-edge values into each target node, (n_nodes)."""
+    return values.new_zeros(graph.n_nodes).index_add_(0, graph.rows(), values)
+
+
+def normalized(graph: Graph, *, bias: bool) -> Tensor:
+    """|edge| as a share of its target's input, (n_edges), float64.
+
+    Without `bias`, the input that is shared out leaves bias, position and own leaves aside, as circuit-tracer does,
+    which has no such nodes; their own entries keep the same denominator.
+    """
+    size = graph.weights.abs().double()
+    counted = size if bias else size * counts_in_scores(graph)[graph.sources.long()]
+    return size / sum_rows(graph, counted).clamp(min=EPS)[graph.rows()]
+
+
+def counts_in_scores(graph: Graph) -> Tensor:
+    """Mask of the nodes that circuit-tracer knows: embeddings, features, errors, logits."""
+    from pullback.attribution.graph import BIAS, OWN, POSITION
+
+    return ~graph.of_kind(BIAS, OWN, POSITION)
+
+
+def propagate(graph: Graph, shares: Tensor, weight: Tensor) -> Tensor:
+    """w + wA + wA^2 + ... without its first term: what flows from `weight` (n_nodes) back along the edges.
+
+    The graph has no cycles, so the series ends; each term reaches one layer further down.
+    """
+    rows, sources = graph.rows(), graph.sources.long()
+    total = torch.zeros_like(weight)
+    front = weight
+    while bool(front.any()):
+        front = torch.zeros_like(front).index_add_(0, sources, front[rows] * shares)
+        total += front
+    return total
+
+
+def node_influence(graph: Graph, *, bias: bool = False) -> Tensor:
+    """Influence of each node on the logits, weighted by their probabilities, (n_nodes)."""
+    weight = graph.logit_weights.double()
+    return propagate(graph, normalized(graph, bias=bias), weight).to(graph.weights.dtype)
+
+
+def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
+    """Share of each edge times the influence of its target, (n_edges)."""
+    shares = normalized(graph, bias=bias)
+    weight = graph.logit_weights.double()
+    return shares * (propagate(graph, shares, weight) + weight)[graph.rows()]
+
+
+def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
+    """(replacement, completeness)."""
+    from pullback.attribution.graph import EMBEDDING, ERROR
+
+    shares = normalized(graph, bias=bias)
+    weight = graph.logit_weights.double()
+    influence = propagate(graph, shares, weight)
+    counted = torch.ones_like(influence, dtype=torch.bool) if bias else counts_in_scores(graph)
+    error = graph.of_kind(ERROR)
+    from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
+    from_errors = float(influence[error].sum())
+    replacement = from_tokens / max(from_tokens + from_errors, EPS)
+    error_share = sum_rows(graph, shares * error[graph.sources.long()])
+    carried = (influence + weight) * counted
+    completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=EPS))
+    return replacement, completeness
+
+
+def smallest_set(values: Tensor, share: float) -> Tensor:
+    """Mask of the fewest largest values that reach `share` of their sum; ties go to the lower index."""
+    order = torch.argsort(values, descending=True, stable=True)
+    cumulative = torch.cumsum(values[order], 0)
+    total = cumulative[-1] if len(values) else values.sum()
+    n = int((cumulative < share * total).sum()) + 1
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[order[:n]] = True
+    return mask

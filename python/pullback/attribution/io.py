@@ -1,0 +1,71 @@
+"""Graphs on disk: one safetensors file, plain tensors and a JSON header, nothing to unpickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from pullback._util.atomic import atomic_save
+from pullback.attribution.graph import NODE_FIELDS, Graph, Nodes
+
+FORMAT = "pullback-graph"
+VERSION = 1
+EDGE_FIELDS = ("indptr", "sources", "weights", "dropped")
+
+
+def save(graph: Graph, path: str | PathLike[str]) -> None:
+    """Write `path`; if interrupted or out of space, a file there before survives."""
+    tensors = {f"nodes.{f}": getattr(graph.nodes, f).contiguous() for f in NODE_FIELDS}
+    tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
+    header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
+    atomic_save(Path(path), to_bytes(tensors, metadata=header))
+
+
+def load(path: str | PathLike[str]) -> Graph:
+    """Raises FileNotFoundError, or ValueError for a file that is no graph, is damaged, or contradicts itself."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no graph file at {os.fspath(path)}")
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)} is no safetensors file, or is cut short: {error}") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{os.fspath(path)} holds no pullback graph (its header says {header.get('format')!r})")
+    if int(header["version"]) > VERSION:
+        raise ValueError(f"{os.fspath(path)} is graph format {header['version']}; this pullback reads up to {VERSION}: upgrade it")
+    wanted = {f"nodes.{f}" for f in NODE_FIELDS} | set(EDGE_FIELDS)
+    if missing := sorted(wanted - set(tensors)):
+        raise ValueError(f"{os.fspath(path)} lacks {', '.join(missing)}")
+    graph = Graph(
+        nodes=Nodes(*(tensors[f"nodes.{f}"] for f in NODE_FIELDS)),
+        meta=json.loads(header["meta"]),
+        **{f: tensors[f] for f in EDGE_FIELDS},
+    )
+    _validate(graph, os.fspath(path))
+    return graph
+
+
+def _validate(graph: Graph, path: str) -> None:
+    n, e = graph.n_nodes, graph.n_edges
+    lengths = {f: getattr(graph.nodes, f).shape for f in NODE_FIELDS}
+    fits = (
+        all(shape == (n,) for shape in lengths.values())
+        and graph.indptr.shape == (n + 1,)
+        and graph.weights.shape == (e,)
+        and graph.dropped.shape == (n,)
+        and int(graph.indptr[0]) == 0
+        and int(graph.indptr[-1]) == e
+        and bool((graph.indptr.diff() >= 0).all())
+        and (e == 0 or (int(graph.sources.min()) >= 0 and int(graph.sources.max()) < n))
+        and graph.weights.dtype in (torch.float32, torch.float64)
+    )
+    if not fits:
+        raise ValueError(f"{path} contradicts itself: its edges do not fit its {n} nodes")

@@ -1,0 +1,161 @@
+"""The graph JSON of circuit-tracer and Neuronpedia, and the page drawn from it (FORMATS.md a)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pullback import viz
+from pullback._util.atomic import atomic_save
+from pullback.attribution import graph as g
+from pullback.attribution import influence as inf
+
+FEATURE_TYPES = {
+    g.EMBEDDING: "embedding",
+    g.POSITION: "bias",
+    g.FEATURE: "cross layer transcoder",  # the name viewers know, for per-layer transcoders too
+    g.ERROR: "mlp reconstruction error",
+    g.BIAS: "bias",
+    g.OWN: "bias",
+    g.LOGIT: "logit",
+}
+
+
+def cantor(layer: int, feature: int) -> int:
+    """Cantor pairing of layer and feature id: what viewers decode with schema_version 1."""
+    return (layer + feature) * (layer + feature + 1) // 2 + feature
+
+
+def cumulative_influence(graph: g.Graph) -> torch.Tensor:
+    """Share of all influence that is carried by nodes at least as influential, (n_nodes): small is important."""
+    influence = inf.node_influence(graph).double() * inf.counts_in_scores(graph)
+    order = torch.argsort(influence, descending=True, stable=True)
+    share = torch.empty_like(influence)
+    share[order] = torch.cumsum(influence[order], 0) / influence.sum().clamp(min=inf.EPS)
+    # Bias, position and own leaves do not compete: each ranks with the least counted node that matters as much.
+    raw = inf.node_influence(graph).double()
+    ranked = influence[order].neg()
+    for n in (~inf.counts_in_scores(graph)).nonzero()[:, 0].tolist():
+        place = int(torch.searchsorted(ranked, -raw[n], right=True)) - 1
+        share[n] = share[order[max(place, 0)]] if raw[n] > 0 else 1.0
+    return share.clamp(max=1.0)
+
+
+def to_neuronpedia(graph: g.Graph, path: str | PathLike[str] | None = None, **metadata: Any) -> dict[str, Any]:
+    """The payload; keyword arguments go into its metadata (`slug`, `scan`, `info`, ...)."""
+    scores = graph.scores()
+    prompt = graph.meta["prompt"]
+    payload = {
+        "metadata": {
+            "slug": re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "graph",
+            "scan": graph.meta["model_name"],
+            "transcoder_list": [],
+            "prompt_tokens": graph.meta["str_tokens"],
+            "prompt": prompt,
+            "node_threshold": 0.8,
+            "schema_version": 1,
+            "info": {"generator": {"name": "pullback", "version": _version()}},
+            "scores": {"replacement": scores.replacement, "completeness": scores.completeness},
+            "check_max_error": graph.check(),
+            **metadata,
+        },
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "nodes": _nodes(graph),
+        "links": _links(graph),
+    }
+    if path is not None:
+        atomic_save(Path(path), json.dumps(payload, ensure_ascii=False, allow_nan=False).encode())
+    return payload
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("pullback")
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _nodes(graph: g.Graph) -> list[dict[str, Any]]:
+    n = graph.nodes
+    ids = graph.node_ids()
+    share = cumulative_influence(graph).tolist()
+    logit_labels = iter(graph.meta["logit_labels"])
+    nodes = []
+    columns = (n.kind.tolist(), n.layer.tolist(), n.pos.tolist(), n.feature.tolist(), n.activation.tolist(), n.preactivation.tolist())
+    for i, (kind, layer, pos, feature, activation, preactivation) in enumerate(zip(*columns, strict=True)):
+        label = next(logit_labels) if kind == g.LOGIT else ""
+        nodes.append(
+            {
+                "node_id": ids[i],
+                "feature": _feature_field(kind, layer, pos, feature),
+                "layer": _layer_field(kind, layer),
+                "ctx_idx": pos,
+                "feature_type": FEATURE_TYPES[kind],
+                "token_prob": activation if kind == g.LOGIT else 0.0,
+                "is_target_logit": kind == g.LOGIT,
+                "run_idx": 0,
+                "reverse_ctx_idx": 0,
+                "jsNodeId": _js_id(kind, layer, pos, feature, ids[i]),
+                # Viewers split a logit's label at "(p=".
+                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == g.LOGIT else "",
+                "influence": share[i],
+                "activation": activation,
+                "preactivation": _finite(preactivation),
+                "kind": g.KINDS[kind],
+            }
+        )
+    return nodes
+
+
+def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
+    if kind == g.FEATURE:
+        return cantor(layer, feature)
+    return {g.EMBEDDING: pos, g.ERROR: -1, g.LOGIT: feature}.get(kind)
+
+
+def _layer_field(kind: int, layer: int) -> str:
+    if kind in (g.EMBEDDING, g.POSITION):
+        return "E"
+    return str(layer + 1) if kind == g.LOGIT else str(layer)
+
+
+def _js_id(kind: int, layer: int, pos: int, feature: int, node_id: str) -> str:
+    if kind == g.FEATURE:
+        return f"{layer}_{feature}-0"
+    if kind == g.ERROR:
+        return f"{layer}_-1-{pos}"
+    if kind == g.EMBEDDING:
+        return f"E_{feature}-{pos}"
+    return f"L_{feature}-{pos}" if kind == g.LOGIT else node_id
+
+
+def _links(graph: g.Graph) -> list[dict[str, Any]]:
+    ids = graph.node_ids()
+    columns = zip(graph.sources.tolist(), graph.rows().tolist(), graph.weights.tolist(), strict=True)
+    return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in columns]
+
+
+def _payload(graph: g.Graph, pinned: Iterable[str]) -> dict[str, Any]:
+    payload = to_neuronpedia(graph)
+    payload["qParams"]["pinnedIds"] = list(pinned)
+    return payload
+
+
+def to_html(graph: g.Graph, path: str | PathLike[str] | None, pinned: Iterable[str]) -> str:
+    page = viz.graph_page(_payload(graph, pinned))
+    if path is not None:
+        atomic_save(Path(path), page.encode())
+    return page
+
+
+def notebook_html(graph: g.Graph) -> str:
+    return viz.notebook_html(_payload(graph, ()))

@@ -1,0 +1,62 @@
+"""Pruning by influence, as circuit-tracer prunes (METHODS 5.1), on CSR."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pullback.attribution import influence as inf
+
+if TYPE_CHECKING:
+    from pullback.attribution.graph import Graph
+
+
+def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
+    """Keep the nodes that carry `node_threshold` of influence, of their edges those that carry `edge_threshold`, and then
+    only features and errors that still lead somewhere (and features that still come from somewhere)."""
+    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"prune: {name} must lie in [0, 1], got {value}")
+    small = graph.subgraph(_kept_nodes(graph, node_threshold))
+    kept_edges = _kept_edges(small, edge_threshold)
+    alive = _connected(small, kept_edges)
+    return small.subgraph(alive, kept_edges)
+
+
+def _kept(values: Tensor, competes: Tensor, threshold: float) -> Tensor:
+    """The smallest set among those that compete; of the others, what matters as much as its least member."""
+    keep = inf.smallest_set(values * competes, threshold) & competes & (values > 0)
+    floor = values[keep].min() if bool(keep.any()) else torch.inf
+    return keep | (~competes & (values >= floor) & (values > 0))
+
+
+def _kept_nodes(graph: Graph, threshold: float) -> Tensor:
+    """Bias, position and own leaves do not compete: circuit-tracer has none."""
+    from pullback.attribution.graph import EMBEDDING, LOGIT
+
+    keep = _kept(inf.node_influence(graph), inf.counts_in_scores(graph), threshold)
+    return keep | graph.of_kind(EMBEDDING, LOGIT)
+
+
+def _kept_edges(graph: Graph, threshold: float) -> Tensor:
+    return _kept(inf.edge_influence(graph), inf.counts_in_scores(graph)[graph.sources.long()], threshold)
+
+
+def _connected(graph: Graph, kept_edges: Tensor) -> Tensor:
+    """Nodes that remain once features and errors without outgoing edges, and features without incoming ones, are gone."""
+    from pullback.attribution.graph import EMBEDDING, FEATURE, LOGIT
+
+    rows, sources = graph.rows(), graph.sources.long()
+    feature = graph.of_kind(FEATURE)
+    always = graph.of_kind(EMBEDDING, LOGIT)
+    alive = torch.ones(graph.n_nodes, dtype=torch.bool)
+    while True:
+        live = kept_edges & alive[rows] & alive[sources]
+        has_out = torch.zeros_like(alive).index_fill_(0, sources[live], True)
+        has_in = torch.zeros_like(alive).index_fill_(0, rows[live], True)
+        now = alive & (always | (has_out & (has_in | ~feature)))
+        if bool((now == alive).all()):
+            return alive
+        alive = now

@@ -1,0 +1,182 @@
+"""Interchange interventions: features of one prompt, put into another; many pairs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.lens import Lens, as_lens
+from pullback.lens import record as rec
+from pullback.ops import SparseActivations, decode_csr
+from pullback.transcoders import TranscoderSet
+
+Selection = Callable[[Tensor, Tensor], Tensor]
+"""(pair index (n), feature id (n)) -> mask (n): which features of which pair are swapped."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Which features of a layer are taken from the source prompts, read and written at which positions."""
+
+    layer: int
+    base_pos: int
+    source_pos: int
+    select: Selection
+
+    @staticmethod
+    def features(layer: int, pos: int, chosen: Tensor, source_pos: int | None = None) -> Swap:
+        """The same features for every pair: `chosen` is a mask over the layer's features, (F) bool."""
+        return Swap(layer, pos, pos if source_pos is None else source_pos, lambda _pair, ids: chosen[ids.long()])
+
+    @staticmethod
+    def listed(layer: int, pos: int, pairs: Tensor, ids: Tensor, n_features: int) -> Swap:
+        """Features listed pair by pair: pairs (m), ids (m)."""
+        keys = pairs.long() * n_features + ids.long()
+        return Swap(layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys))
+
+
+def interchange(
+    model: Any, sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap], *, strict: bool = True
+) -> Tensor:
+    """Last-position logits (N, V) of N base prompts with features taken from N source prompts.
+
+    At each swap's output hook, sum over selected features of (z_source - z_now) W_dec is added, z_now re-encoded in the
+    patched run; everything else is computed anew.
+
+    Args:
+        base, source: token ids (N, T) and (N, T').
+
+    Raises:
+        ValueError: shapes, layers or positions that do not fit, transcoders of another model.
+    """
+    lens = as_lens(model)
+    lens.check(sets, strict=strict)
+    _check(sets, base, source, swaps)
+    layers = sorted({s.layer for s in swaps})
+    sites = lens.sites(sets, layers)
+    given = _source_activations(lens, sets, source, swaps)
+    held: dict[int, Tensor] = {}
+
+    def hold(layer: int) -> rec.Edit:
+        def edit(x: Tensor) -> None:
+            held[layer] = x
+
+        return edit
+
+    def write(layer: int) -> rec.Edit:
+        def edit(y: Tensor) -> Tensor:
+            y = y.clone()
+            for swap in (s for s in swaps if s.layer == layer):
+                now = sets.encode(layer, held[layer][:, swap.base_pos].to(sets[layer].dtype))
+                then = given[layer, swap.source_pos]
+                W_dec = sets.decoder(layer, layer)
+                delta = decode_csr(_selected(then, swap.select), W_dec) - decode_csr(_selected(now, swap.select), W_dec)
+                y[:, swap.base_pos] += delta.to(y.dtype)
+            return y
+
+        return edit
+
+    edits = [pair for i in layers for pair in ((sites[i][0], hold(i)), (sites[i][1], write(i)))]
+    logits, _ = lens.record(base, [], edits)
+    return logits[:, -1]
+
+
+def _source_activations(
+    lens: Lens, sets: TranscoderSet, source: Tensor, swaps: Sequence[Swap]
+) -> dict[tuple[int, int], SparseActivations]:
+    """Features of the source prompts at each (layer, source position) that a swap reads, N rows each."""
+    places = {(s.layer, s.source_pos) for s in swaps}
+    sites = lens.sites(sets, {layer for layer, _ in places})
+    _, seen = lens.record(source, [site for site, _ in sites.values()])
+    return {(i, p): sets.encode(i, seen[sites[i][0]][:, p].to(sets[i].dtype)) for i, p in places}
+
+
+def _selected(acts: SparseActivations, select: Selection) -> SparseActivations:
+    """The entries that a selection keeps; rows stay."""
+    rows = acts.rows()
+    keep = select(rows, acts.indices)
+    counts = torch.bincount(rows[keep], minlength=acts.n_rows)
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return SparseActivations(indptr, acts.indices[keep], acts.values[keep], acts.n_features)
+
+
+def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap]) -> None:
+    if base.ndim != 2 or source.ndim != 2 or base.shape[0] != source.shape[0]:
+        raise ValueError(f"interchange: base (N, T) and source (N, T') need as many rows, got {list(base.shape)} and {list(source.shape)}")
+    for s in swaps:
+        if s.layer not in sets:
+            raise ValueError(f"interchange: no transcoder for layer {s.layer}; the set has layers {sets.layers}")
+        for name, pos, T in (("base", s.base_pos, base.shape[1]), ("source", s.source_pos, source.shape[1])):
+            if not 0 <= pos < T:
+                raise ValueError(f"interchange: {name} position {pos} is outside 0..{T - 1}")
+
+
+def between_group_share(values: Tensor, groups: Tensor) -> Tensor:
+    """Share of each column's variance that lies between groups (eta squared): (n, F), (n) -> (F); 0 for constant columns."""
+    centred = values - values.mean(0)
+    total = centred.pow(2).sum(0)
+    between = torch.zeros_like(total)
+    for group in groups.unique():
+        member = groups == group
+        between += member.sum() * centred[member].mean(0).pow(2)
+    return torch.where(total > 0, between / total.clamp(min=1e-30), torch.zeros_like(total))
+
+
+def swap_scores(
+    model: Any, sets: TranscoderSet, base: Tensor, source: Tensor, target: Tensor, other: Tensor, layers: Sequence[int], pos: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attribution of taking each feature at `pos` from the source: (z_source - z_base) <W_dec, gradient>.
+
+    The gradient is that of logit[target] - logit[other] with respect to the MLP output, averaged over base and source runs
+    (attribution patching at both ends). base, source: (N, T) of one length; target, other: (N) token ids.
+
+    Returns:
+        pair (m), layer (m), feature (m), score (m) for every feature active in either prompt.
+    """
+    lens = as_lens(model)
+    x_base, g_base = _inputs_and_gradients(lens, sets, base, target, other, layers)
+    x_source, g_source = _inputs_and_gradients(lens, sets, source, target, other, layers)
+    parts = []
+    for i in layers:
+        gradient = (g_base[i][:, pos] + g_source[i][:, pos]) / 2
+        for x, sign in ((x_source[i], 1.0), (x_base[i], -1.0)):
+            acts = sets.encode(i, x[:, pos].to(sets[i].dtype))
+            rows, ids = acts.rows(), acts.indices.long()
+            effect = sign * acts.values * (sets.decoder_rows(i, ids, i) * gradient[rows].to(sets[i].dtype)).sum(-1)
+            parts.append((rows, torch.full_like(rows, i), ids, effect))
+    pair, layer, feature, score = (torch.cat([p[n] for p in parts]) for n in range(4))
+    # A feature active in both prompts has two entries: its score is their sum.
+    stride = max(sets[i].d_sae for i in layers)
+    key = (pair * lens.n_layers + layer) * stride + feature
+    unique, where = key.unique(return_inverse=True)
+    total = score.new_zeros(len(unique)).index_add_(0, where, score)
+    return unique // (stride * lens.n_layers), unique // stride % lens.n_layers, unique % stride, total
+
+
+def _inputs_and_gradients(
+    lens: Lens, sets: TranscoderSet, tokens: Tensor, target: Tensor, other: Tensor, layers: Sequence[int]
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Transcoder inputs and d(logit[target] - logit[other]) / d(MLP output), {layer: (N, T, d)} each."""
+    sites = lens.sites(sets, layers)
+    leaves: dict[int, Tensor] = {}
+
+    def leaf(layer: int) -> rec.Edit:
+        def edit(y: Tensor) -> Tensor:
+            # A zero added to the stream: its gradient is the gradient at the output, whatever feeds the output.
+            leaves[layer] = torch.zeros_like(y, requires_grad=True)
+            return y + leaves[layer]
+
+        return edit
+
+    with torch.enable_grad():
+        logits, seen = rec.record(
+            lens.model, tokens.to(lens.device), [s for s, _ in sites.values()], [(sites[i][1], leaf(i)) for i in layers]
+        )
+        rows = torch.arange(len(tokens))
+        value = (logits[rows, -1, target] - logits[rows, -1, other]).sum()
+        gradients = torch.autograd.grad(value, [leaves[i] for i in layers])
+    return {i: seen[sites[i][0]].detach() for i in layers}, dict(zip(layers, gradients, strict=True))

@@ -1,0 +1,132 @@
+"""Set features to values and see what the model says then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.lens import Trace, as_lens, trace
+from pullback.lens import record as rec
+from pullback.lens.freeze import frozen_run
+from pullback.transcoders import TranscoderSet
+
+Intervention = tuple[int, int, int, float]
+"""(layer, position, feature, value after the activation function)."""
+
+
+@dataclass(frozen=True)
+class Intervened:
+    """A forward pass under intervention: logits (T, V), and what each transcoder then read, {layer: (T, d_in)}."""
+
+    logits: Tensor
+    inputs: dict[int, Tensor]
+
+
+def intervene(
+    model: Any,
+    sets: TranscoderSet,
+    prompt: str | Sequence[int] | Tensor,
+    interventions: Sequence[Intervention],
+    *,
+    freeze: str | None = "attention",
+    strict: bool = True,
+) -> Tensor:
+    """Logits (T, V) of the model with features set to values.
+
+    At each layer's output hook, (value - z) W_dec is added, z being what the feature would have been in this run; the
+    transcoder's error stays. Later layers run on with it.
+
+    Args:
+        interventions: (layer, position, feature, value), the value after the activation function; positions may be negative.
+        freeze: "attention" (default) holds attention patterns at the unchanged run's; "all" holds patterns, norm scales and
+            MLP outputs, so that only direct effects remain; None holds nothing.
+        strict: False accepts transcoders of a fine-tuned sibling.
+
+    Raises:
+        ValueError: layer, position or feature out of range, a value that is not finite, transcoders of another model, or a
+            freeze that this model does not keep.
+    """
+    return run_interventions(model, sets, prompt, interventions, freeze=freeze, strict=strict).logits
+
+
+def run_interventions(
+    model: Any,
+    sets: TranscoderSet,
+    prompt: str | Sequence[int] | Tensor,
+    interventions: Sequence[Intervention],
+    *,
+    freeze: str | None = "attention",
+    strict: bool = True,
+) -> Intervened:
+    """As `intervene`, with the inputs that every transcoder of the set read."""
+    lens = as_lens(model)
+    tokens = lens.to_tokens(prompt)
+    lens.check(sets, strict=strict)
+    base = trace(lens, tokens)
+    wanted = _by_layer(sets, len(tokens), interventions)
+    held: dict[int, Tensor] = {}
+    edits: list[tuple[str, rec.Edit]] = []
+    for layer, changes in wanted.items():
+        site_in, site_out = lens.sites(sets, [layer])[layer]
+        edits += [(site_in, _hold(held, layer)), (site_out, _write(sets, base, layer, changes, held, freeze))]
+    sites = {i: site_in for i, (site_in, _) in lens.sites(sets, sets.layers).items()}
+    logits, seen = frozen_run(lens, tokens, base, freeze, edits, list(sites.values()))
+    return Intervened(logits, {i: seen[s] for i, s in sites.items()})
+
+
+def _hold(held: dict[int, Tensor], layer: int) -> rec.Edit:
+    def edit(x: Tensor) -> None:
+        held[layer] = x
+
+    return edit
+
+
+def _write(
+    sets: TranscoderSet, base: Trace, layer: int, changes: list[tuple[int, int, float]], held: dict[int, Tensor], freeze: str | None
+) -> rec.Edit:
+    """Add (value - z) W_dec. Where all is frozen, z is the unchanged run's: the encoder is a nonlinearity too."""
+
+    def edit(y: Tensor) -> Tensor:
+        x = base.layers[layer].read(sets.hook_in(layer)) if freeze == "all" else held.pop(layer)[0]
+        dtype = sets[layer].dtype
+        ids = torch.tensor([f for _, f, _ in changes], device=y.device)
+        positions = torch.tensor([p for p, _, _ in changes], device=y.device)
+        values = torch.tensor([v for _, _, v in changes], device=y.device, dtype=dtype)
+        delta = (values - _activations(sets, layer, x.to(dtype), positions, ids))[:, None] * sets.decoder_rows(layer, ids, layer)
+        return y.index_add(1, positions, delta.to(y.dtype)[None])
+
+    return edit
+
+
+def _activations(sets: TranscoderSet, layer: int, x: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+    """z of features `ids` (n) at `positions` (n), from the inputs x (T, d)."""
+    acts = sets.encode(layer, x)
+    now = acts.values.new_zeros(len(ids))
+    for n, (p, f) in enumerate(zip(positions.tolist(), ids.tolist(), strict=True)):
+        span = slice(int(acts.indptr[p]), int(acts.indptr[p + 1]))
+        now[n] = acts.values[span][acts.indices[span] == f].sum()
+    return now
+
+
+def _by_layer(sets: TranscoderSet, T: int, interventions: Sequence[Intervention]) -> dict[int, list[tuple[int, int, float]]]:
+    """Checked interventions, {layer: [(position, feature, value)]}."""
+    wanted: dict[int, dict[tuple[int, int], float]] = {}
+    for layer, pos, feature, value in interventions:
+        if layer not in sets:
+            raise ValueError(f"intervene: no transcoder for layer {layer}; the set has layers {sets.layers}")
+        if not -T <= pos < T:
+            raise ValueError(f"intervene: position {pos} is outside the prompt's {T} tokens")
+        if not 0 <= feature < sets[layer].d_sae:
+            raise ValueError(f"intervene: feature {feature} is out of range; layer {layer} has features 0..{sets[layer].d_sae - 1}")
+        if not math.isfinite(value):
+            raise ValueError(f"intervene: the value of feature {feature} must be finite, got {value}")
+        place = (pos % T, int(feature))
+        if place in wanted.setdefault(layer, {}):
+            raise ValueError(f"intervene: layer {layer}, position {pos}, feature {feature} is set twice")
+        wanted[layer][place] = float(value)
+    return {layer: [(p, f, v) for (p, f), v in places.items()] for layer, places in wanted.items()}

@@ -1,0 +1,19 @@
+"""The one seam to TransformerLens: hooks, weights, norms, patterns; frozen forward passes; the replacement model."""
+
+from pullback.lens.adapter import INPUT_SITES, OUTPUT_SITES, Lens, as_lens
+from pullback.lens.compat import check_compatible
+from pullback.lens.trace import LayerTrace, Trace, trace
+from pullback.lens.weights import LayerWeights, Norm
+
+__all__ = [
+    "INPUT_SITES",
+    "OUTPUT_SITES",
+    "LayerTrace",
+    "LayerWeights",
+    "Lens",
+    "Norm",
+    "Trace",
+    "as_lens",
+    "check_compatible",
+    "trace",
+]

@@ -1,0 +1,262 @@
+"""`Lens`: what this library needs to know of a TransformerLens model, and the one way to run it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.lens import record as rec
+from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
+from pullback.transcoders import ModelReading, TranscoderSet
+
+INPUT_SITES = ("mlp.hook_in", "ln2.hook_normalized", "ln2.hook_out", "hook_resid_mid")
+OUTPUT_SITES = ("hook_mlp_out", "mlp.hook_out")
+
+
+def as_lens(model: Any) -> Lens:
+    """The lens on a model, or the lens itself; one lens per model object."""
+    if isinstance(model, Lens):
+        return model
+    lens = model.__dict__.get("_pullback_lens")
+    if lens is None:
+        lens = Lens(model)
+        model.__dict__["_pullback_lens"] = lens  # not setattr: a lens is no submodule
+    return lens
+
+
+class Lens:
+    """Adapter over `TransformerBridge` (TransformerLens 3.9 and later) and `HookedTransformer` (3.x).
+
+    Attributes are read from the model's configuration where that can be trusted, and measured where it cannot:
+    `parallel` compares what ln2 reads, `norm` and `folded` look at the modules and their weights.
+
+    Raises ValueError for an object that has no blocks, hooks or configuration.
+    """
+
+    def __init__(self, model: Any) -> None:
+        missing = [a for a in ("cfg", "blocks", "hooks", "hook_dict") if not hasattr(model, a)]
+        if missing:
+            raise ValueError(
+                f"lens: {type(model).__name__} is no TransformerLens model (no {', '.join(missing)}); "
+                "open it with TransformerBridge.boot_transformers or boot_native"
+            )
+        self.model = model
+        cfg = model.cfg
+        self.n_layers: int = int(cfg.n_layers)
+        self.d_model: int = int(cfg.d_model)
+        self.n_heads: int = int(cfg.n_heads)
+        self.d_head: int = int(cfg.d_head)
+        self.n_ctx: int = int(cfg.n_ctx)
+        self.gated: bool = bool(getattr(cfg, "gated_mlp", False))
+        self.model_name: str = str(getattr(cfg, "model_name", None) or "unnamed")
+
+    # ---- what the model is ----------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_U.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_U.device
+
+    @property
+    def W_U(self) -> Tensor:
+        """(d_model, d_vocab)"""
+        return self.model.W_U.detach()
+
+    @property
+    def W_E(self) -> Tensor:
+        """(d_vocab, d_model)"""
+        return self.model.W_E.detach()
+
+    @property
+    def b_U(self) -> Tensor:
+        """(d_vocab), zeros where the model has none."""
+        b = getattr(self.model, "b_U", None)
+        return self.W_U.new_zeros(self.d_vocab) if b is None else b.detach().to(self.W_U)
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.W_U.shape[1])
+
+    def layer_weights(self, layer: int) -> LayerWeights:
+        return read_layer(self.model, layer)
+
+    @property
+    def ln_final(self) -> Norm:
+        return read_norm(getattr(self.model, "ln_final", None))
+
+    @property
+    def n_kv_heads(self) -> int:
+        return int(self.layer_weights(0).W_V.shape[0])
+
+    @property
+    def norm(self) -> str:
+        return self.layer_weights(0).ln2.kind
+
+    @property
+    def folded(self) -> bool:
+        """Whether the MLP norms' affine is absent or the identity: `ln2.hook_normalized` is then the MLP's input."""
+        return all(read_norm(getattr(self.model.blocks[i], "ln2", None)).folded for i in range(self.n_layers))
+
+    @property
+    def logit_soft_cap(self) -> float | None:
+        cap = float(getattr(self.model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
+        return cap if cap > 0 else None
+
+    @property
+    def positional(self) -> str:
+        """'learned' where a position vector is added to the stream, else the configuration's word ('rotary', ...).
+
+        `Trace` verifies it: token and position vectors must add up to the first residual stream.
+        """
+        word = str(getattr(self.model.cfg, "positional_embedding_type", None) or "standard").lower()
+        return "learned" if word == "standard" and "hook_pos_embed" in rec.hook_names(self.model) else word
+
+    @property
+    def rotary(self) -> bool:
+        return self.positional == "rotary"
+
+    @cached_property
+    def parallel(self) -> bool:
+        """Whether the MLP reads the stream before attention writes. Measured: configurations have been seen to lie."""
+        from pullback.lens.structure import measure_parallel
+
+        return measure_parallel(self)
+
+    def fingerprint(self, layer: int) -> str | None:
+        """sha256 of the layer's MLP input weight rounded to bfloat16: the same through float32, float64 and bfloat16."""
+        weight = mlp_input_weight(self.model, layer)
+        if weight is None:
+            return None
+        raw = weight.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes()
+        return hashlib.sha256(raw).hexdigest()
+
+    def reading(self, layer: int) -> ModelReading:
+        """How this model is read at one layer: what a transcoder trained here records."""
+        import transformer_lens
+
+        return ModelReading(
+            model_name=self.model_name,
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_vocab=self.d_vocab,
+            norm=self.norm,
+            folded=self.folded,
+            parallel=self.parallel,
+            tl_version=str(getattr(transformer_lens, "__version__", "unknown")),
+            layer=layer,
+            mlp_fingerprint=self.fingerprint(layer),
+        )
+
+    # ---- sites --------------------------------------------------------------------------------------------------
+
+    def input_site(self, layer: int, hook_in: str) -> str:
+        """Full name of a transcoder's input hook; `ln2.hook_out` and `mlp.hook_in` are the same tensor."""
+        if hook_in not in INPUT_SITES:
+            raise ValueError(f"lens: hook_in must be one of {', '.join(INPUT_SITES)}, got '{hook_in}'")
+        name = f"blocks.{layer}.{hook_in}"
+        if hook_in == "ln2.hook_out" and name not in rec.hook_names(self.model):
+            return f"blocks.{layer}.mlp.hook_in"
+        return name
+
+    def output_site(self, layer: int, hook_out: str) -> str:
+        if hook_out not in OUTPUT_SITES:
+            raise ValueError(f"lens: hook_out must be one of {', '.join(OUTPUT_SITES)}, got '{hook_out}'")
+        name = f"blocks.{layer}.{hook_out}"
+        return name if name in rec.hook_names(self.model) else f"blocks.{layer}.hook_mlp_out"
+
+    def sites(self, sets: TranscoderSet, layers: Iterable[int]) -> dict[int, tuple[str, str]]:
+        return {i: (self.input_site(i, sets.hook_in(i)), self.output_site(i, sets.hook_out(i))) for i in layers}
+
+    def check(self, sets: TranscoderSet, *, strict: bool = True) -> None:
+        """Refuse transcoders that were trained on another model, hook or reading of it (ValueError says which)."""
+        from pullback.lens.compat import check_compatible
+
+        check_compatible(self, sets, strict=strict)
+
+    # ---- tokens -------------------------------------------------------------------------------------------------
+
+    def to_tokens(self, prompt: str | Sequence[int] | Tensor) -> Tensor:
+        """One prompt as token ids (T,). Strings get BOS by the model's own default, ids are taken as given.
+
+        Raises ValueError for an empty prompt, one longer than the context, or ids outside the vocabulary.
+        """
+        from pullback.lens.tokens import to_tokens
+
+        return to_tokens(self, prompt)
+
+    def to_str_tokens(self, tokens: Tensor) -> list[str]:
+        from pullback.lens.tokens import to_str_tokens
+
+        return to_str_tokens(self, tokens)
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    @property
+    def exact_edits(self) -> list[tuple[str, rec.Edit]]:
+        """Needed only where the model is float64 (METHODS 0.3, float64 trap)."""
+        return rec.exact_norms(self.model) if self.dtype == torch.float64 else []
+
+    @torch.no_grad()
+    def record(
+        self, tokens: Tensor, sites: Sequence[str], edits: Sequence[tuple[str, rec.Edit]] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, T, V) and tensors at sites, for tokens (B, T), without gradients."""
+        return rec.record(self.model, tokens.to(self.device), sites, [*self.exact_edits, *edits])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V)"""
+        return self.record(tokens, [])[0]
+
+    def mlp_io(
+        self,
+        tokens: Tensor,
+        layers: Iterable[int] | None = None,
+        hook_in: str = "mlp.hook_in",
+        hook_out: str = "hook_mlp_out",
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Transcoder inputs and targets of all layers from one forward pass: tokens (B, T) -> {l: (x, y)}, each (B, T, d)."""
+        chosen = range(self.n_layers) if layers is None else list(layers)
+        wrong = [i for i in chosen if not 0 <= i < self.n_layers]
+        if wrong:
+            raise ValueError(f"lens: no layers {wrong} in a model of {self.n_layers} layers")
+        sites = {i: (self.input_site(i, hook_in), self.output_site(i, hook_out)) for i in chosen}
+        _, seen = self.record(tokens, [s for pair in sites.values() for s in pair])
+        return {i: (seen[a], seen[b]) for i, (a, b) in sites.items()}
+
+    @contextmanager
+    def patch_mlp(
+        self,
+        fns: Mapping[int, Callable[[Tensor, Tensor], Tensor]],
+        hook_in: str = "mlp.hook_in",
+        hook_out: str = "hook_mlp_out",
+    ) -> Iterator[Lens]:
+        """Inside, each layer's MLP output y is replaced by fns[layer](x, y); afterwards the model is as it was."""
+        sites = {i: (self.input_site(i, hook_in), self.output_site(i, hook_out)) for i in fns}
+        with rec.hooked(self.model, rec.patch_edits(fns, sites)):
+            yield self
+
+    @contextmanager
+    def replace(self, sets: TranscoderSet, layers: Iterable[int] | None = None) -> Iterator[Lens]:
+        """Inside, transcoders stand in for the MLPs of `layers` (default: all that the set has)."""
+        self.check(sets)
+        chosen = list(sets.layers if layers is None else layers)
+        missing = [i for i in chosen if i not in sets]
+        if missing:
+            raise ValueError(f"lens.replace: the set has no transcoder for layers {missing}; it has {sets.layers}")
+
+        def stand_in(layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+            tc = sets[layer]
+            return lambda x, _y: tc(x.to(tc.dtype))
+
+        fns = {i: stand_in(i) for i in chosen}
+        with rec.hooked(self.model, rec.patch_edits(fns, self.sites(sets, chosen))):
+            yield self

@@ -1,0 +1,66 @@
+"""Refusing a transcoder on a model it was not trained on, with a sentence that says what differs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pullback.transcoders import ModelReading, TranscoderSet
+
+if TYPE_CHECKING:
+    from pullback.lens.adapter import Lens
+
+AFTER_AFFINE = ("mlp.hook_in", "ln2.hook_out")
+
+
+def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) -> None:
+    """Raise ValueError where shapes, hooks, norm, folding or the MLP itself differ.
+
+    `strict=False` skips the comparison of MLP weights and names, for a fine-tuned sibling of the model that the
+    transcoders were trained on; shapes, hooks and norms are compared always.
+    """
+    for layer in sets.layers:
+        if not 0 <= layer < lens.n_layers:
+            raise ValueError(
+                f"the set has a transcoder for layer {layer}, but {lens.model_name} has layers 0..{lens.n_layers - 1}: "
+                "these transcoders belong to another model"
+            )
+        tc = sets[layer]
+        if tc.d_in != lens.d_model or tc.d_out != lens.d_model:
+            raise ValueError(
+                f"the transcoder of layer {layer} maps {tc.d_in} to {tc.d_out} dimensions, but {lens.model_name} has "
+                f"d_model {lens.d_model}: it belongs to another model"
+            )
+        lens.input_site(layer, sets.hook_in(layer))
+        lens.output_site(layer, sets.hook_out(layer))
+        if tc.reading is not None:
+            _compare(lens, layer, sets.hook_in(layer), tc.reading, strict)
+
+
+def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, strict: bool) -> None:
+    here = lens.reading(layer)
+    if trained.norm != here.norm:
+        raise _mismatch(layer, f"was trained behind a {trained.norm} norm, and {lens.model_name} has {here.norm}")
+    if trained.parallel != here.parallel:
+        kind = {True: "parallel", False: "sequential"}
+        raise _mismatch(layer, f"was trained in a {kind[trained.parallel]} block, and this one is {kind[here.parallel]}")
+    # Folding moves the norm's affine into W_in: the tensor after the affine changes with it, the one before does not.
+    if hook_in in AFTER_AFFINE and trained.folded != here.folded:
+        word = {True: "folded", False: "not folded"}
+        raise _mismatch(
+            layer,
+            f"was trained at {hook_in} of a model whose norms were {word[trained.folded]}, and here they are "
+            f"{word[here.folded]}; open the model the same way (enable_compatibility_mode folds), or convert the transcoder",
+        )
+    # Folding rewrites W_in, so fingerprints compare only between equal foldings.
+    comparable = strict and trained.folded == here.folded
+    if comparable and None not in (trained.mlp_fingerprint, here.mlp_fingerprint):
+        if trained.mlp_fingerprint != here.mlp_fingerprint:
+            raise _mismatch(
+                layer,
+                f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; pass strict=False "
+                "to use it on a fine-tuned sibling all the same",
+            )
+
+
+def _mismatch(layer: int, what: str) -> ValueError:
+    return ValueError(f"the transcoder of layer {layer} {what}")

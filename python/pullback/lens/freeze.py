@@ -1,0 +1,105 @@
+"""Forward passes with patterns, norms or MLP outputs held at another run's values, checked to have been held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pullback.lens import record as rec
+from pullback.lens.structure import relative_error, tolerance
+from pullback.lens.trace import Trace
+
+if TYPE_CHECKING:
+    from pullback.lens.adapter import Lens
+
+FREEZES = ("all", "attention", None)
+
+
+def freeze_edits(lens: Lens, base: Trace, freeze: str | None) -> list[tuple[str, rec.Edit]]:
+    """Edits that hold a forward pass at `base`: attention patterns, or patterns, norm scales and MLP outputs ("all")."""
+    if freeze not in FREEZES:
+        raise ValueError(f"freeze must be 'all', 'attention' or None, got {freeze!r}")
+    if freeze is None:
+        return []
+
+    def hold(value: Tensor) -> rec.Edit:
+        return lambda t: value.to(t.dtype).expand_as(t)
+
+    edits: list[tuple[str, rec.Edit]] = []
+    for i, layer in enumerate(base.layers):
+        edits.append((f"blocks.{i}.attn.hook_pattern", hold(layer.pattern)))
+        if freeze == "all":
+            norms = (("ln1", layer.weights.ln1, layer.ln1_scale), ("ln2", layer.weights.ln2, layer.ln2_scale))
+            edits += [(f"blocks.{i}.{n}.hook_scale", hold(s)) for n, norm, s in norms if norm.kind != "none"]
+            edits.append((f"blocks.{i}.hook_mlp_out", hold(layer.mlp_out)))
+    if freeze == "all" and base.ln_final.kind != "none":
+        edits.append(("ln_final.hook_scale", hold(base.final_scale)))
+    return edits
+
+
+@torch.no_grad()
+def frozen_run(
+    lens: Lens,
+    tokens: Tensor,
+    base: Trace,
+    freeze: str | None,
+    edits: list[tuple[str, rec.Edit]],
+    sites: list[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run tokens (T,) under a freeze, with further edits after it; logits (T, V) and recorded sites.
+
+    Raises ValueError where the model ran on with something else than what was held.
+    """
+    probes = _probe_sites(lens, base, freeze)
+    frozen = [*lens.exact_edits, *freeze_edits(lens, base, freeze)]
+    logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *edits])
+    at = {k: v[0] for k, v in seen.items()}
+    _verify_held(lens, base, freeze, at, logits[0])
+    return logits[0], {s: at[s] for s in sites}
+
+
+def _probe_sites(lens: Lens, base: Trace, freeze: str | None) -> list[str]:
+    if freeze is None:
+        return []
+    sites = []
+    for i in range(lens.n_layers):
+        sites += [f"blocks.{i}.attn.hook_v", f"blocks.{i}.attn.hook_z"]
+        if freeze == "all":
+            sites += [f"blocks.{i}.{s}" for s in ("hook_resid_pre", "hook_attn_out", "hook_resid_post")]
+            sites += [lens.input_site(i, "mlp.hook_in")]
+    return sites
+
+
+def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tensor], logits: Tensor) -> None:
+    if freeze is None:
+        return
+
+    def must_equal(ours: Tensor, theirs: Tensor, what: str) -> None:
+        error = relative_error(ours, theirs)
+        if not error <= tolerance(lens.dtype):
+            raise ValueError(
+                f"{lens.model_name}: {what} did not stay frozen (off by {error:.1e} of its largest value); hooks there do not "
+                "change this model's computation, so this freeze cannot be had"
+            )
+
+    for i, layer in enumerate(base.layers):
+        v, z = at[f"blocks.{i}.attn.hook_v"], at[f"blocks.{i}.attn.hook_z"]  # (T, heads, d_head)
+        repeats = z.shape[1] // v.shape[1]
+        held = torch.einsum("hts,she->the", layer.pattern, v.repeat_interleave(repeats, dim=1))
+        must_equal(held, z, f"the attention pattern of layer {i}")
+        if freeze != "all":
+            continue
+        x_pre, attn_out = at[f"blocks.{i}.hook_resid_pre"], at[f"blocks.{i}.hook_attn_out"]
+        w = layer.weights
+        must_equal(
+            w.attend(layer.pattern, w.values(w.ln1(x_pre, layer.ln1_scale))) + w.b_O, attn_out, f"ln1's scale of layer {i}"
+        )
+        stream = x_pre if layer.parallel else x_pre + attn_out
+        must_equal(w.ln2(stream, layer.ln2_scale), at[lens.input_site(i, "mlp.hook_in")], f"ln2's scale of layer {i}")
+    if freeze == "all":
+        last = at[f"blocks.{lens.n_layers - 1}.hook_resid_post"]
+        ours = base.ln_final(last, base.final_scale) @ base.W_U + base.b_U
+        cap = lens.logit_soft_cap
+        must_equal(ours if cap is None else cap * torch.tanh(ours / cap), logits, "ln_final's scale")

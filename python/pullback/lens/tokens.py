@@ -1,0 +1,50 @@
+"""Prompts to token ids and back, with sentences for what cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pullback.lens.adapter import Lens
+
+
+def to_tokens(lens: Lens, prompt: str | Sequence[int] | Tensor) -> Tensor:
+    """One prompt as ids (T,), checked against the context and the vocabulary."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("prompt is empty: give at least one token")
+        if getattr(lens.model, "tokenizer", None) is None:
+            raise ValueError("this model has no tokenizer: give token ids, or set one with model.set_tokenizer")
+        ids = _tokenize(lens.model, prompt)
+    else:
+        ids = torch.as_tensor(prompt)
+        if ids.ndim == 2 and ids.shape[0] == 1:
+            ids = ids[0]
+        if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"prompt must be a string or one row of token ids (T,), got {ids.dtype} {list(ids.shape)}")
+    if ids.numel() == 0:
+        raise ValueError("prompt is empty: give at least one token")
+    if ids.numel() > lens.n_ctx:
+        raise ValueError(f"prompt has {ids.numel()} tokens, but {lens.model_name} reads at most {lens.n_ctx}: shorten it")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= lens.d_vocab:
+        raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{lens.d_vocab - 1}")
+    return ids.to(device=lens.device, dtype=torch.long)
+
+
+def _tokenize(model: Any, prompt: str) -> Tensor:
+    """The model's own BOS default; never its silent truncation, which would answer another prompt."""
+    return model.to_tokens(prompt, truncate=False)[0]
+
+
+def to_str_tokens(lens: Lens, tokens: Tensor) -> list[str]:
+    """One string per id, `<id>` where there is no tokenizer."""
+    ids = [int(t) for t in tokens.reshape(-1)]
+    tokenizer = getattr(lens.model, "tokenizer", None)
+    if tokenizer is None:
+        return [f"<{i}>" for i in ids]
+    return [tokenizer.decode([i]) for i in ids]

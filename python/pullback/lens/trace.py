@@ -1,0 +1,160 @@
+"""One forward pass, frozen: everything the linear map between features is made of, verified against the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pullback.lens.structure import relative_error, tolerance
+from pullback.lens.weights import LayerWeights, Norm
+
+if TYPE_CHECKING:
+    from pullback.lens.adapter import Lens
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What one block did on one prompt of T tokens."""
+
+    weights: LayerWeights
+    parallel: bool
+    x_pre: Tensor  # (T, d)
+    ln1_scale: Tensor  # (T, 1)
+    pattern: Tensor  # (n_heads, T_dst, T_src)
+    attn_out: Tensor  # (T, d)
+    ln2_scale: Tensor  # (T, 1)
+    mlp_out: Tensor  # (T, d)
+
+    @property
+    def mlp_stream(self) -> Tensor:
+        """The residual stream that the MLP reads, (T, d): x_mid, or x_pre in a parallel block."""
+        return self.x_pre if self.parallel else self.x_pre + self.attn_out
+
+    def read(self, hook_in: str) -> Tensor:
+        """The value at a transcoder's input site, (T, d)."""
+        if hook_in == "hook_resid_mid":
+            return self.mlp_stream
+        normalized = self.weights.ln2.normalized(self.mlp_stream, self.ln2_scale)
+        return normalized if hook_in == "ln2.hook_normalized" else self.weights.ln2.affine(normalized)
+
+    def read_pullback(self, hook_in: str, v: Tensor, positions: Tensor) -> Tensor:
+        """Vectors v (B, d) read at the site, at positions (B), as vectors read at the stream, (B, d)."""
+        if hook_in == "hook_resid_mid":
+            return v
+        return self.weights.ln2.pullback(v, self.ln2_scale[positions], affine=hook_in != "ln2.hook_normalized")
+
+    def read_bias(self, hook_in: str) -> Tensor:
+        """The constant in the value at the site, (d): the norm's bias where the site lies behind the affine."""
+        if hook_in in ("hook_resid_mid", "ln2.hook_normalized"):
+            return torch.zeros_like(self.x_pre[0])
+        return self.weights.ln2.bias_vector(self.x_pre[0])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A frozen prompt. `logits` are before any soft cap, for every position."""
+
+    model_name: str
+    tokens: Tensor  # (T)
+    str_tokens: list[str]
+    embed: Tensor  # (T, d)
+    pos_embed: Tensor | None  # (T, d), None where positions enter through attention
+    layers: list[LayerTrace]
+    ln_final: Norm
+    final_scale: Tensor  # (T, 1)
+    logits: Tensor  # (T, V)
+    W_U: Tensor  # (d, V)
+    b_U: Tensor  # (V)
+
+    @property
+    def n_pos(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def resid_final(self) -> Tensor:
+        last = self.layers[-1]
+        return last.x_pre + last.attn_out + last.mlp_out
+
+
+def _sites(lens: Lens) -> list[str]:
+    names = ["hook_embed"] + (["hook_pos_embed"] if lens.positional == "learned" else [])
+    for i in range(lens.n_layers):
+        w = lens.layer_weights(i)
+        names += [f"blocks.{i}.{s}" for s in ("hook_resid_pre", "attn.hook_pattern", "hook_attn_out", "hook_mlp_out")]
+        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in (("ln1", w.ln1), ("ln2", w.ln2)) if norm.kind != "none"]
+        names += [f"blocks.{i}.hook_resid_post", lens.input_site(i, "mlp.hook_in")]
+    return names + (["ln_final.hook_scale"] if lens.ln_final.kind != "none" else [])
+
+
+def trace(lens: Lens, tokens: Tensor) -> Trace:
+    """Record and verify one prompt, tokens (T,).
+
+    Raises ValueError where the model is not the linear map (given patterns and norm scales) that the engine
+    takes it for; the sentence names the first place where it is not.
+    """
+    from pullback.lens import record as rec
+
+    # Norm scales are recorded through an edit, which also makes a float64 RMSNorm compute in float64.
+    edits = rec.exact_norms(lens.model)
+    with torch.no_grad():
+        logits, seen = rec.record(lens.model, tokens[None].to(lens.device), _sites(lens), edits)
+    at = {k: v[0] for k, v in seen.items()}
+    ones = at["hook_embed"].new_ones(tokens.shape[0], 1)
+
+    def layer(i: int) -> LayerTrace:
+        block = f"blocks.{i}."
+        return LayerTrace(
+            weights=lens.layer_weights(i),
+            parallel=lens.parallel,
+            x_pre=at[block + "hook_resid_pre"],
+            ln1_scale=at.get(block + "ln1.hook_scale", ones).to(lens.dtype),
+            pattern=at[block + "attn.hook_pattern"],
+            attn_out=at[block + "hook_attn_out"],
+            ln2_scale=at.get(block + "ln2.hook_scale", ones).to(lens.dtype),
+            mlp_out=at[block + "hook_mlp_out"],
+        )
+
+    result = Trace(
+        model_name=lens.model_name,
+        tokens=tokens,
+        str_tokens=lens.to_str_tokens(tokens),
+        embed=at["hook_embed"],
+        pos_embed=at.get("hook_pos_embed"),
+        layers=[layer(i) for i in range(lens.n_layers)],
+        ln_final=lens.ln_final,
+        final_scale=at.get("ln_final.hook_scale", ones).to(lens.dtype),
+        logits=lens.ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], at.get("ln_final.hook_scale", ones))
+        @ lens.W_U
+        + lens.b_U,
+        W_U=lens.W_U,
+        b_U=lens.b_U,
+    )
+    verify(lens, result, logits[0], at)
+    return result
+
+
+def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
+    """Compare every step of the frozen linear map with what the model did (`at`: recorded sites)."""
+
+    def must_equal(ours: Tensor, theirs: Tensor, what: str) -> None:
+        error = relative_error(ours, theirs)
+        if not error <= tolerance(lens.dtype):
+            raise ValueError(
+                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differs from the model's by "
+                f"{error:.1e} of its largest value. This architecture is not supported yet"
+            )
+
+    stream = t.embed if t.pos_embed is None else t.embed + t.pos_embed
+    for i, layer in enumerate(t.layers):
+        must_equal(stream, layer.x_pre, f"the stream entering block {i}")
+        w = layer.weights
+        attended = w.attend(layer.pattern, w.values(w.ln1(layer.x_pre, layer.ln1_scale))) + w.b_O
+        must_equal(attended, layer.attn_out, f"the output of attention {i}")
+        must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the input of MLP {i}")
+        stream = at[f"blocks.{i}.hook_resid_post"]
+        must_equal(layer.x_pre + layer.attn_out + layer.mlp_out, stream, f"the stream leaving block {i}")
+    cap = lens.logit_soft_cap
+    must_equal(t.logits if cap is None else cap * torch.tanh(t.logits / cap), logits, "the logits")
