@@ -101,7 +101,9 @@ class _Rows:
 
     def _add_features(self, chosen: Tensor, bar: Any) -> None:
         """Targets sorted by layer and position share their sweep and its causal cone: that is layout order."""
-        for batch in chosen.sort().values.split(self.batch_size):
+        chosen = chosen.sort().values
+        for start in range(0, len(chosen), self.batch_size):
+            batch = chosen[start : start + self.batch_size]
             self._add(batch, feature_batch(self.local, batch))
             bar.update(len(batch))
 

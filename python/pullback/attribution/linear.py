@@ -44,13 +44,14 @@ def _sweep(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
         M, alive_below = _into_mlp_stream(local, i, targets, R, alive)
         if alive_below == 0:
             continue
-        # A parallel block's attention does not feed its own MLP, so targets injected here do not reach it.
+        # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
         A = R[:, :alive] if layer.parallel else R[:, :alive_below] + M
         n = A.shape[1]
-        R[:, :alive_below] += M
         if n:
             edges[:n, layout.attn_bias[i]][:, :P] += _at_each_position(A, local.attn_bias[i][:P])
-            R[:, :n] += ov_pullback(layer, A)
+            through_heads = ov_pullback(layer, A)
+            R[:, :n] += through_heads
+        R[:, :alive_below] += M
         alive = alive_below
     edges[:, layout.embedding][:, :P] = _at_each_position(R, t.embed[:P])
     if t.pos_embed is not None:

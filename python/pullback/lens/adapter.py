@@ -162,6 +162,8 @@ class Lens:
         """Full name of a transcoder's input hook; `ln2.hook_out` and `mlp.hook_in` are the same tensor."""
         if hook_in not in INPUT_SITES:
             raise ValueError(f"lens: hook_in must be one of {', '.join(INPUT_SITES)}, got '{hook_in}'")
+        if hook_in == "hook_resid_mid" and self.parallel:
+            raise ValueError(f"lens: {self.model_name} has parallel blocks and so no hook_resid_mid; use mlp.hook_in")
         name = f"blocks.{layer}.{hook_in}"
         if hook_in == "ln2.hook_out" and name not in rec.hook_names(self.model):
             return f"blocks.{layer}.mlp.hook_in"
