@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +71,7 @@ class Graph:
     sources: Tensor  # (n_edges) int32
     weights: Tensor  # (n_edges)
     dropped: Tensor  # (n_nodes)
+    cumulative: Tensor | None = None  # (n_nodes), see `cumulative_influence`; kept by prune from the whole graph
     meta: dict[str, Any] = field(default_factory=dict)
     """prompt, tokens, str_tokens, model_name, scan, n_layers, logit_labels, settings."""
 
@@ -120,6 +121,13 @@ class Graph:
         """Raw influence of every node on the logits, (n_nodes); see `scores` for `bias`."""
         return inf.node_influence(self, bias=bias)
 
+    def cumulative_influence(self) -> Tensor:
+        """Share of all influence carried by nodes at least as influential, (n_nodes): small is important.
+
+        A pruned graph remembers the share that its nodes had in the whole one.
+        """
+        return inf.cumulative(self) if self.cumulative is None else self.cumulative
+
     def scores(self, *, bias: bool = False) -> Scores:
         """Replacement and completeness. `bias=True` lets bias, position and own leaves take their share of each row."""
         return Scores(*inf.scores(self, bias=bias))
@@ -163,6 +171,7 @@ class Graph:
             sources=new_id[self.sources[kept].long()].to(torch.int32),
             weights=self.weights[kept],
             dropped=(self.dropped + lost)[keep_nodes],
+            cumulative=None if self.cumulative is None else self.cumulative[keep_nodes],
         )
 
     def top_features(self, n: int = 10) -> list[tuple[int, int, int]]:
@@ -211,17 +220,28 @@ class Graph:
 
         return load(path)
 
-    def to_neuronpedia(self, path: str | PathLike[str] | None = None, **metadata: Any) -> dict[str, Any]:
-        """The graph JSON that circuit-tracer's viewer and Neuronpedia read; written to `path` if given."""
+    def to_neuronpedia(
+        self, path: str | PathLike[str] | None = None, *, labels: Mapping[str, str] | None = None, **metadata: Any
+    ) -> dict[str, Any]:
+        """The graph JSON that circuit-tracer's viewer and Neuronpedia read; written to `path` if given.
+
+        `labels` names features by node id; other keyword arguments go into the metadata (`slug`, `scan`, ...).
+        """
         from pullback.attribution.neuronpedia import to_neuronpedia
 
-        return to_neuronpedia(self, path, **metadata)
+        return to_neuronpedia(self, path, labels or {}, metadata)
 
-    def to_html(self, path: str | PathLike[str] | None = None, *, pinned: Iterable[str] = ()) -> str:
+    def to_html(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        pinned: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
         """One self-contained page; written to `path` if given, returned as text."""
         from pullback.attribution.neuronpedia import to_html
 
-        return to_html(self, path, pinned)
+        return to_html(self, path, pinned, labels or {})
 
     def _repr_html_(self) -> str:
         from pullback.attribution.neuronpedia import notebook_html

@@ -90,3 +90,16 @@ def smallest_set(values: Tensor, share: float) -> Tensor:
     mask = torch.zeros_like(values, dtype=torch.bool)
     mask[order[:n]] = True
     return mask
+
+
+def cumulative(graph: Graph) -> Tensor:
+    """Share of all influence that is carried by nodes at least as influential, (n_nodes): small is important."""
+    raw, counted = node_influence(graph).double(), counts_in_scores(graph)
+    influence = raw * counted
+    order = torch.argsort(influence, descending=True, stable=True)
+    share = torch.empty_like(influence)
+    share[order] = torch.cumsum(influence[order], 0) / influence.sum().clamp(min=EPS)
+    # Bias, position and own leaves do not compete: each ranks with the least counted node that matters as much.
+    place = torch.searchsorted(influence[order].neg(), -raw[~counted], right=True) - 1
+    share[~counted] = torch.where(raw[~counted] > 0, share[order[place.clamp(min=0)]], 1.0)
+    return share.clamp(max=1.0)

@@ -23,6 +23,8 @@ def save(graph: Graph, path: str | PathLike[str]) -> None:
     """Write `path`; if interrupted or out of space, a file there before survives."""
     tensors = {f"nodes.{f}": getattr(graph.nodes, f).contiguous() for f in NODE_FIELDS}
     tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
+    if graph.cumulative is not None:
+        tensors["cumulative"] = graph.cumulative.contiguous()
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
     atomic_save(Path(path), to_bytes(tensors, metadata=header))
 
@@ -47,6 +49,7 @@ def load(path: str | PathLike[str]) -> Graph:
     graph = Graph(
         nodes=Nodes(*(tensors[f"nodes.{f}"] for f in NODE_FIELDS)),
         meta=json.loads(header["meta"]),
+        cumulative=tensors.get("cumulative"),
         **{f: tensors[f] for f in EDGE_FIELDS},
     )
     _validate(graph, os.fspath(path))

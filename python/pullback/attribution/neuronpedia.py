@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pullback import viz
 from pullback._util.atomic import atomic_save
 from pullback.attribution import graph as g
-from pullback.attribution import influence as inf
 
 FEATURE_TYPES = {
     g.EMBEDDING: "embedding",
@@ -32,24 +29,11 @@ def cantor(layer: int, feature: int) -> int:
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def cumulative_influence(graph: g.Graph) -> torch.Tensor:
-    """Share of all influence that is carried by nodes at least as influential, (n_nodes): small is important."""
-    influence = inf.node_influence(graph).double() * inf.counts_in_scores(graph)
-    order = torch.argsort(influence, descending=True, stable=True)
-    share = torch.empty_like(influence)
-    share[order] = torch.cumsum(influence[order], 0) / influence.sum().clamp(min=inf.EPS)
-    # Bias, position and own leaves do not compete: each ranks with the least counted node that matters as much.
-    raw = inf.node_influence(graph).double()
-    ranked = influence[order].neg()
-    for n in (~inf.counts_in_scores(graph)).nonzero()[:, 0].tolist():
-        place = int(torch.searchsorted(ranked, -raw[n], right=True)) - 1
-        share[n] = share[order[max(place, 0)]] if raw[n] > 0 else 1.0
-    return share.clamp(max=1.0)
-
-
-def to_neuronpedia(graph: g.Graph, path: str | PathLike[str] | None = None, **metadata: Any) -> dict[str, Any]:
-    """The payload; keyword arguments go into its metadata (`slug`, `scan`, `info`, ...)."""
-    scores = graph.scores()
+def to_neuronpedia(
+    graph: g.Graph, path: str | PathLike[str] | None, labels: Mapping[str, str], metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """The payload, with names of features by node id and further metadata (`slug`, `scan`, `info`, ...)."""
+    replacement, completeness = graph.meta.get("scores") or graph.scores()
     prompt = graph.meta["prompt"]
     payload = {
         "metadata": {
@@ -61,12 +45,12 @@ def to_neuronpedia(graph: g.Graph, path: str | PathLike[str] | None = None, **me
             "node_threshold": 0.8,
             "schema_version": 1,
             "info": {"generator": {"name": "pullback", "version": _version()}},
-            "scores": {"replacement": scores.replacement, "completeness": scores.completeness},
+            "scores": {"replacement": replacement, "completeness": completeness},
             "check_max_error": graph.check(),
             **metadata,
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
-        "nodes": _nodes(graph),
+        "nodes": _nodes(graph, labels),
         "links": _links(graph),
     }
     if path is not None:
@@ -84,10 +68,10 @@ def _finite(value: float) -> float | None:
     return value if value == value else None
 
 
-def _nodes(graph: g.Graph) -> list[dict[str, Any]]:
+def _nodes(graph: g.Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     n = graph.nodes
     ids = graph.node_ids()
-    share = cumulative_influence(graph).tolist()
+    share = graph.cumulative_influence().tolist()
     logit_labels = iter(graph.meta["logit_labels"])
     nodes = []
     columns = (n.kind.tolist(), n.layer.tolist(), n.pos.tolist(), n.feature.tolist(), n.activation.tolist(), n.preactivation.tolist())
@@ -106,7 +90,7 @@ def _nodes(graph: g.Graph) -> list[dict[str, Any]]:
                 "reverse_ctx_idx": 0,
                 "jsNodeId": _js_id(kind, layer, pos, feature, ids[i]),
                 # Viewers split a logit's label at "(p=".
-                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == g.LOGIT else "",
+                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == g.LOGIT else labels.get(ids[i], ""),
                 "influence": share[i],
                 "activation": activation,
                 "preactivation": _finite(preactivation),
@@ -144,18 +128,20 @@ def _links(graph: g.Graph) -> list[dict[str, Any]]:
     return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in columns]
 
 
-def _payload(graph: g.Graph, pinned: Iterable[str]) -> dict[str, Any]:
-    payload = to_neuronpedia(graph)
+def _payload(graph: g.Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
+    payload = to_neuronpedia(graph, None, labels, {})
     payload["qParams"]["pinnedIds"] = list(pinned)
     return payload
 
 
-def to_html(graph: g.Graph, path: str | PathLike[str] | None, pinned: Iterable[str]) -> str:
-    page = viz.graph_page(_payload(graph, pinned))
+def to_html(
+    graph: g.Graph, path: str | PathLike[str] | None, pinned: Iterable[str], labels: Mapping[str, str]
+) -> str:
+    page = viz.graph_page(_payload(graph, pinned, labels))
     if path is not None:
         atomic_save(Path(path), page.encode())
     return page
 
 
 def notebook_html(graph: g.Graph) -> str:
-    return viz.notebook_html(_payload(graph, ()))
+    return viz.notebook_html(_payload(graph, (), {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,18 @@ def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 <= value <= 1:
             raise ValueError(f"prune: {name} must lie in [0, 1], got {value}")
+    graph = _remembering(graph)
     small = graph.subgraph(_kept_nodes(graph, node_threshold))
     kept_edges = _kept_edges(small, edge_threshold)
     alive = _connected(small, kept_edges)
     return small.subgraph(alive, kept_edges)
+
+
+def _remembering(graph: Graph) -> Graph:
+    """The graph with its own scores and shares written down, for the parts of it to carry."""
+    if graph.cumulative is not None:
+        return graph
+    return replace(graph, cumulative=inf.cumulative(graph), meta={**graph.meta, "scores": list(graph.scores())})
 
 
 def _kept(values: Tensor, competes: Tensor, threshold: float) -> Tensor:

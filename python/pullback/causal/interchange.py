@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
+from pullback.lens.tokens import check_ids
 from pullback.ops import SparseActivations, decode_csr
 from pullback.transcoders import TranscoderSet
 
@@ -26,17 +27,26 @@ class Swap:
     base_pos: int
     source_pos: int
     select: Selection
+    n_features: int | None = None
+    """Size of the dictionary that the selection speaks of, if it names one."""
 
     @staticmethod
     def features(layer: int, pos: int, chosen: Tensor, source_pos: int | None = None) -> Swap:
         """The same features for every pair: `chosen` is a mask over the layer's features, (F) bool."""
-        return Swap(layer, pos, pos if source_pos is None else source_pos, lambda _pair, ids: chosen[ids.long()])
+        if chosen.ndim != 1 or chosen.dtype != torch.bool:
+            raise ValueError(f"Swap.features: chosen must be a mask (F) of bool, got {chosen.dtype} {list(chosen.shape)}")
+        source = pos if source_pos is None else source_pos
+        return Swap(layer, pos, source, lambda _pair, ids: chosen.to(ids.device)[ids.long()], len(chosen))
 
     @staticmethod
     def listed(layer: int, pos: int, pairs: Tensor, ids: Tensor, n_features: int) -> Swap:
         """Features listed pair by pair: pairs (m), ids (m)."""
+        if pairs.ndim != 1 or pairs.shape != ids.shape:
+            raise ValueError(f"Swap.listed: pairs and ids must be two vectors of one length, got {list(pairs.shape)}, {list(ids.shape)}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n_features:
+            raise ValueError(f"Swap.listed: ids must lie in 0..{n_features - 1}, got {int(ids.min())}..{int(ids.max())}")
         keys = pairs.long() * n_features + ids.long()
-        return Swap(layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys))
+        return Swap(layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys.to(f.device)), n_features)
 
 
 def interchange(
@@ -51,10 +61,13 @@ def interchange(
         base, source: token ids (N, T) and (N, T').
 
     Raises:
-        ValueError: shapes, layers or positions that do not fit, transcoders of another model.
+        ValueError: shapes, layers or positions that do not fit, a feature that two swaps set at one place, token ids the
+            model cannot read, transcoders of another model.
     """
     lens = as_lens(model)
     lens.check(sets, strict=strict)
+    check_ids(lens, base, "base")
+    check_ids(lens, source, "source")
     _check(sets, base, source, swaps)
     layers = sorted({s.layer for s in swaps})
     sites = lens.sites(sets, layers)
@@ -70,12 +83,15 @@ def interchange(
     def write(layer: int) -> rec.Edit:
         def edit(y: Tensor) -> Tensor:
             y = y.clone()
-            for swap in (s for s in swaps if s.layer == layer):
-                now = sets.encode(layer, held[layer][:, swap.base_pos].to(sets[layer].dtype))
-                then = given[layer, swap.source_pos]
-                W_dec = sets.decoder(layer, layer)
-                delta = decode_csr(_selected(then, swap.select), W_dec) - decode_csr(_selected(now, swap.select), W_dec)
-                y[:, swap.base_pos] += delta.to(y.dtype)
+            W_dec = sets.decoder(layer, layer)
+            for pos in sorted({s.base_pos for s in swaps if s.layer == layer}):
+                here = [s for s in swaps if (s.layer, s.base_pos) == (layer, pos)]
+                now = sets.encode(layer, held[layer][:, pos].to(sets[layer].dtype))
+                thens = [given[layer, s.source_pos] for s in here]
+                _claimed_once(here, [now, *thens])
+                for swap, then in zip(here, thens, strict=True):
+                    delta = decode_csr(_selected(then, swap.select), W_dec) - decode_csr(_selected(now, swap.select), W_dec)
+                    y[:, pos] += delta.to(y.dtype)
             return y
 
         return edit
@@ -95,6 +111,16 @@ def _source_activations(
     return {(i, p): sets.encode(i, seen[sites[i][0]][:, p].to(sets[i].dtype)) for i, p in places}
 
 
+def _claimed_once(swaps: Sequence[Swap], acts: Sequence[SparseActivations]) -> None:
+    """Raises ValueError where two swaps at one place select the same active feature of the same pair."""
+    rows, ids = torch.cat([a.rows() for a in acts]), torch.cat([a.indices for a in acts])
+    twice = sum(s.select(rows, ids).long() for s in swaps) > 1
+    if isinstance(twice, Tensor) and bool(twice.any()):
+        raise ValueError(
+            f"interchange: two swaps set feature {int(ids[twice][0])} of layer {swaps[0].layer} at position {swaps[0].base_pos}"
+        )
+
+
 def _selected(acts: SparseActivations, select: Selection) -> SparseActivations:
     """The entries that a selection keeps; rows stay."""
     rows = acts.rows()
@@ -106,28 +132,54 @@ def _selected(acts: SparseActivations, select: Selection) -> SparseActivations:
 
 def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap]) -> None:
     if base.ndim != 2 or source.ndim != 2 or base.shape[0] != source.shape[0]:
-        raise ValueError(f"interchange: base (N, T) and source (N, T') need as many rows, got {list(base.shape)} and {list(source.shape)}")
+        raise ValueError(
+            f"interchange: base (N, T) and source (N, T') need as many rows, got {list(base.shape)} and {list(source.shape)}"
+        )
+    _check_layers("interchange", sets, [s.layer for s in swaps])
     for s in swaps:
-        if s.layer not in sets:
-            raise ValueError(f"interchange: no transcoder for layer {s.layer}; the set has layers {sets.layers}")
         for name, pos, T in (("base", s.base_pos, base.shape[1]), ("source", s.source_pos, source.shape[1])):
             if not 0 <= pos < T:
                 raise ValueError(f"interchange: {name} position {pos} is outside 0..{T - 1}")
+        if s.n_features not in (None, sets[s.layer].d_sae):
+            raise ValueError(
+                f"interchange: a swap at layer {s.layer} selects among {s.n_features} features, but that layer has {sets[s.layer].d_sae}"
+            )
+
+
+def _check_layers(caller: str, sets: TranscoderSet, layers: Sequence[int]) -> None:
+    for layer in layers:
+        if layer not in sets:
+            raise ValueError(f"{caller}: no transcoder for layer {layer}; the set has layers {sets.layers}")
 
 
 def between_group_share(values: Tensor, groups: Tensor) -> Tensor:
-    """Share of each column's variance that lies between groups (eta squared): (n, F), (n) -> (F); 0 for constant columns."""
-    centred = values - values.mean(0)
+    """Share of each column's variance that lies between groups (eta squared): (n, F), (n) -> (F); 0 for constant columns.
+
+    Raises ValueError unless there is one group for each row.
+    """
+    if values.ndim != 2 or groups.shape != values.shape[:1] or not len(groups):
+        raise ValueError(f"between_group_share: values (n, F) need groups (n), got {list(values.shape)} and {list(groups.shape)}")
+    shifted = values - values[:1]  # a constant column becomes exactly 0, whatever its mean rounds to
+    centred = shifted - shifted.mean(0)
     total = centred.pow(2).sum(0)
     between = torch.zeros_like(total)
     for group in groups.unique():
         member = groups == group
         between += member.sum() * centred[member].mean(0).pow(2)
-    return torch.where(total > 0, between / total.clamp(min=1e-30), torch.zeros_like(total))
+    return torch.where(total > 0, between / total.clamp(min=torch.finfo(total.dtype).tiny), torch.zeros_like(total))
 
 
 def swap_scores(
-    model: Any, sets: TranscoderSet, base: Tensor, source: Tensor, target: Tensor, other: Tensor, layers: Sequence[int], pos: int
+    model: Any,
+    sets: TranscoderSet,
+    base: Tensor,
+    source: Tensor,
+    target: Tensor,
+    other: Tensor,
+    layers: Sequence[int],
+    pos: int,
+    *,
+    strict: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attribution of taking each feature at `pos` from the source: (z_source - z_base) <W_dec, gradient>.
 
@@ -136,8 +188,24 @@ def swap_scores(
 
     Returns:
         pair (m), layer (m), feature (m), score (m) for every feature active in either prompt.
+
+    Raises:
+        ValueError: shapes, layers or a position that do not fit, token ids the model cannot read, transcoders of another
+            model.
     """
     lens = as_lens(model)
+    lens.check(sets, strict=strict)
+    check_ids(lens, base, "base")
+    check_ids(lens, source, "source")
+    layers = sorted(set(layers))
+    _check_layers("swap_scores", sets, layers)
+    if base.ndim != 2 or base.shape != source.shape or target.shape != base.shape[:1] or other.shape != base.shape[:1]:
+        raise ValueError(
+            "swap_scores: base and source must be (N, T), target and other (N), got "
+            + ", ".join(str(list(t.shape)) for t in (base, source, target, other))
+        )
+    if not layers or not -base.shape[1] <= pos < base.shape[1]:
+        raise ValueError(f"swap_scores: give at least one layer, and a position within the {base.shape[1]} tokens; got {layers}, {pos}")
     x_base, g_base = _inputs_and_gradients(lens, sets, base, target, other, layers)
     x_source, g_source = _inputs_and_gradients(lens, sets, source, target, other, layers)
     parts = []
@@ -174,7 +242,10 @@ def _inputs_and_gradients(
 
     with torch.enable_grad():
         logits, seen = rec.record(
-            lens.model, tokens.to(lens.device), [s for s, _ in sites.values()], [(sites[i][1], leaf(i)) for i in layers]
+            lens.model,
+            tokens.to(lens.device),
+            [s for s, _ in sites.values()],
+            [*lens.exact_edits, *((sites[i][1], leaf(i)) for i in layers)],
         )
         rows = torch.arange(len(tokens))
         value = (logits[rows, -1, target] - logits[rows, -1, other]).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,8 @@ def run_interventions(
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
     lens.check(sets, strict=strict)
-    base = trace(lens, tokens)
     wanted = _by_layer(sets, len(tokens), interventions)
+    base = trace(lens, tokens)
     held: dict[int, Tensor] = {}
     edits: list[tuple[str, rec.Edit]] = []
     for layer, changes in wanted.items():
@@ -113,10 +114,22 @@ def _activations(sets: TranscoderSet, layer: int, x: Tensor, positions: Tensor, 
     return now
 
 
+def _parts(intervention: Intervention) -> tuple[int, int, int, float]:
+    """Plain numbers, whether they came as such, from numpy or as tensors of one element."""
+    try:
+        layer, pos, feature, value = intervention
+        return operator.index(layer), operator.index(pos), operator.index(feature), float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"intervene: an intervention is (layer, position, feature, value), three integers and a number, got {intervention!r}"
+        ) from error
+
+
 def _by_layer(sets: TranscoderSet, T: int, interventions: Sequence[Intervention]) -> dict[int, list[tuple[int, int, float]]]:
     """Checked interventions, {layer: [(position, feature, value)]}."""
     wanted: dict[int, dict[tuple[int, int], float]] = {}
-    for layer, pos, feature, value in interventions:
+    for intervention in interventions:
+        layer, pos, feature, value = _parts(intervention)
         if layer not in sets:
             raise ValueError(f"intervene: no transcoder for layer {layer}; the set has layers {sets.layers}")
         if not -T <= pos < T:
@@ -125,8 +138,8 @@ def _by_layer(sets: TranscoderSet, T: int, interventions: Sequence[Intervention]
             raise ValueError(f"intervene: feature {feature} is out of range; layer {layer} has features 0..{sets[layer].d_sae - 1}")
         if not math.isfinite(value):
             raise ValueError(f"intervene: the value of feature {feature} must be finite, got {value}")
-        place = (pos % T, int(feature))
+        place = (pos % T, feature)
         if place in wanted.setdefault(layer, {}):
             raise ValueError(f"intervene: layer {layer}, position {pos}, feature {feature} is set twice")
-        wanted[layer][place] = float(value)
+        wanted[layer][place] = value
     return {layer: [(p, f, v) for (p, f), v in places.items()] for layer, places in wanted.items()}

@@ -2,6 +2,7 @@
 
 from pullback.lens.adapter import INPUT_SITES, OUTPUT_SITES, Lens, as_lens
 from pullback.lens.compat import check_compatible
+from pullback.lens.open import open_transformers
 from pullback.lens.trace import LayerTrace, Trace, trace
 from pullback.lens.weights import LayerWeights, Norm
 
@@ -15,5 +16,6 @@ __all__ = [
     "Trace",
     "as_lens",
     "check_compatible",
+    "open_transformers",
     "trace",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,11 +24,19 @@ def as_lens(model: Any) -> Lens:
     """The lens on a model, or the lens itself; one lens per model object."""
     if isinstance(model, Lens):
         return model
-    lens = model.__dict__.get("_pullback_lens")
-    if lens is None:
+    lens = getattr(model, "__dict__", {}).get("_pullback_lens")
+    if lens is None or lens.model is not model:  # a shallow copy of a model brings the original's lens along
         lens = Lens(model)
         model.__dict__["_pullback_lens"] = lens  # not setattr: a lens is no submodule
     return lens
+
+
+def _transformer_lens_version() -> str:
+    """From the installed package: 3.x modules do not carry it."""
+    try:
+        return importlib.metadata.version("transformer_lens")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 class Lens:
@@ -61,6 +70,11 @@ class Lens:
     @property
     def dtype(self) -> torch.dtype:
         return self.W_U.dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the frozen map is computed in: the model's own dtype, float32 for 16-bit models."""
+        return self.dtype if self.dtype == torch.float64 else torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -141,8 +155,6 @@ class Lens:
 
     def reading(self, layer: int) -> ModelReading:
         """How this model is read at one layer: what a transcoder trained here records."""
-        import transformer_lens
-
         return ModelReading(
             model_name=self.model_name,
             n_layers=self.n_layers,
@@ -151,7 +163,7 @@ class Lens:
             norm=self.norm,
             folded=self.folded,
             parallel=self.parallel,
-            tl_version=str(getattr(transformer_lens, "__version__", "unknown")),
+            tl_version=_transformer_lens_version(),
             layer=layer,
             mlp_fingerprint=self.fingerprint(layer),
         )

@@ -15,8 +15,9 @@ AFTER_AFFINE = ("mlp.hook_in", "ln2.hook_out")
 def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) -> None:
     """Raise ValueError where shapes, hooks, norm, folding or the MLP itself differ.
 
-    `strict=False` skips the comparison of MLP weights and names, for a fine-tuned sibling of the model that the
-    transcoders were trained on; shapes, hooks and norms are compared always.
+    `strict=False` skips the comparison of MLP weights (or, where folding makes them incomparable, of depth and
+    vocabulary), for a fine-tuned sibling of the model that the transcoders were trained on; shapes, hooks and norms are
+    compared always.
     """
     for layer in sets.layers:
         if not 0 <= layer < lens.n_layers:
@@ -51,14 +52,27 @@ def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, strict
             f"was trained at {hook_in} of a model whose norms were {word[trained.folded]}, and here they are "
             f"{word[here.folded]}; open the model the same way (enable_compatibility_mode folds), or convert the transcoder",
         )
-    # Folding rewrites W_in, so fingerprints compare only between equal foldings.
-    comparable = strict and trained.folded == here.folded
-    if comparable and None not in (trained.mlp_fingerprint, here.mlp_fingerprint):
+    if strict:
+        _same_mlp(lens, layer, trained, here)
+
+
+def _same_mlp(lens: Lens, layer: int, trained: ModelReading, here: ModelReading) -> None:
+    """Strict only: the very MLP of the very layer, as far as that can be told."""
+    otherwise = "pass strict=False to use it on a fine-tuned sibling all the same"
+    if trained.layer not in (None, layer):
+        raise _mismatch(layer, f"was trained at layer {trained.layer}; {otherwise}")
+    # Folding rewrites W_in, so fingerprints compare only between equal foldings; sizes compare always.
+    if trained.folded == here.folded and None not in (trained.mlp_fingerprint, here.mlp_fingerprint):
         if trained.mlp_fingerprint != here.mlp_fingerprint:
             raise _mismatch(
-                layer,
-                f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; pass strict=False "
-                "to use it on a fine-tuned sibling all the same",
+                layer, f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; {otherwise}"
+            )
+        return
+    for what in ("n_layers", "d_vocab"):
+        theirs, ours = getattr(trained, what), getattr(here, what)
+        if theirs != ours:
+            raise _mismatch(
+                layer, f"was trained on {trained.model_name} with {what} {theirs}, and {lens.model_name} has {ours}; {otherwise}"
             )
 
 

@@ -50,34 +50,30 @@ def frozen_run(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run tokens (T,) under a freeze, with further edits after it; logits (T, V) and recorded sites.
 
-    Raises ValueError where the model ran on with something else than what was held.
+    Raises ValueError where the model ran on with something else than what was held or written.
     """
-    probes = _probe_sites(lens, base, freeze)
+    probes = _probe_sites(lens, freeze)
     frozen = [*lens.exact_edits, *freeze_edits(lens, base, freeze)]
     logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *edits])
-    at = {k: v[0] for k, v in seen.items()}
-    _verify_held(lens, base, freeze, at, logits[0])
-    return logits[0], {s: at[s] for s in sites}
+    _verify_held(lens, base, freeze, {k: v[0].to(lens.compute_dtype) for k, v in seen.items()}, logits[0])
+    return logits[0], {s: seen[s][0] for s in sites}
 
 
-def _probe_sites(lens: Lens, base: Trace, freeze: str | None) -> list[str]:
-    if freeze is None:
-        return []
+WRITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+
+
+def _probe_sites(lens: Lens, freeze: str | None) -> list[str]:
     sites = []
     for i in range(lens.n_layers):
-        sites += [f"blocks.{i}.attn.hook_v", f"blocks.{i}.attn.hook_z"]
-        if freeze == "all":
-            sites += [f"blocks.{i}.{s}" for s in ("hook_resid_pre", "hook_attn_out", "hook_resid_post")]
-            sites += [lens.input_site(i, "mlp.hook_in")]
+        sites += [f"blocks.{i}.{s}" for s in WRITES]
+        sites += [] if freeze is None else [f"blocks.{i}.attn.hook_v", f"blocks.{i}.attn.hook_z"]
+        sites += [lens.input_site(i, "mlp.hook_in")] if freeze == "all" else []
     return sites
 
 
 def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tensor], logits: Tensor) -> None:
-    if freeze is None:
-        return
-
-    def must_equal(ours: Tensor, theirs: Tensor, what: str) -> None:
-        error = relative_error(ours, theirs)
+    def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-30) -> None:
+        error = relative_error(ours, theirs.to(ours.dtype), floor)
         if not error <= tolerance(lens.dtype):
             raise ValueError(
                 f"{lens.model_name}: {what} did not stay frozen (off by {error:.1e} of its largest value); hooks there do not "
@@ -85,17 +81,19 @@ def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tens
             )
 
     for i, layer in enumerate(base.layers):
+        x_pre, attn_out, mlp_out, x_post = (at[f"blocks.{i}.{s}"] for s in WRITES)
+        must_equal(x_pre + attn_out + mlp_out, x_post, f"what was written to the MLP output of layer {i}")
+        if freeze is None:
+            continue
         v, z = at[f"blocks.{i}.attn.hook_v"], at[f"blocks.{i}.attn.hook_z"]  # (T, heads, d_head)
         repeats = z.shape[1] // v.shape[1]
         held = torch.einsum("hts,she->the", layer.pattern, v.repeat_interleave(repeats, dim=1))
         must_equal(held, z, f"the attention pattern of layer {i}")
         if freeze != "all":
             continue
-        x_pre, attn_out = at[f"blocks.{i}.hook_resid_pre"], at[f"blocks.{i}.hook_attn_out"]
         w = layer.weights
-        must_equal(
-            w.attend(layer.pattern, w.values(w.ln1(x_pre, layer.ln1_scale))) + w.b_O, attn_out, f"ln1's scale of layer {i}"
-        )
+        attended = w.attend(layer.pattern, w.values(w.ln1(x_pre, layer.ln1_scale))) + w.b_O
+        must_equal(attended, attn_out, f"ln1's scale of layer {i}", float(x_pre.abs().max()) / 100)
         stream = x_pre if layer.parallel else x_pre + attn_out
         must_equal(w.ln2(stream, layer.ln2_scale), at[lens.input_site(i, "mlp.hook_in")], f"ln2's scale of layer {i}")
     if freeze == "all":

@@ -61,6 +61,24 @@ def hooked(model: Any, edits: Sequence[tuple[str, Edit]]) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside, dropout is off; afterwards each module is in the mode it was in.
+
+    A frozen run is compared with the run it was frozen at: two draws of dropout would be two models.
+    """
+    # The bridge keeps the model it wraps outside its own module tree.
+    roots = [m for m in (model, getattr(model, "original_model", None)) if isinstance(m, torch.nn.Module)]
+    training = [m for root in roots for m in root.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _similar(names: set[str], site: str) -> str:
     prefix = ".".join(site.split(".")[:2]) + "."
     return ", ".join(sorted(n for n in names if n.startswith(prefix))) or "none like it"
@@ -84,7 +102,7 @@ def record(
     sites: Sequence[str],
     edits: Sequence[tuple[str, Edit]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One forward pass. Returns logits (B, T, V) and the tensor at each site, as it was after the edits.
+    """One forward pass without dropout. Returns logits (B, T, V) and the tensor at each site, as it was after the edits.
 
     Raises ValueError where a site never fired.
     """
@@ -97,7 +115,7 @@ def record(
         return site, store
 
     # Edits come first, so that what is recorded is what the model went on with.
-    with hooked(model, [*edits, *map(keep, sites)]):
+    with hooked(model, [*edits, *map(keep, sites)]), evaluating(model):
         logits = model(tokens)
     silent = [s for s in sites if s not in seen]
     if silent:
@@ -127,8 +145,3 @@ def patch_edits(
         return edit
 
     return [pair for layer in fns for pair in ((sites[layer][0], hold(layer)), (sites[layer][1], write(layer)))]
-
-
-@torch.no_grad()
-def forward_logits(model: Any, tokens: Tensor, edits: Sequence[tuple[str, Edit]] = ()) -> Tensor:
-    return record(model, tokens, [], edits)[0]

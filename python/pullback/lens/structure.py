@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +20,9 @@ def probe_tokens(lens: Lens) -> Tensor:
     return (torch.arange(1, n + 1) * max(1, lens.d_vocab // (n + 1)) % lens.d_vocab)[None]
 
 
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| against the largest |b|."""
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+def relative_error(a: Tensor, b: Tensor, floor: float = 1e-30) -> float:
+    """Largest |a - b| against the largest |b|, or against `floor` where b is smaller: what cancels to nothing leaves rounding."""
+    return float((a - b).abs().max() / b.abs().max().clamp(min=floor))
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -29,29 +30,46 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-9, torch.float32: 2e-4}.get(dtype, 5e-2)
 
 
+def must_be_finite(lens: Lens, at: Mapping[str, Tensor]) -> None:
+    """Raises ValueError naming the first site, in the order given, whose activations are NaN or infinite."""
+    for site, value in at.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"lens: the activations of {lens.model_name} at {site} are NaN or infinite; its weights are damaged, "
+                f"or {str(lens.dtype).removeprefix('torch.')} overflows on this prompt"
+            )
+
+
 def measure_parallel(lens: Lens) -> bool:
-    """True where ln2 of layer 0 reads the stream before attention wrote to it.
+    """True where every layer's MLP reads the stream before attention wrote to it, False where every one reads it after.
 
-    Raises ValueError where it reads neither that nor the stream after.
+    Attention that writes nothing tells nothing: a model in which none does counts as sequential.
+    Raises ValueError where a layer reads neither, where layers differ, or where activations are NaN or infinite.
     """
-    sites = ["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
-    norm = lens.layer_weights(0).ln2
-    has_norm = norm.kind != "none"
-    read = ["ln2.hook_scale", "ln2.hook_normalized"] if has_norm else ["mlp.hook_in"]
-    names = [f"blocks.0.{s}" for s in (*sites, *read)]
-    _, seen = lens.record(probe_tokens(lens), names)
-    at = {s: seen[f"blocks.0.{s}"][0] for s in (*sites, *read)}
-    before, after = at["hook_resid_pre"], at["hook_resid_pre"] + at["hook_attn_out"]
-    target = at["ln2.hook_normalized"] if has_norm else at["mlp.hook_in"]
+    blocks = [f"blocks.{i}." for i in range(lens.n_layers)]
+    reads = [_mlp_reads(lens, i) for i in range(lens.n_layers)]
+    sites = [b + s for b, read in zip(blocks, reads, strict=True) for s in ("hook_resid_pre", "hook_attn_out", *read)]
+    _, seen = lens.record(probe_tokens(lens), sites)
+    must_be_finite(lens, {s: seen[s] for s in sites})
 
-    def gap(x: Tensor) -> float:
-        return relative_error(norm.normalized(x, at["ln2.hook_scale"]) if has_norm else x, target)
+    def gap(i: int, stream: Tensor) -> float:
+        """How far layer i's MLP is from reading this stream."""
+        norm = lens.layer_weights(i).ln2
+        target = seen[blocks[i] + reads[i][0]]
+        return relative_error(norm.normalized(stream, seen[blocks[i] + reads[i][1]]) if len(reads[i]) == 2 else stream, target)
 
-    errors = {True: gap(before), False: gap(after)}
-    best = min(errors, key=lambda key: errors[key])
-    if errors[best] > tolerance(lens.dtype):
+    before = [seen[b + "hook_resid_pre"] for b in blocks]
+    after = [x + seen[b + "hook_attn_out"] for x, b in zip(before, blocks, strict=True)]
+    errors = {wiring: max(gap(i, x) for i, x in enumerate(streams)) for wiring, streams in ((False, after), (True, before))}
+    best = min(errors, key=lambda wiring: errors[wiring])  # a tie is sequential
+    if not errors[best] <= tolerance(lens.dtype):
         raise ValueError(
-            f"lens: the MLP norm of {lens.model_name} reads neither the stream before attention (off by {errors[True]:.1e}) "
-            f"nor the stream after it ({errors[False]:.1e}); this block wiring is not supported"
+            f"lens: the MLPs of {lens.model_name} do not all read the stream before attention (off by {errors[True]:.1e}), "
+            f"nor all the stream after it ({errors[False]:.1e}); this block wiring is not supported"
         )
     return best
+
+
+def _mlp_reads(lens: Lens, layer: int) -> tuple[str, ...]:
+    """Sites that show what the MLP reads: the norm's output and denominator, or the MLP's input where there is no norm."""
+    return ("mlp.hook_in",) if lens.layer_weights(layer).ln2.kind == "none" else ("ln2.hook_normalized", "ln2.hook_scale")

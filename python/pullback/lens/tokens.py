@@ -21,19 +21,36 @@ def to_tokens(lens: Lens, prompt: str | Sequence[int] | Tensor) -> Tensor:
             raise ValueError("this model has no tokenizer: give token ids, or set one with model.set_tokenizer")
         ids = _tokenize(lens.model, prompt)
     else:
-        ids = torch.as_tensor(prompt)
+        ids = _as_ids(prompt)
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
-        if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        if ids.ndim != 1:
             raise ValueError(f"prompt must be a string or one row of token ids (T,), got {ids.dtype} {list(ids.shape)}")
-    if ids.numel() == 0:
-        raise ValueError("prompt is empty: give at least one token")
-    if ids.numel() > lens.n_ctx:
-        raise ValueError(f"prompt has {ids.numel()} tokens, but {lens.model_name} reads at most {lens.n_ctx}: shorten it")
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= lens.d_vocab:
-        raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{lens.d_vocab - 1}")
+    check_ids(lens, ids, "prompt")
     return ids.to(device=lens.device, dtype=torch.long)
+
+
+def check_ids(lens: Lens, ids: Tensor, what: str) -> None:
+    """Token ids (..., T) that the model can read, or a ValueError that says why not."""
+    if ids.numel() == 0:
+        raise ValueError(f"{what} is empty: give at least one token")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{what} must be a string or one row of token ids (T,), got {ids.dtype} {list(ids.shape)}")
+    T = ids.shape[-1]
+    if T > lens.n_ctx:
+        raise ValueError(f"{what} has {T} tokens, but {lens.model_name} reads at most {lens.n_ctx}: shorten it")
+    low, high, top = int(ids.min()), int(ids.max()), lens.W_E.shape[0] - 1
+    if low < 0 or high > top:
+        raise ValueError(f"{what}: token id {low if low < 0 else high} is outside the vocabulary 0..{top}")
+
+
+def _as_ids(prompt: Any) -> Tensor:
+    try:
+        return torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"prompt must be a string or one row of token ids (T,), got {type(prompt).__name__}: one prompt at a time"
+        ) from error
 
 
 def _tokenize(model: Any, prompt: str) -> Tensor:

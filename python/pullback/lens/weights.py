@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,9 @@ class Norm:
     def bias_vector(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if self.b is None else self.b.to(like)
 
+    def to(self, dtype: torch.dtype) -> Norm:
+        return Norm(self.kind, None if self.w is None else self.w.to(dtype), None if self.b is None else self.b.to(dtype))
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -79,6 +82,11 @@ class LayerWeights:
         """What attention writes whatever the stream holds: b_O, b_V and ln1's bias through the pattern, (T_dst, d_model)."""
         constant = torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
         return self.attend(pattern, constant[:, None, :].expand(-1, pattern.shape[-1], -1)) + self.b_O
+
+
+    def to(self, dtype: torch.dtype) -> LayerWeights:
+        tensors = {name: getattr(self, name).to(dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
+        return replace(self, ln1=self.ln1.to(dtype), ln2=self.ln2.to(dtype), **tensors)
 
 
 def _identity_to_none(t: Tensor | None, neutral: float) -> Tensor | None:

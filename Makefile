@@ -1,0 +1,65 @@
+# make demo: set up, build, and explain an answer of a small model into demo-out/
+# make test: set up if needed, and run every test
+
+PYTHON ?= python3
+# Any torch from 2.6 on; where wheels for CPU and GPU differ, name yours, or install it into .venv first.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= demo-out
+PYTEST_ARGS ?=
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/* kernels/cuda/* kernels/triton/*)
+
+.PHONY: demo test build lint format aot wheel clean help
+
+help:
+	@grep -E '^# make|^## ' Makefile
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.22" ninja
+	touch $@
+
+# Installed in place: Python files are used as they stand; a new file or a change in C++ or CUDA needs `make build`.
+$(BUILT): $(INSTALLED) $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]" \
+		--config-settings=build-dir=build/editable
+	touch $@
+
+## make build: compile and install in place, after adding a file or changing C++ or CUDA
+build: $(INSTALLED)
+	rm -f $(BUILT)
+	$(MAKE) $(BUILT)
+
+demo: $(BUILT)
+	$(BIN)/pullback demo --out $(DEMO_OUT)
+
+test: $(BUILT)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+## make lint: formatting, lint, types, and the direction of imports
+lint: $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu')
+
+## make format: apply what lint asks for
+format: $(BUILT)
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu')
+
+## make aot: compile every Triton kernel for sm_80, 90 and 100 without a GPU, and refuse spills
+aot: $(BUILT)
+	$(BIN)/python tools/aot.py
+
+## make wheel: sdist and wheel in dist/
+wheel: $(BUILT)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist wheelhouse $(DEMO_OUT)

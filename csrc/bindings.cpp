@@ -1,0 +1,71 @@
+// The Python face of the CPU kernels. A tensor comes as (address, bytes an element, shape, strides); the module knows
+// nothing of torch. The interpreter lock is released while a kernel runs.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "isa.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<pullback::View> {
+  PYBIND11_TYPE_CASTER(pullback::View, const_name("tuple[int, int, tuple[int, ...], tuple[int, ...]]"));
+
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source)) return false;
+    const auto fields = reinterpret_borrow<tuple>(source);
+    if (fields.size() != 4) return false;
+    value.data = reinterpret_cast<char*>(fields[0].cast<uintptr_t>());
+    value.itemsize = fields[1].cast<int64_t>();
+    value.shape = fields[2].cast<std::vector<int64_t>>();
+    value.strides = fields[3].cast<std::vector<int64_t>>();
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace pullback {
+namespace {
+
+void decode_with_bias(const View& indptr, const View& indices, const View& values, const View& W,
+                      const std::optional<View>& bias, const View& out) {
+  decode_csr(indptr, indices, values, W, bias ? &*bias : nullptr, out);
+}
+
+}  // namespace
+}  // namespace pullback
+
+PYBIND11_MODULE(_C, m) {
+  using namespace pullback;
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.doc() = "CPU kernels of pullback";
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+  m.def("isa", [] { return std::string(kernels().name); });
+  m.def("available_isas", &available_isas);
+  m.def("set_isa", &set_isa);
+  m.def("cpu_features", [] {
+    py::dict features;
+    for (const auto& [name, present] : cpu_features()) features[py::str(name)] = present;
+    return features;
+  });
+  m.def("max_threads", &max_threads);
+  m.def("topk_select", &topk_select, unlocked);
+  m.def("topk_certified", &topk_certified, unlocked);
+  m.def("row_norms", &row_norms, unlocked);
+  m.def("decode_csr", &decode_with_bias, unlocked);
+  m.def("sampled_dot", &sampled_dot, unlocked);
+  m.def("segment_outer", &segment_outer, unlocked);
+  m.def("contract", &contract, unlocked);
+}

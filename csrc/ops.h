@@ -1,0 +1,33 @@
+// The ops: shapes and ids are checked here, then the kernels of the chosen instruction set run, shared among threads.
+// All throw std::invalid_argument where something does not fit, before they touch memory.
+#pragma once
+
+#include "view.h"
+
+namespace pullback {
+
+// h (n, F) -> values (n, k), indices (n, k) int32.
+void topk_select(const View& h, const View& values, const View& indices, bool relu);
+
+// The same for h = x W^T + b (n, F) in float32, as float64 accumulation would have it. x (n, d), W (F, d), b (F), and
+// the Euclidean norms of the rows of x (n) and W (F).
+void topk_certified(const View& h, const View& x, const View& W, const View& b, const View& x_norms,
+                    const View& W_norms, const View& values, const View& indices, bool relu);
+
+// The Euclidean norms of the rows of a float32 matrix (n, d), in float64 (n).
+void row_norms(const View& rows, const View& norms);
+
+// A CSR pattern is indptr int64 (n + 1) and indices int32 (nnz). bias may be null.
+void decode_csr(const View& indptr, const View& indices, const View& values, const View& W, const View* bias,
+                const View& out);
+void sampled_dot(const View& g, const View& W, const View& indptr, const View& indices, const View& out);
+void segment_outer(const View& indptr, const View& indices, const View& values, const View& x, const View& out);
+
+// G (B, P, d), a CSR pattern of P rows with values, W (F, d) -> out (B, nnz).
+void contract(const View& G, const View& indptr, const View& indices, const View& values, const View& W,
+              const View& out);
+
+// A CSR pattern of n rows whose ids lie in 0..F-1: its shapes, its pointers and its ids.
+void require_pattern(const char* op, const View& indptr, const View& indices, int64_t n, int64_t F);
+
+}  // namespace pullback

@@ -1,0 +1,146 @@
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "sparse_decode.h"
+
+namespace pullback::cuda {
+namespace {
+
+constexpr int kStage = 128;   // entries of a row staged in shared memory at a time
+constexpr int kInFlight = 4;  // decoder rows a thread requests before it uses the first
+constexpr int kMaxThreads = 256;
+// Without a stated occupancy the compiler aims at 32 registers and waits for each gather before it requests the next.
+constexpr int kMinBlocks = 4;
+
+__device__ float widen(float w) { return w; }
+__device__ double widen(double w) { return w; }
+__device__ float widen(__nv_bfloat16 w) { return __bfloat162float(w); }
+__device__ float widen(__half w) { return __half2float(w); }
+
+__device__ void set_nan(float& x) { x = nanf(""); }
+__device__ void set_nan(double& x) { x = nan(""); }
+
+// V consecutive numbers that move in as few instructions of at most 16 bytes as possible.
+template <typename T, int V>
+struct alignas(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Pack {
+  T lane[V];
+};
+
+// One block makes up to blockDim.x * V columns of one row, each thread V of them. Every column adds its entries in
+// ascending order, so neither tile nor vector width shows in the result.
+template <typename W, typename Acc, int V>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    decode_csr_kernel(const int64_t* __restrict__ indptr, const int32_t* __restrict__ indices,
+                      const Acc* __restrict__ values, const W* __restrict__ weights, const Acc* __restrict__ bias,
+                      Acc* __restrict__ out, int64_t nnz, int64_t n_features, int64_t d, int64_t W_stride) {
+  using Weights = Pack<W, V>;
+  using Sums = Pack<Acc, V>;
+  __shared__ int32_t feature[kStage];
+  __shared__ Acc value[kStage];
+
+  const int64_t row = blockIdx.x;
+  const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
+  const bool active = column < d;
+
+  // Damaged row pointers or feature ids must neither read foreign memory nor pass unnoticed: the row becomes NaN.
+  int64_t begin = indptr[row], end = indptr[row + 1];
+  const bool damaged = begin < 0 || end > nnz || begin > end;
+  if (damaged) begin = end = 0;
+
+  Sums sum;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    sum.lane[v] = 0;
+    if (damaged) set_nan(sum.lane[v]);
+  }
+
+  for (int64_t first = begin; first < end; first += kStage) {
+    const int count = static_cast<int>(end - first < kStage ? end - first : kStage);
+    __syncthreads();  // everyone is done with the previous stage
+    for (int e = threadIdx.x; e < count; e += blockDim.x) {
+      const int32_t id = indices[first + e];
+      const bool known = id >= 0 && id < n_features;
+      feature[e] = known ? id : 0;
+      value[e] = values[first + e];
+      if (!known) set_nan(value[e]);
+    }
+    __syncthreads();
+    if (!active) continue;
+
+    const W* source = weights + column;
+    int e = 0;
+#pragma unroll 1
+    for (; e + kInFlight <= count; e += kInFlight) {
+      Weights w[kInFlight];
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        w[i] = *reinterpret_cast<const Weights*>(source + feature[e + i] * W_stride);
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum.lane[v] += value[e + i] * widen(w[i].lane[v]);
+      }
+    }
+#pragma unroll 1
+    for (; e < count; ++e) {
+      const Weights w = *reinterpret_cast<const Weights*>(source + feature[e] * W_stride);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum.lane[v] += value[e] * widen(w.lane[v]);
+    }
+  }
+
+  if (!active) return;
+  if (bias != nullptr) {
+    const Sums b = *reinterpret_cast<const Sums*>(bias + column);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum.lane[v] += b.lane[v];
+  }
+  *reinterpret_cast<Sums*>(out + row * d + column) = sum;
+}
+
+template <typename W, int V>
+cudaError_t launch(const DecodeCsr& job, cudaStream_t stream) {
+  using Acc = std::conditional_t<std::is_same_v<W, double>, double, float>;
+  // Columns are split evenly over the fewest blocks, so that d = 2304 gives 3 x 192 threads and not 2 x 256 + 64.
+  const int64_t packs = (job.d + V - 1) / V;
+  const int64_t tiles = (packs + kMaxThreads - 1) / kMaxThreads;
+  const int64_t threads = ((packs + tiles - 1) / tiles + 31) / 32 * 32;
+  if (tiles > 65535 || job.n_rows > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(job.n_rows), static_cast<unsigned>(tiles));
+  decode_csr_kernel<W, Acc, V><<<grid, static_cast<unsigned>(threads), 0, stream>>>(
+      job.indptr, job.indices, static_cast<const Acc*>(job.values), static_cast<const W*>(job.W),
+      static_cast<const Acc*>(job.bias), static_cast<Acc*>(job.out), job.nnz, job.n_features, job.d, job.W_stride);
+  return cudaGetLastError();
+}
+
+template <typename W>
+cudaError_t launch_widest(const DecodeCsr& job, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(W);
+  const auto on_16_bytes = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  const bool aligned =
+      on_16_bytes(job.W) && on_16_bytes(job.bias) && on_16_bytes(job.out) && job.W_stride % V == 0 && job.d % V == 0;
+  return aligned ? launch<W, V>(job, stream) : launch<W, 1>(job, stream);
+}
+
+}  // namespace
+
+cudaError_t decode_csr(const DecodeCsr& job, cudaStream_t stream) {
+  if (job.n_rows == 0 || job.d == 0) return cudaSuccess;
+  switch (job.W_dtype) {
+    case DType::f32:
+      return launch_widest<float>(job, stream);
+    case DType::f64:
+      return launch_widest<double>(job, stream);
+    case DType::bf16:
+      return launch_widest<__nv_bfloat16>(job, stream);
+    case DType::f16:
+      return launch_widest<__half>(job, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace pullback::cuda

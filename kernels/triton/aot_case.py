@@ -1,0 +1,24 @@
+"""What ahead-of-time compilation has to know about a kernel that a launch would tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One specialisation of a kernel, as the launcher would build it for real arguments.
+
+    ``signature`` maps argument names, in order, to Triton types ("*fp32", "i64", "constexpr"); ``constexprs`` gives the
+    compile-time values; ``divisible_by_16`` names the arguments whose value (or address) a launch would find divisible
+    by 16, which is what turns scalar loads into 16-byte ones.
+    """
+
+    label: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    divisible_by_16: tuple[str, ...]
+    options: dict[str, int] = field(default_factory=dict)
+    wants_vector_loads: bool = False

@@ -1,0 +1,201 @@
+"""The `pullback` command: a thin mirror of the Python API."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ZOO = ("exact", "planted", "tiny-mix")
+MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. What the user got wrong is a sentence on stderr, not a traceback."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"pullback {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\npullback {args.command}: interrupted; what was written before is intact", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(
+        prog="pullback", description="Train sparse transcoders fast and turn them into circuits at scale."
+    )
+    parser.add_argument("--version", action="version", version=f"pullback {version('pullback')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _demo(commands)
+    _train(commands)
+    _eval(commands)
+    _graph(commands)
+    _doctor(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _demo(commands: Any) -> None:
+    parser = _command(
+        commands, "demo", _run_demo, "train transcoders of a small trained model, explain one answer, test the explanation"
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for graph.html and report.json")
+    parser.add_argument("--shipped", action="store_true", help="use the shipped transcoders instead of training some")
+    parser.add_argument("--city", default="dallas", help="the prompt's city")
+    parser.add_argument("--source-city", default="oakland", help="the city whose state features are put in")
+    parser.add_argument("--steps", type=int, default=None, help="training steps (default: about two minutes' worth)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training and of the drawn pairs")
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from pullback import demo
+
+    steps = demo.TRAINING_STEPS if args.steps is None else args.steps
+    demo.run(
+        args.out, city=args.city, source_city=args.source_city, shipped=args.shipped, steps=steps, seed=args.seed
+    )
+
+
+def _train(commands: Any) -> None:
+    parser = _command(commands, "train", _run_train, "train TopK transcoders for every layer of a model at once")
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the transcoders to")
+    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
+    parser.add_argument("--k", type=int, default=32, help="features active per token")
+    parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to train (default: all)")
+    parser.add_argument("--hook-name", default="mlp.hook_in", help="where the input is read, inside blocks.{l}")
+    parser.add_argument("--hook-name-out", default="hook_mlp_out", help="where the target is read, inside blocks.{l}")
+    parser.add_argument("--training-tokens", type=int, default=1_000_000)
+    parser.add_argument("--train-batch-size-tokens", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from pullback.training import TrainConfig, train
+
+    config = TrainConfig(
+        d_sae=args.d_sae,
+        k=args.k,
+        layers=args.layers,
+        hook_name=args.hook_name,
+        hook_name_out=args.hook_name_out,
+        training_tokens=args.training_tokens,
+        train_batch_size_tokens=args.train_batch_size_tokens,
+        lr=args.lr,
+        seed=args.seed,
+    )
+    train(open_model(args.model), _prompts(args.data), config, output_path=args.out)
+    print(f"wrote {args.out}")
+
+
+def _eval(commands: Any) -> None:
+    parser = _command(commands, "eval", _run_eval, "measure transcoders: L0, FVU, dead share, CE recovered, KL")
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--transcoders", type=Path, default=None, help="folder of a set (default: the zoo's own)")
+    parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
+
+
+def _run_eval(args: argparse.Namespace) -> None:
+    from pullback._util.atomic import atomic_save
+    from pullback.training import evaluate
+
+    report = evaluate(open_model(args.model), _open_set(args), _prompts(args.data), verbose=True)
+    print(report)
+    if args.json is not None:
+        atomic_save(args.json, json.dumps(report.to_dict(), indent=2))
+
+
+def _graph(commands: Any) -> None:
+    parser = _command(commands, "graph", _run_graph, "explain a model's answer to one prompt as an attribution graph")
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("prompt", help="the prompt, in quotes")
+    parser.add_argument("--transcoders", type=Path, default=None, help="folder of a set (default: the zoo's own)")
+    parser.add_argument("--out", type=Path, required=True, help="graph.html, graph.json (Neuronpedia) or graph.safetensors")
+    parser.add_argument("--max-n-logits", type=int, default=10)
+    parser.add_argument("--desired-logit-prob", type=float, default=0.95)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--max-feature-nodes", type=int, default=7500)
+    parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")
+    parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of edge influence to keep")
+
+
+def _run_graph(args: argparse.Namespace) -> None:
+    from pullback.attribution import attribute
+
+    writers = {".html": "to_html", ".json": "to_neuronpedia", ".safetensors": "save"}
+    if args.out.suffix not in writers:
+        raise ValueError(f"--out must end in {', '.join(writers)}, got '{args.out}'")
+    graph = attribute(
+        open_model(args.model),
+        _open_set(args),
+        args.prompt,
+        max_n_logits=args.max_n_logits,
+        desired_logit_prob=args.desired_logit_prob,
+        batch_size=args.batch_size,
+        max_feature_nodes=args.max_feature_nodes,
+        verbose=True,
+    )
+    scores = graph.scores()
+    small = graph.prune(args.node_threshold, args.edge_threshold)
+    getattr(small, writers[args.out.suffix])(args.out)
+    print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
+    print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
+    print(f"wrote {args.out}: {small.n_nodes} nodes, {small.n_edges} edges")
+
+
+def _doctor(commands: Any) -> None:
+    _command(commands, "doctor", _run_doctor, "say which kernels this machine will use, and why")
+
+
+def _run_doctor(_args: argparse.Namespace) -> None:
+    from pullback.doctor import report
+
+    print(report())
+
+
+def open_model(name: str) -> Any:
+    """A zoo model by name, else whatever TransformerLens makes of a directory or hub id."""
+    from pullback import zoo
+    from pullback.lens import open_transformers
+
+    return zoo.load(name) if name in ZOO else open_transformers(name)
+
+
+def _open_set(args: argparse.Namespace) -> Any:
+    from pullback import zoo
+    from pullback.transcoders import load_transcoders
+
+    if args.transcoders is not None:
+        return load_transcoders(args.transcoders)
+    if args.model in ZOO:
+        return zoo.transcoders(args.model)
+    raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")
+
+
+def _prompts(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

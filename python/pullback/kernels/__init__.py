@@ -1,0 +1,1 @@
+"""Accelerator kernels, installed beside the package: `pullback.kernels.triton`."""

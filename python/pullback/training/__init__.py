@@ -1,0 +1,18 @@
+"""Training transcoders and measuring them: the step, the trainer over a model or over given activations, the
+evaluation."""
+
+from pullback.training.config import TrainConfig
+from pullback.training.evaluation import Report, evaluate
+from pullback.training.step import StepStats, TrainingDiverged, TrainStep
+from pullback.training.trainer import train, train_on_activations
+
+__all__ = [
+    "Report",
+    "StepStats",
+    "TrainConfig",
+    "TrainStep",
+    "TrainingDiverged",
+    "evaluate",
+    "train",
+    "train_on_activations",
+]

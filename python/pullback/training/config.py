@@ -1,0 +1,146 @@
+"""The settings of a training run. Names follow SAELens where they mean the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pullback.transcoders import Activation, TopK
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class TrainConfig:
+    """Settings of `train` and `train_on_activations`.
+
+    Attributes:
+        d_sae: number of features F of every layer.
+        k: features that may be active on one token.
+        activation: None for TopK(k), or a TopK, which then says k.
+        layers: layers to train, None for all of the model.
+        hook_name: place inside `blocks.{l}.` where the input is read.
+        hook_name_out: place inside `blocks.{l}.` whose value is the target.
+        skip_connection: also learn a linear path W_skip from input to output, starting at zero.
+        training_tokens: tokens to train on, counted after masking. Given prompts are repeated, reshuffled, until it is
+            reached.
+        train_batch_size_tokens: tokens of one optimisation step.
+        context_size: prompts are cut to this many tokens; None keeps them whole.
+        store_batch_size_prompts: prompts of one forward pass.
+        n_batches_in_buffer: the buffer in which tokens of different prompts are mixed holds this many training batches.
+        exclude_bos: leave out a beginning-of-sequence token at the first position. Its activations are outliers that no
+            other token shares.
+        bos_token_id: the token that counts as one; None asks the model's tokenizer (a model without tokenizer excludes
+            nothing).
+        lr: peak learning rate of Adam.
+        lr_warm_up_steps: steps over which the rate rises linearly from 0.
+        lr_decay_steps: last steps over which it falls linearly to 0; None for all after the warm-up.
+        adam_beta1: decay of Adam's mean.
+        adam_beta2: decay of Adam's second moment.
+        max_grad_norm: gradients of a layer are scaled down to this norm; None never.
+        auxk_alpha: weight of the auxiliary loss that lets dead features explain the residual; 0 switches it off.
+        auxk_k: dead features that may do so on one token.
+        dead_feature_window: tokens without firing after which a feature counts as dead; None for a fiftieth of
+            `training_tokens`.
+        seed: of weights, shuffling and mixing. The global generators are never touched.
+        device: where transcoders are trained; None for where the model is.
+        dtype: "float32" or "float64".
+
+    Raises:
+        ValueError: a setting is out of range; the sentence says which and why.
+    """
+
+    d_sae: int = 1024
+    k: int = 32
+    activation: Activation | None = None
+    layers: Sequence[int] | None = None
+    hook_name: str = "mlp.hook_in"
+    hook_name_out: str = "hook_mlp_out"
+    skip_connection: bool = False
+    training_tokens: int = 1_000_000
+    train_batch_size_tokens: int = 1024
+    context_size: int | None = None
+    store_batch_size_prompts: int = 32
+    n_batches_in_buffer: int = 8
+    exclude_bos: bool = True
+    bos_token_id: int | None = None
+    lr: float = 2e-3
+    lr_warm_up_steps: int = 50
+    lr_decay_steps: int | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    max_grad_norm: float | None = 1.0
+    auxk_alpha: float = 1 / 32
+    auxk_k: int = 32
+    dead_feature_window: int | None = None
+    seed: int = 0
+    device: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require_topk(self.activation)
+        for name in (
+            "d_sae",
+            "k",
+            "training_tokens",
+            "train_batch_size_tokens",
+            "store_batch_size_prompts",
+            "n_batches_in_buffer",
+            "auxk_k",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr_warm_up_steps", "auxk_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"TrainConfig: {name} must not be negative, got {getattr(self, name)}")
+        for name in ("context_size", "lr_decay_steps", "dead_feature_window", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"TrainConfig: {name} must be positive or None, got {value}")
+        if not self.lr > 0:
+            raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
+        if self.topk.k > self.d_sae:
+            raise ValueError(f"TrainConfig: k={self.topk.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"TrainConfig: dtype must be one of {', '.join(DTYPES)} (16-bit weights do not train "
+                f"well), got {self.dtype!r}"
+            )
+
+    @property
+    def topk(self) -> TopK:
+        """The sparsity rule that is trained."""
+        return self.activation if isinstance(self.activation, TopK) else TopK(self.k)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def n_steps(self) -> int:
+        """Optimisation steps of the run."""
+        return -(-self.training_tokens // self.train_batch_size_tokens)
+
+    @property
+    def dead_after(self) -> int:
+        """`dead_feature_window` with its default filled in."""
+        return self.dead_feature_window or max(1, self.training_tokens // 50)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: a linear rise, a plateau if `lr_decay_steps` leaves one, a linear fall to 0
+        at the end."""
+        warm_up = min(self.lr_warm_up_steps, self.n_steps // 2)
+        decay = min(self.lr_decay_steps or self.n_steps, self.n_steps - warm_up)
+        rise = (step + 1) / warm_up if warm_up else 1.0
+        return self.lr * min(1.0, rise, (self.n_steps - step) / decay)
+
+
+def require_topk(activation: Activation | None) -> None:
+    """Raise ValueError for a sparsity rule that cannot be trained yet."""
+    if activation is not None and not isinstance(activation, TopK):
+        raise ValueError(
+            f"training knows TopK only, got {activation!r}; pass activation=None or TopK(k). Other "
+            "activations can be loaded, encoded and evaluated"
+        )

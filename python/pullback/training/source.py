@@ -1,0 +1,221 @@
+"""From tokens to training batches: prompts in, one forward pass for all layers, tokens of many prompts mixed.
+
+The model is used through the lens's `mlp_io` and `to_tokens` only, so anything that has them can be trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""tokens Int[Tensor, 'B T'] and mask Bool[Tensor, 'B T'], true where a token counts"""
+
+Tokens: TypeAlias = Tensor | str | Sequence[Any] | Iterable[Any] | Callable[[], Any]
+"""Prompts: a tensor (n, T), a string, a list of strings, of token lists or of vectors. Batches: an iterable of tensors
+(B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at every
+call."""
+
+EMPTY_BATCHES = 1000
+
+
+def token_batches(
+    lens: Any,
+    tokens: Tokens,
+    *,
+    batch_size: int,
+    mask: Tensor | None = None,
+    context_size: int | None = None,
+    generator: torch.Generator | None = None,
+    repeat: bool = False,
+) -> Iterator[Batch]:
+    """Batches of prompts with their masks.
+
+    Prompts are taken `batch_size` at a time, in an order drawn from `generator` if there is one, padded on the right
+    where lengths differ (padding is masked). With `repeat` the prompts start over, reshuffled, without end; an iterator
+    that cannot start over ends.
+
+    Raises:
+        ValueError: no tokens, a shape that is neither prompts nor batches, or a mask that does not fit.
+    """
+    prompts = _prompts(lens, tokens, mask)
+    if prompts is not None:
+        batches = _prompt_batches(prompts, batch_size, generator, repeat)
+    elif mask is not None:
+        raise ValueError("mask: give it with a tensor of prompts (n, T); batches bring theirs as pairs (tokens, mask)")
+    else:
+        batches = _given_batches(tokens, repeat)
+    for ids, keep in batches:
+        yield ids[:, :context_size], keep[:, :context_size]
+
+
+def bos_id(lens: Any, chosen: int | None) -> int | None:
+    """The beginning-of-sequence token: the chosen one, or that of the model's tokenizer, or None."""
+    if chosen is not None:
+        return chosen
+    return getattr(getattr(getattr(lens, "model", None), "tokenizer", None), "bos_token_id", None)
+
+
+def without_bos(tokens: Tensor, mask: Tensor, bos: int | None) -> Tensor:
+    """`mask` with the first position cleared where it holds the token `bos`."""
+    if bos is None:
+        return mask
+    mask = mask.clone()
+    mask[:, 0] &= tokens[:, 0] != bos
+    return mask
+
+
+def activation_rows(
+    lens: Any,
+    batches: Iterable[Batch],
+    layers: Sequence[int],
+    hook_in: str,
+    hook_out: str,
+    bos: int | None,
+    like: Tensor,
+) -> Iterator[list[Tensor]]:
+    """[x, y of the first layer, x, y of the next, ...], each (n, d), for the n tokens of a batch that count; in dtype
+    and place of `like`."""
+    empty = 0
+    for tokens, mask in batches:
+        keep = without_bos(tokens, mask, bos)
+        if not bool(keep.any()):
+            empty += 1
+            if empty == EMPTY_BATCHES:
+                raise ValueError(
+                    f"the last {EMPTY_BATCHES} batches of prompts had no token to train on: every one is masked or BOS"
+                )
+            continue
+        empty = 0
+        io = lens.mlp_io(tokens, layers, hook_in, hook_out)
+        yield [rows[keep.to(rows.device)].detach().to(like) for layer in layers for rows in io[layer]]
+
+
+def mixed(
+    rows: Iterable[list[Tensor]], batch_size: int, capacity: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    """Batches of `batch_size` rows drawn from a buffer of about `capacity`, so that neighbours in a batch come from
+    many prompts.
+
+    `rows` yields lists of tensors of equal length, which stay aligned. A full buffer is shuffled and gives away half of
+    itself. The last batch may be smaller.
+    """
+    pool: list[list[Tensor]] = []
+    held = 0
+    for fresh in rows:
+        pool.append(fresh)
+        held += len(fresh[0])
+        if held < max(capacity, batch_size):
+            continue
+        shuffled = _shuffled(pool, generator)
+        given = max(1, held // (2 * batch_size)) * batch_size
+        yield from _split(shuffled, given, batch_size)
+        pool, held = [[tensor[given:] for tensor in shuffled]], held - given
+    if held:
+        yield from _split(_shuffled(pool, generator), held, batch_size)
+
+
+def _shuffled(pool: list[list[Tensor]], generator: torch.Generator) -> list[Tensor]:
+    order = torch.randperm(sum(len(part[0]) for part in pool), generator=generator)
+    return [torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*pool, strict=True)]
+
+
+def _split(tensors: list[Tensor], count: int, batch_size: int) -> Iterator[list[Tensor]]:
+    for start in range(0, count, batch_size):
+        yield [tensor[start : min(start + batch_size, count)] for tensor in tensors]
+
+
+def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None) -> list[Batch] | Batch | None:
+    """A tensor of prompts with its mask, a list of single ones where lengths differ, or None where `tokens` are
+    batches."""
+    if isinstance(tokens, str):
+        tokens = [tokens]
+    if isinstance(tokens, Tensor):
+        return _pair(tokens[None] if tokens.ndim == 1 else tokens, mask)
+    # A pair (tokens, mask) is one batch; any other tuple or list holds prompts, or batches, by what its first item is.
+    if (
+        isinstance(tokens, tuple)
+        and len(tokens) == 2
+        and all(isinstance(item, Tensor) and item.ndim == 2 for item in tokens)
+    ):
+        return _pair(tokens[0], tokens[1])
+    if not isinstance(tokens, list | tuple):
+        return None
+    if len(tokens) == 0:
+        raise ValueError("tokens: an empty list has nothing to run the model on; give at least one prompt")
+    if not all(isinstance(item, str) or _is_vector(item) for item in tokens):
+        return None
+    if mask is not None:
+        raise ValueError(
+            "mask: give it with a tensor of prompts (n, T); a list of prompts is masked by its own lengths"
+        )
+    rows = [lens.to_tokens(item) if isinstance(item, str) else torch.as_tensor(item) for item in tokens]
+    return [_pair(row.reshape(1, -1), None) for row in rows]
+
+
+def _is_vector(item: Any) -> bool:
+    if isinstance(item, Tensor):
+        return item.ndim == 1
+    return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(token, int) for token in item)
+
+
+def _pair(tokens: Tensor, mask: Tensor | None) -> Batch:
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise ValueError(
+            f"tokens must be integers [n_prompts, T] with at least one token, got {tokens.dtype} {list(tokens.shape)}"
+        )
+    if mask is None:
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+    if mask.shape != tokens.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be torch.bool {list(tokens.shape)} like the tokens, got {mask.dtype} {list(mask.shape)}"
+        )
+    return tokens.long(), mask.to(tokens.device)
+
+
+def _prompt_batches(
+    prompts: list[Batch] | Batch, size: int, generator: torch.Generator | None, repeat: bool
+) -> Iterator[Batch]:
+    count = len(prompts) if isinstance(prompts, list) else len(prompts[0])
+    while True:
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        for chosen in order.split(size):
+            if isinstance(prompts, list):
+                yield _padded([prompts[i] for i in chosen.tolist()])
+            else:
+                ids, mask = prompts
+                at = chosen.to(ids.device)
+                yield ids[at], mask[at]
+        if not repeat:
+            return
+
+
+def _padded(rows: list[Batch]) -> Batch:
+    length = max(ids.shape[1] for ids, _ in rows)
+    # Causal attention: what stands to the right of a token cannot reach it, so any id serves as padding.
+    pads = [(ids, mask, (0, length - ids.shape[1])) for ids, mask in rows]
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(ids, by) for ids, _, by in pads]), torch.cat(
+        [pad(mask, by, value=False) for _, mask, by in pads]
+    )
+
+
+def _given_batches(source: Any, repeat: bool) -> Iterator[Batch]:
+    seen = 0
+    while True:
+        made: Any = source() if callable(source) else source
+        one = isinstance(made, Tensor) or (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Tensor))
+        if not one and not isinstance(made, Iterable):
+            raise ValueError(
+                f"tokens must be prompts, batches, or a function that returns batches; got {type(made).__name__}"
+            )
+        before = seen
+        for item in [made] if one else made:
+            seen += 1
+            yield _pair(item, None) if isinstance(item, Tensor) else _pair(*item)
+        # A function may go on for ever; an iterator has been used up.
+        if not repeat or seen == before or (not callable(source) and iter(source) is source):
+            return

@@ -1,0 +1,142 @@
+// The graph: reads the embedded JSON, derives what the page needs of each node, indexes links by both ends.
+
+const $ = (id) => document.getElementById(id);
+
+function readGraph() {
+  const data = JSON.parse($("graph-data").textContent);
+  const tokens = data.metadata.prompt_tokens;
+  const nodes = data.nodes.map((raw, i) => describe(raw, i, tokens));
+  const byId = new Map(nodes.map((n) => [n.id, n.i]));
+  for (const n of nodes) {
+    if (n.kind === "own") n.owner = byId.get(n.id.replace(/^own_/, "")) ?? -1;
+  }
+  placeInRows(nodes);
+  const { source, target, weight } = data.links;
+  const links = { count: weight.length, weight: Float64Array.from(weight) };
+  links.source = Int32Array.from(source);
+  links.target = Int32Array.from(target);
+  links.share = shareOfInput(links, nodes.length);
+  const g = { title: data.title, metadata: data.metadata, params: data.qParams, tokens, nodes, byId, links };
+  g.inputs = groupBy(links.target, nodes.length);
+  g.outputs = groupBy(links.source, nodes.length);
+  for (const n of nodes) n.label = labelOf(n);
+  for (const n of nodes) n.haystack = haystackOf(n);
+  return g;
+}
+
+function describe(raw, i, tokens) {
+  const kind = kindOf(raw);
+  const logit = kind === "logit" ? /^Output\s+"([\s\S]*)"\s*\(p=([^)]*)\)/.exec(raw.clerp || "") : null;
+  return {
+    i, raw, kind, id: raw.node_id, pos: raw.ctx_idx,
+    token: logit ? logit[1] : raw.token ?? tokens[raw.ctx_idx],
+    probability: kind === "logit" ? raw.token_prob || (logit && Number(logit[2])) || 0 : null,
+    feature: kind === "feature" ? featureOf(raw) : null,
+    name: kind === "feature" || !logit ? (raw.clerp || "").trim() : "",
+    influence: Number.isFinite(raw.influence) ? raw.influence : null,
+    owner: -1,
+  };
+}
+
+const KINDS = ["embedding", "position", "feature", "error", "bias", "own", "logit"];
+
+function kindOf(raw) {
+  if (KINDS.includes(raw.kind)) return raw.kind;
+  const type = raw.feature_type.toLowerCase();
+  return ["logit", "embedding", "error", "bias"].find((k) => type.includes(k)) ?? "feature";
+}
+
+// Ids spell the feature out; only foreign ids fall back on undoing the pairing of (layer, feature) in `feature`.
+function featureOf(raw) {
+  const spelt = /^\d+_(?:\w+_)?(\d+)_\d+$/.exec(raw.node_id);
+  if (spelt) return Number(spelt[1]);
+  const z = raw.feature;
+  if (!Number.isInteger(z) || z < 0) return null;
+  const diagonal = Math.floor((Math.sqrt(8 * z + 1) - 1) / 2);
+  return z - (diagonal * (diagonal + 1)) / 2;
+}
+
+const ROW_EMBED = -1;
+const ROW_LOGIT = Infinity;
+
+// row: -1 for the embedding row, the layer number, or infinity for the logits. Leaves of the unembedding
+// belong to no layer; they go to the highest one.
+function placeInRows(nodes) {
+  const layerOf = (n) => (String(n.raw.layer).toUpperCase() === "E" ? ROW_EMBED : Number.parseInt(n.raw.layer, 10));
+  const inner = (n) => n.kind === "feature" || n.kind === "error";
+  const top = nodes.reduce((m, n) => (inner(n) ? Math.max(m, layerOf(n)) : m), ROW_EMBED);
+  for (const n of nodes) {
+    const layer = layerOf(n);
+    if (n.kind === "logit") n.row = ROW_LOGIT;
+    else if (n.kind === "embedding" || n.kind === "position") n.row = ROW_EMBED;
+    else n.row = Number.isFinite(layer) ? Math.min(layer, top) : top;
+  }
+}
+
+function shareOfInput(links, n) {
+  const total = new Float64Array(n);
+  for (let e = 0; e < links.count; e++) total[links.target[e]] += Math.abs(links.weight[e]);
+  return Float32Array.from(links.weight, (w, e) => (w === 0 ? 0 : Math.abs(w) / total[links.target[e]]));
+}
+
+// Links by end, as rows of one array: start[i] .. start[i + 1] are the links at node i.
+function groupBy(ends, n) {
+  const start = new Int32Array(n + 1);
+  for (const i of ends) start[i + 1]++;
+  for (let i = 0; i < n; i++) start[i + 1] += start[i];
+  const next = start.slice();
+  const order = new Int32Array(ends.length);
+  for (let e = 0; e < ends.length; e++) order[next[ends[e]]++] = e;
+  return { of: (i) => order.subarray(start[i], start[i + 1]) };
+}
+
+function labelOf(n) {
+  const at = n.row === ROW_EMBED ? "" : `L${n.row}`;
+  switch (n.kind) {
+    case "logit": return visible(n.token);
+    case "embedding": return visible(n.token);
+    case "position": return `position ${n.pos}`;
+    case "error": return `error ${at}`;
+    case "bias": return `${(/_bias_(\w+?)_\d+$/.exec(n.id) || ["", ""])[1]} bias ${at}`.trim();
+    case "own": return "own bias";
+    default: return n.name ? visible(n.name) : n.feature === null ? visible(n.id) : `${at}·${n.feature}`;
+  }
+}
+
+function haystackOf(n) {
+  const spelt = n.feature === null ? "" : `${n.row}:${n.feature} ${n.feature}`;
+  return `${n.token ?? ""} ${n.name} ${n.label} ${spelt} ${n.id}`.toLowerCase();
+}
+
+// Tokens as people can read them: marks for white space, escapes for what would act on the text around it.
+function visible(text) {
+  if (text === "") return "∅";
+  if (/^ +$/.test(text)) return "␣".repeat(text.length);
+  return marks(text.replace(/^ +| +$/g, ""));
+}
+
+function marks(text) {
+  return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍")
+    .replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g,
+      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+// By code points, so that no surrogate pair is cut.
+function clip(text, length) {
+  if (text.length <= length) return text;
+  const points = Array.from(text);
+  return points.length <= length ? text : `${points.slice(0, length - 1).join("")}…`;
+}
+
+function signed(x) {
+  if (x === null || x === undefined) return "–";
+  const size = Math.abs(x);
+  const digits = size >= 100 ? size.toFixed(0) : size >= 0.001 || size === 0 ? size.toPrecision(3) : size.toExponential(1);
+  return `${x < 0 ? "−" : "+"}${digits}`;
+}
+
+const plain = (x) => signed(x).replace(/^\+/, "");
+const percent = (x) => (x >= 0.0995 ? `${Math.round(100 * x)}%` : `${(100 * x).toFixed(x < 0.00095 && x > 0 ? 2 : 1)}%`);
+
+// Last, since reading needs the constants above.
+const graph = readGraph();

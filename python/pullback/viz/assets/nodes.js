@@ -1,0 +1,139 @@
+// Nodes as SVG symbols: one element a node, made when first shown, moved by transform, styled by class.
+
+const world = $("world");
+const SVG = world.namespaceURI;
+const SHAPES = {
+  feature: "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z",
+  embedding: "M-.88-.88h1.76v1.76h-1.76z",
+  position: "M-.66-.66h1.32v1.32h-1.32z",
+  error: "M0-1.18L1.18 0 0 1.18-1.18 0z",
+  bias: "M0-.95L.9.65H-.9z",
+  own: "M0 .85L.75-.55H-.75z",
+};
+const KIND_NAMES = {
+  feature: "Feature", embedding: "Token embedding", position: "Position embedding", error: "Error of the transcoder",
+  bias: "Bias", own: "Own bias", logit: "Output logit",
+};
+const elements = new Array(graph.nodes.length);
+let lit = [];
+
+function svg(tag, attributes, parent) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (parent) parent.append(element);
+  return element;
+}
+
+function elementOf(i) {
+  if (elements[i]) return elements[i];
+  const n = graph.nodes[i];
+  const attributes = { class: `node ${n.kind}`, tabindex: "-1", role: "button", "aria-label": spoken(n) };
+  const element = svg(n.kind === "logit" ? "g" : "path", attributes);
+  if (n.kind !== "logit") element.setAttribute("d", SHAPES[n.kind]);
+  element.dataset.i = i;
+  element.dataset.id = n.id;
+  elements[i] = element;
+  return element;
+}
+
+function spoken(n) {
+  const where = n.row === ROW_EMBED || n.kind === "logit" ? "" : `, layer ${n.row}`;
+  const what = n.feature === null ? "" : ` ${n.feature}`;
+  const share = n.kind === "logit" ? `, probability ${percent(n.probability)}` : "";
+  const name = n.kind === "position" || n.kind === "error" || n.kind === "bias" || n.kind === "own" ? "" : ` ${n.label}`;
+  return `${KIND_NAMES[n.kind]}${what}${name}${share}${where}, position ${n.pos}, token ${visible(graph.tokens[n.pos])}`;
+}
+
+function placeNodes(place, shown) {
+  world.setAttribute("width", place.width);
+  world.setAttribute("height", place.height);
+  const pills = new Map(place.pills.map((p) => [p.i, p]));
+  // Document order is reading order: upwards, then along the prompt.
+  const order = shown.slice().sort((a, b) => (a.row === b.row ? place.x[a.i] - place.x[b.i] : a.row - b.row));
+  $("nodes").replaceChildren(...order.map((n) => {
+    const element = elementOf(n.i);
+    if (n.kind === "logit") shapePill(element, pills.get(n.i));
+    const at = `translate(${place.x[n.i].toFixed(1)} ${place.y[n.i].toFixed(1)})`;
+    element.setAttribute("transform", n.kind === "logit" ? at : `${at} scale(${sizeOf(n, place.radius).toFixed(2)})`);
+    return element;
+  }));
+  if (!order.some((n) => n.i === state.current)) state.current = -1;
+  makeDoor(state.current >= 0 ? state.current : order.at(-1)?.i ?? -1);
+}
+
+// The one node by which the Tab key enters the graph; arrow keys do the rest.
+function makeDoor(i) {
+  for (const old of world.querySelectorAll("[tabindex='0']")) old.setAttribute("tabindex", "-1");
+  if (i >= 0) elements[i].setAttribute("tabindex", "0");
+}
+
+// The more of the output a feature carries, the larger it is drawn; leaves stay small.
+function sizeOf(n, radius) {
+  if (n.kind === "bias" || n.kind === "own" || n.kind === "position") return radius * 0.85;
+  if (n.kind !== "feature" || n.influence === null) return radius;
+  return radius * (1.12 - 0.34 * n.influence);
+}
+
+function shapePill(element, pill) {
+  const n = graph.nodes[pill.i];
+  const left = -pill.width / 2;
+  const half = pill.height / 2;
+  element.replaceChildren();
+  svg("rect", { class: "pill", x: left, y: -half, width: pill.width, height: pill.height, rx: half }, element);
+  const chance = Math.max(2, (pill.width - pill.height) * n.probability);
+  svg("rect", { class: "chance", x: left + half, y: half - 4, width: chance, height: 2, rx: 1 }, element);
+  svg("text", { class: "word", x: left + PILL.pad, y: 4 }, element).textContent = `\u2068${pill.text}\u2069`;
+  svg("text", { class: "share", x: left + PILL.pad + pill.wordWidth + 7, y: 4 }, element).textContent = pill.share;
+}
+
+// Marks selection, pins, finds and positions on the elements; cheap enough to do over all that are shown.
+function markNodes(shown) {
+  world.classList.toggle("searching", state.hitSet.size > 0);
+  for (const n of shown) {
+    const element = elements[n.i];
+    element.classList.toggle("selected", n.i === state.selected);
+    element.classList.toggle("pinned", state.pinned.has(n.i));
+    element.classList.toggle("hit", state.hitSet.has(n.i));
+    element.classList.toggle("off", !inFocus(n.i));
+    element.setAttribute("aria-pressed", String(n.i === state.selected));
+  }
+}
+
+// Dims all but a node and its neighbours; these take the colour of the link, by its share.
+function litNeighbours(i) {
+  for (const element of lit) {
+    element.classList.remove("lit", "positive", "negative");
+    element.style.removeProperty("--share");
+  }
+  lit = [];
+  $("stage").classList.toggle("focused", i >= 0);
+  if (i < 0) return;
+  const light = (j, e) => {
+    if (!elements[j]) return;
+    elements[j].classList.add("lit");
+    if (e >= 0) {
+      elements[j].classList.add(graph.links.weight[e] < 0 ? "negative" : "positive");
+      elements[j].style.setProperty("--share", (0.3 + 0.7 * Math.sqrt(graph.links.share[e])).toFixed(2));
+    }
+    lit.push(elements[j]);
+  };
+  for (const e of graph.inputs.of(i)) light(graph.links.source[e], e);
+  for (const e of graph.outputs.of(i)) light(graph.links.target[e], e);
+  light(i, -1);
+}
+
+// The node whose symbol is at, or close to, a point of the graph; small symbols get a generous reach.
+function nodeAt(place, shown, px, py) {
+  const reach = Math.max(11, place.radius + 5);
+  for (const p of place.pills) {
+    if (Math.abs(px - place.x[p.i]) <= p.width / 2 && Math.abs(py - place.y[p.i]) <= p.height / 2) return p.i;
+  }
+  let nearest = -1;
+  let least = reach * reach;
+  for (const n of shown) {
+    if (n.kind === "logit") continue;
+    const d = (place.x[n.i] - px) ** 2 + (place.y[n.i] - py) ** 2;
+    if (d < least) { least = d; nearest = n.i; }
+  }
+  return nearest;
+}

@@ -1,0 +1,97 @@
+"""An attribution graph as one HTML page that needs nothing but a browser, and the same page inside a notebook cell.
+
+The scripts and the style lie in `assets/`, one subject a file. They are put together here, in the order of `SCRIPTS`,
+around the graph as inert JSON. The page states a content policy that forbids it every network access.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+from .schema import validate_payload
+
+_ORDER = ("model", "state", "layout", "links", "nodes", "labels", "panel", "controls", "main")
+SCRIPTS = tuple(f"{name}.js" for name in _ORDER)
+
+_ASSETS = files("pullback.viz") / "assets"
+
+
+def graph_page(payload: dict[str, Any], *, title: str | None = None) -> str:
+    """The whole page as text; write it to a file with encoding="utf-8" and open it.
+
+    Args:
+        payload: a graph in the JSON form of circuit-tracer and Neuronpedia (`GRAPH_SCHEMA`), with `kind` and
+            `preactivation` on the nodes if known. It is not modified.
+        title: heading and window title; the prompt if None.
+
+    Raises:
+        ValueError: if the payload does not have that form (`validate_payload`).
+    """
+    validate_payload(payload)
+    heading = title if title is not None else payload["metadata"]["prompt"].strip() or payload["metadata"]["slug"]
+    parts = {
+        "title": html.escape(_encodable(heading)),
+        "style": _read("style.css"),
+        "data": _as_inert_json(_packed(payload, title)),
+        "script": "\n".join(_read(name) for name in SCRIPTS),
+    }
+    # One pass: braces inside the data must not be taken for placeholders.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
+
+
+def notebook_html(payload: dict[str, Any], height: int | str = 640, *, title: str | None = None) -> str:
+    """An iframe that holds the page, for a notebook's `_repr_html_`.
+
+    The frame keeps the notebook's style and scripts apart from the page's, and its sandbox gives the page, whose text
+    comes from a model's vocabulary, no hold on the notebook.
+
+    Args:
+        payload: as for `graph_page`.
+        height: of the frame, in pixels, or a CSS length.
+        title: as for `graph_page`.
+
+    Raises:
+        ValueError: if the payload does not have the form of `GRAPH_SCHEMA`.
+    """
+    css_height = f"{height}px" if isinstance(height, int) else height
+    page = html.escape(graph_page(payload, title=title))
+    return (
+        f'<iframe srcdoc="{page}" title="Attribution graph" sandbox="allow-scripts" '
+        f'style="width:100%;height:{html.escape(css_height)};border:0;border-radius:8px"></iframe>'
+    )
+
+
+def _packed(payload: dict[str, Any], title: str | None) -> dict[str, Any]:
+    """The payload with its links as three columns of node numbers and weights: a quarter of the size to parse."""
+    number = {node["node_id"]: i for i, node in enumerate(payload["nodes"])}
+    links = payload["links"]
+    columns = {
+        "source": [number[link["source"]] for link in links],
+        "target": [number[link["target"]] for link in links],
+        "weight": [float(f"{link['weight']:.7g}") for link in links],
+    }
+    return {
+        "title": title,
+        "metadata": payload["metadata"],
+        "qParams": payload["qParams"],
+        "nodes": payload["nodes"],
+        "links": columns,
+    }
+
+
+def _as_inert_json(value: Any) -> str:
+    """JSON that no HTML parser can leave: no `<` survives, so neither `</script>` nor `<!--` can; ASCII throughout."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _encodable(text: str) -> str:
+    """Text without lone surrogates, which no file can hold; byte-level vocabularies do produce them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _read(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

@@ -1,0 +1,44 @@
+"""Every Triton kernel compiles ahead of time for the architectures we ship for, without spilling. Needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+AOT = Path(__file__).resolve().parents[2] / "tools" / "aot.py"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    # A process of its own: this one may have imported the kernels for the interpreter.
+    env = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    env.pop("TRITON_INTERPRET", None)
+    run = subprocess.run([sys.executable, str(AOT), "--json"], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_decode_does_not_spill(compiled: list[dict[str, Any]], arch: str, weights: str) -> None:
+    rows = [row for row in compiled if row["arch"] == arch and row["case"].startswith(f"W {weights},")]
+    assert len(rows) >= 2  # aligned and unaligned rows at least
+    for row in rows:
+        assert row["spill_bytes"] == 0
+        assert row["spill_instructions"] == 0
+        assert row["registers"] <= 128  # four blocks of four warps stay resident on a multiprocessor
+
+
+def test_aligned_rows_are_read_16_bytes_at_a_time(compiled: list[dict[str, Any]]) -> None:
+    aligned = [row for row in compiled if row["wants_vector_loads"]]
+    assert aligned
+    # Four lanes of BLOCK_K a thread: fewer wide loads would mean fewer gathers in flight.
+    assert all(row["loads_16_bytes"] >= 4 for row in aligned)

@@ -1,0 +1,147 @@
+"""Evaluation against its definitions, computed by hand on a toy model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pullback.training import evaluate
+from pullback.transcoders import JumpReLU, ReLU, TopK, Transcoder, TranscoderSet
+
+
+@pytest.fixture
+def rough(lens):
+    """Transcoders that are off: the exact MLPs with some neurons below a threshold silenced, and a bias error."""
+    sets = {}
+    for layer, (W_in, b_in, W_out, b_out) in enumerate(lens.mlps):
+        sets[layer] = Transcoder(W_in, b_in - 0.3, W_out, b_out + 0.1, activation=JumpReLU(0.5))
+    return TranscoderSet(sets)
+
+
+def cross_entropy(logits, tokens, scored):
+    log_p = logits.double().log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+    return float(-log_p[scored[:, :-1] & scored[:, 1:]].mean())
+
+
+def test_exact_transcoders_recover_everything(lens, tokens):
+    report = evaluate(lens, lens.exact(), tokens)
+    assert report.ce_replaced == pytest.approx(report.ce_original, abs=1e-6)
+    assert report.ce_recovered == pytest.approx(1.0, abs=1e-5)
+    assert report.kl == pytest.approx(0.0, abs=1e-6)
+    assert report.top1_agreement == 1.0
+    assert max(report.fvu.values()) < 1e-10
+    assert min(report.explained_variance.values()) > 1 - 1e-10
+    assert report.n_tokens == tokens.numel()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_every_figure_is_its_definition(lens, rough, tokens, batch_size):
+    mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) > 0.3
+    report = evaluate(lens, rough, tokens, mask, batch_size=batch_size)
+    io = lens.mlp_io(tokens)
+    for layer, tc in rough.items():
+        x, y = (t[mask].double() for t in io[layer])
+        z = tc.activation.dense(x @ tc.W_enc.double().T + tc.b_enc.double())
+        residual = y - (z @ tc.W_dec.double() + tc.b_dec.double())
+        total = (y - y.mean(0)).square().sum()
+        assert report.l0[layer] == pytest.approx(float((z != 0).sum(1).double().mean()))
+        assert report.fvu[layer] == pytest.approx(float(residual.square().sum() / total), rel=1e-5)
+        centred = (residual - residual.mean(0)).square().sum()
+        assert report.explained_variance[layer] == pytest.approx(float(1 - centred / total), rel=1e-5)
+        assert report.dead[layer] == pytest.approx(float((z == 0).all(0).double().mean()))
+    original = lens.logits(tokens)
+    rules = {
+        "ce_replaced": {l: lambda x, _y, l=l: rough[l](x) for l in rough},
+        "ce_mean_ablated": {l: lambda _x, y, l=l: io[l][1][mask].mean(0).expand_as(y) for l in rough},
+        "ce_zero_ablated": {l: lambda _x, y: torch.zeros_like(y) for l in rough},
+    }
+    assert report.ce_original == pytest.approx(cross_entropy(original, tokens, mask), rel=1e-5)
+    for name, fns in rules.items():
+        with lens.patch_mlp(fns):
+            logits = lens.logits(tokens)
+        assert getattr(report, name) == pytest.approx(cross_entropy(logits, tokens, mask), rel=1e-4), name
+        if name == "ce_replaced":
+            followed = mask[:, :-1] & mask[:, 1:]
+            p, q = (t[:, :-1][followed].double().log_softmax(-1) for t in (original, logits))
+            assert report.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+            assert report.top1_agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    expected = (report.ce_mean_ablated - report.ce_replaced) / (report.ce_mean_ablated - report.ce_original)
+    assert report.ce_recovered == pytest.approx(expected)
+    assert lens.patches == {}
+
+
+def test_bos_is_left_alone_in_every_arm(lens, rough, tokens):
+    tokens = tokens.clone()
+    tokens[:, 0] = 0
+    lens.model.tokenizer.bos_token_id = 0
+    touched = []
+    original = lens.patch_mlp
+
+    def spy(fns, **hooks):
+        def wrap(fn):
+            def inner(x, y):
+                out = fn(x, y)
+                touched.append((bool((out[:, 0] == y[:, 0]).all()), bool((out[:, 1:] != y[:, 1:]).any())))
+                return out
+
+            return inner
+
+        return original({layer: wrap(fn) for layer, fn in fns.items()}, **hooks)
+
+    lens.patch_mlp = spy
+    report = evaluate(lens, rough, tokens, batch_size=24)
+    assert touched == [(True, True)] * 6
+    assert report.n_tokens == tokens[:, 1:].numel()
+    assert report.ce_original == pytest.approx(evaluate(lens, rough, tokens[:, 1:]).ce_original, rel=1e-5)
+    assert evaluate(lens, rough, tokens, exclude_bos=False).n_tokens == tokens.numel()
+
+
+def test_padding_is_neither_scored_nor_predicted(lens, rough):
+    lists = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
+    together = evaluate(lens, rough, lists)
+    apart = [evaluate(lens, rough, [row]) for row in lists]
+    assert together.n_tokens == 9
+    weights = [3, 1, 2]
+    expected = sum(r.ce_replaced * w for r, w in zip(apart, weights, strict=True)) / 6
+    assert together.ce_replaced == pytest.approx(expected, rel=1e-5)
+
+
+def test_generators_of_batches_are_read_once(lens, rough, tokens):
+    whole = evaluate(lens, rough, tokens)
+    parts = evaluate(lens, rough, (part for part in tokens.split(7)))
+    for name, value in whole.to_dict().items():
+        assert getattr(parts, name) == pytest.approx(value, rel=1e-5), name
+
+
+def test_layers_may_have_hooks_of_their_own(lens, rough, tokens):
+    mixed = TranscoderSet({0: rough[0], 1: rough[1]})
+    expected = evaluate(lens, mixed, tokens)
+    rough[1].hook_out = "mlp.hook_out"
+    assert evaluate(lens, mixed, tokens) == expected
+
+
+def test_skip_path_counts(lens, tokens):
+    skip = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    sets = lens.exact()
+    W_in, b_in, W_out, b_out = lens.mlps[0]
+    with_skip = TranscoderSet({0: Transcoder(W_in, b_in, W_out, b_out, skip, activation=ReLU())})
+    assert evaluate(lens, TranscoderSet({0: sets[0]}), tokens).fvu[0] < 1e-10
+    assert evaluate(lens, with_skip, tokens).fvu[0] > 0.1
+
+
+def test_the_report_prints_a_table_and_dumps_to_json(lens, rough, tokens):
+    report = evaluate(lens, rough, tokens)
+    text = str(report)
+    assert text.splitlines()[0].split() == ["layer", "l0", "fvu", "ev", "dead"]
+    assert "CE recovered" in text
+    assert json.loads(json.dumps(report.to_dict()))["ce_recovered"] == report.ce_recovered
+
+
+def test_nothing_to_score_is_refused(lens, rough, tokens):
+    with pytest.raises(ValueError, match="no token is scored"):
+        evaluate(lens, rough, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    other = Transcoder(torch.ones(4, 3), torch.ones(4), torch.ones(4, 3), torch.ones(3), activation=TopK(1))
+    with pytest.raises(ValueError, match="wrong width"):
+        evaluate(lens, TranscoderSet({0: other}), tokens)
