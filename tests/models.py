@@ -132,8 +132,15 @@ def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
 
 
 def random_set(
-    lens: Any, seed: int = 0, *, layers: list[int] | None = None, d_sae: int = 40, k: int = 6, hook_in: str = "mlp.hook_in",
-    skip: bool = False, activation: str = "topk",
+    lens: Any,
+    seed: int = 0,
+    *,
+    layers: list[int] | None = None,
+    d_sae: int = 40,
+    k: int = 6,
+    hook_in: str = "mlp.hook_in",
+    skip: bool = False,
+    activation: str = "topk",
 ) -> TranscoderSet:
     """Random transcoders, far from exact: every error node carries something."""
     generator = torch.Generator().manual_seed(seed)

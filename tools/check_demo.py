@@ -1,6 +1,6 @@
 """Check what `pullback demo` wrote: the figures its report must hold, and the page in a real browser.
 
-    python tools/check_demo.py demo-out
+python tools/check_demo.py demo-out
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def shortfalls(report: dict) -> list[str]:
         ("single swap flipped", float(report["intervention"]["flipped"]), ">=", 1.0),
     ]
     holds = {"<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b}
-    return [f"{name}: {value:.4g}, must be {sign} {bound}" for name, value, sign, bound in bounds if not holds[sign](value, bound)]
+    return [
+        f"{name}: {value:.4g}, must be {sign} {bound}"
+        for name, value, sign, bound in bounds
+        if not holds[sign](value, bound)
+    ]
 
 
 def rendered(page: Path) -> str:

@@ -51,7 +51,10 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
 
 def _demo(commands: Any) -> None:
     parser = _command(
-        commands, "demo", _run_demo, "train transcoders of a small trained model, explain one answer, test the explanation"
+        commands,
+        "demo",
+        _run_demo,
+        "train transcoders of a small trained model, explain one answer, test the explanation",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for graph.html and report.json")
     parser.add_argument("--shipped", action="store_true", help="use the shipped transcoders instead of training some")
@@ -65,9 +68,7 @@ def _run_demo(args: argparse.Namespace) -> None:
     from pullback import demo
 
     steps = demo.TRAINING_STEPS if args.steps is None else args.steps
-    demo.run(
-        args.out, city=args.city, source_city=args.source_city, shipped=args.shipped, steps=steps, seed=args.seed
-    )
+    demo.run(args.out, city=args.city, source_city=args.source_city, shipped=args.shipped, steps=steps, seed=args.seed)
 
 
 def _train(commands: Any) -> None:
@@ -127,7 +128,9 @@ def _graph(commands: Any) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("prompt", help="the prompt, in quotes")
     parser.add_argument("--transcoders", type=Path, default=None, help="folder of a set (default: the zoo's own)")
-    parser.add_argument("--out", type=Path, required=True, help="graph.html, graph.json (Neuronpedia) or graph.safetensors")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="graph.html, graph.json (Neuronpedia) or graph.safetensors"
+    )
     parser.add_argument("--max-n-logits", type=int, default=10)
     parser.add_argument("--desired-logit-prob", type=float, default=0.95)
     parser.add_argument("--batch-size", type=int, default=256)

@@ -101,7 +101,10 @@ def run(
 
     state_features = between_state_features(lens, sets, facts)
     one = swap_one(lens, sets, facts, state_features, base, source)
-    say(f"\nstate features of '{source_city}' in place of those of '{city}': {one['before']} -> {one['after']} (expected {one['expected']})")
+    say(
+        f"\nstate features of '{source_city}' in place of those of '{city}': "
+        f"{one['before']} -> {one['after']} (expected {one['expected']})"
+    )
     many = swap_many(lens, sets, facts, state_features, seed)
     for line in describe(many):
         say(line)
@@ -126,7 +129,9 @@ def run(
 def _transcoders(lens: Lens, shipped: bool, steps: int, seed: int, verbose: bool) -> TranscoderSet:
     from pullback.zoo.tinymix import transcoders
 
-    return transcoders.load_transcoders() if shipped else transcoders.train_transcoders(lens, seed, steps, verbose=verbose)
+    return (
+        transcoders.load_transcoders() if shipped else transcoders.train_transcoders(lens, seed, steps, verbose=verbose)
+    )
 
 
 def _pins(graph: Graph, n: int = 6) -> list[str]:
@@ -182,13 +187,15 @@ def answered(seed: int, n: int = 128) -> list[tuple[Tensor, Tensor]]:
 
 
 def between_state_features(lens: Lens, sets: TranscoderSet, facts: Facts, layer: int = 0) -> Tensor:
-    """Mask (F) of a layer's features that tell states apart at the city token. A rule on features alone: no answer enters."""
+    """Mask (F) of a layer's features that tell states apart at the city token: a rule on features, not on answers."""
     x, _ = lens.mlp_io(facts.tokens, [layer], sets.hook_in(layer), sets.hook_out(layer))[layer]
     z = sets.encode(layer, x[:, facts.city_pos]).to_dense()
     return between_group_share(z, facts.state) > STATE_SHARE
 
 
-def swap_one(lens: Lens, sets: TranscoderSet, facts: Facts, state_features: Tensor, base: int, source: int) -> dict[str, Any]:
+def swap_one(
+    lens: Lens, sets: TranscoderSet, facts: Facts, state_features: Tensor, base: int, source: int
+) -> dict[str, Any]:
     """One pair, in words."""
 
     def word(token: Tensor) -> str:
@@ -246,7 +253,14 @@ def _sixteen(
     columns: list[tuple[Tensor, ...]] = []
     for pos in (facts.city_pos, facts.last):
         found = swap_scores(
-            lens, sets, facts.tokens[base], facts.tokens[source], facts.capital[source], facts.capital[base], sets.layers, pos
+            lens,
+            sets,
+            facts.tokens[base],
+            facts.tokens[source],
+            facts.capital[source],
+            facts.capital[base],
+            sets.layers,
+            pos,
         )
         columns.append((*found, torch.full_like(found[0], pos)))
     pair, layer, feature, score, pos = (torch.cat([c[n] for c in columns]) for n in range(5))
@@ -275,7 +289,9 @@ def describe(rates: dict[str, Any]) -> list[str]:
         f"over {rates['pairs']} ordered pairs of cities of different states, layer 0, city token:",
         f"  state features swapped     -> the other capital   {rates['success_rate']:6.1%}",
         f"  all other features swapped -> the other capital   {rates['complement_rate']:6.1%}",
-        f"  state features of a city of the same state ({rates['same_state_pairs']} pairs) keep the answer {rates['same_state_rate']:6.1%}",
-        f"  {rates['top_features']} features of largest attribution, city and last token -> the other capital {rates['top_rate']:6.1%}; "
-        f"{rates['top_features']} random active ones {rates['random_rate']:6.1%}",
+        f"  state features of a city of the same state keep the answer {rates['same_state_rate']:6.1%} "
+        f"({rates['same_state_pairs']} pairs)",
+        f"at the city and the last token, all layers, {rates['top_features']} features swapped -> the other capital:",
+        f"  those of largest attribution {rates['top_rate']:6.1%}, "
+        f"random active ones {rates['random_rate']:6.1%}",
     ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-import torch
-
 PACKAGES = ("torch", "transformer_lens", "triton", "numpy", "safetensors")
 
 
@@ -15,7 +13,9 @@ def report() -> str:
     from pullback import ops
 
     facts = ops.describe()
-    lines = [f"pullback {importlib.metadata.version('pullback')}, Python {platform.python_version()}, {platform.platform()}"]
+    lines = [
+        f"pullback {importlib.metadata.version('pullback')}, Python {platform.python_version()}, {platform.platform()}"
+    ]
     lines += [f"  {name:18s} {_version(name)}" for name in PACKAGES]
     lines.append("kernels")
     lines += [f"  {key:18s} {_plain(value)}" for key, value in facts.items()]

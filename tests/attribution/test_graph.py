@@ -10,38 +10,41 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from tests.attribution.test_identities import _dense, assert_same_edges, tokens_of
 
 import pullback as pb
-from pullback.attribution import graph as g
+from pullback.attribution import Graph
 from pullback.attribution import influence as inf
+from pullback.attribution import nodes as k
 from pullback.attribution.neuronpedia import cantor
 from pullback.lens import as_lens
 from pullback.viz.schema import GRAPH_SCHEMA, validate_payload
 from tests import models
+from tests.attribution.test_identities import _dense, assert_same_edges, tokens_of
 
 
 @pytest.fixture(scope="module")
-def graph() -> g.Graph:
+def graph() -> Graph:
     lens = as_lens(models.build("LN-gqa-standard-plain"))
     return pb.attribute(lens, models.random_set(lens), tokens_of(6), max_n_logits=3)
 
 
-def by_hand() -> g.Graph:
+def by_hand() -> Graph:
     """Token 0, token 1, features a and b (layer 0), error, bias, logit 0 (p .75), logit 1 (p .25).
 
     a <- 4 tok0;  b <- 1 tok0 + 1 tok1 + 2 err;  logit0 <- 3 a - 1 b + 5 bias;  logit1 <- 2 b.
     """
-    kinds = [g.EMBEDDING, g.EMBEDDING, g.FEATURE, g.FEATURE, g.ERROR, g.BIAS, g.LOGIT, g.LOGIT]
+    kinds = [k.EMBEDDING, k.EMBEDDING, k.FEATURE, k.FEATURE, k.ERROR, k.BIAS, k.LOGIT, k.LOGIT]
     layer = [-1, -1, 0, 0, 0, 0, 1, 1]
     pos = [0, 1, 1, 1, 1, 1, 1, 1]
     feature = [7, 8, 3, 5, -1, 0, 2, 4]
     activation = [1, 1, 4, 4, 1, 1, 0.75, 0.25]
     edges = [(2, 0, 4), (3, 0, 1), (3, 1, 1), (3, 4, 2), (6, 2, 3), (6, 3, -1), (6, 5, 5), (7, 3, 2)]
-    pre = torch.zeros(8).index_add(0, torch.tensor([t for t, _, _ in edges]), torch.tensor([float(w) for *_, w in edges]))
+    pre = torch.zeros(8).index_add(
+        0, torch.tensor([t for t, _, _ in edges]), torch.tensor([float(w) for *_, w in edges])
+    )
     counts = torch.bincount(torch.tensor([t for t, _, _ in edges]), minlength=8)
-    return g.Graph(
-        nodes=g.Nodes(
+    return Graph(
+        nodes=k.Nodes(
             torch.tensor(kinds, dtype=torch.int8),
             torch.tensor(layer, dtype=torch.int32),
             torch.tensor(pos, dtype=torch.int32),
@@ -53,7 +56,14 @@ def by_hand() -> g.Graph:
         sources=torch.tensor([s for _, s, _ in edges], dtype=torch.int32),
         weights=torch.tensor([float(w) for *_, w in edges]),
         dropped=torch.zeros(8),
-        meta={"prompt": "x y", "str_tokens": ["x", "y"], "tokens": [7, 8], "model_name": "hand", "n_layers": 1, "logit_labels": ["p", "q"]},
+        meta={
+            "prompt": "x y",
+            "str_tokens": ["x", "y"],
+            "tokens": [7, 8],
+            "model_name": "hand",
+            "n_layers": 1,
+            "logit_labels": ["p", "q"],
+        },
     )
 
 
@@ -87,20 +97,20 @@ def test_pruning_by_hand_keeps_sums() -> None:
         hand.prune(1.5)
 
 
-def test_pruned_graphs_still_sum(graph: g.Graph) -> None:
+def test_pruned_graphs_still_sum(graph: Graph) -> None:
     for node_threshold in (0.0, 0.3, 0.8, 1.0):
         for edge_threshold in (0.0, 0.5, 0.98, 1.0):
             small = graph.prune(node_threshold, edge_threshold)
             assert small.check() <= 1e-9
-            assert bool(small.of_kind(g.LOGIT).sum() == graph.of_kind(g.LOGIT).sum())
+            assert bool(small.of_kind(k.LOGIT).sum() == graph.of_kind(k.LOGIT).sum())
             has_out = torch.zeros(small.n_nodes, dtype=torch.bool).index_fill(0, small.sources.long(), True)
-            assert bool(has_out[small.of_kind(g.FEATURE, g.ERROR)].all())
+            assert bool(has_out[small.of_kind(k.FEATURE, k.ERROR)].all())
     influence = (graph.influence() * inf.counts_in_scores(graph)).tolist()
     matters = {i for i, w in zip(graph.node_ids(), influence, strict=True) if w > 0}
     assert matters <= set(graph.prune(1.0, 1.0).node_ids())
 
 
-def test_higher_thresholds_keep_supersets(graph: g.Graph) -> None:
+def test_higher_thresholds_keep_supersets(graph: Graph) -> None:
     kept = [set(graph.prune(t, 1.0).node_ids()) for t in (0.2, 0.5, 0.8, 0.95)]
     assert all(a <= b for a, b in zip(kept, kept[1:], strict=False))
 
@@ -111,14 +121,14 @@ def test_node_limit_keeps_the_influential_and_accounts_for_the_rest(limit: int) 
     sets = models.random_set(lens)
     full = pb.attribute(lens, sets, tokens_of(6))
     small = pb.attribute(lens, sets, tokens_of(6), max_feature_nodes=limit, batch_size=4, update_interval=2)
-    n = int(small.of_kind(g.FEATURE).sum())
-    assert n == min(limit, int(full.of_kind(g.FEATURE).sum()))
+    n = int(small.of_kind(k.FEATURE).sum())
+    assert n == min(limit, int(full.of_kind(k.FEATURE).sum()))
     assert small.check() <= 1e-9
-    if n < int(full.of_kind(g.FEATURE).sum()) and n:
+    if n < int(full.of_kind(k.FEATURE).sum()) and n:
         assert float(small.dropped.abs().max()) > 0
-        kept = {i for i, k in zip(small.node_ids(), small.nodes.kind.tolist(), strict=True) if k == g.FEATURE}
+        kept = {i for i, k in zip(small.node_ids(), small.nodes.kind.tolist(), strict=True) if k == k.FEATURE}
         order = full.influence().argsort(descending=True)
-        best = [full.node_ids()[i] for i in order.tolist() if full.nodes.kind[i] == g.FEATURE][: max(1, n // 4)]
+        best = [full.node_ids()[i] for i in order.tolist() if full.nodes.kind[i] == k.FEATURE][: max(1, n // 4)]
         assert set(best) <= kept, "the most influential features must be among the chosen"
     if limit == 10_000:
         assert_same_edges(small, full, 1e-12)
@@ -128,9 +138,9 @@ def test_zero_positions_drops_what_stands_there() -> None:
     lens = as_lens(models.build("LN-gqa-standard-plain"))
     sets = models.random_set(lens)
     small = pb.attribute(lens, sets, tokens_of(6), zero_positions=slice(0, 1))
-    feature_positions = small.nodes.pos[small.of_kind(g.FEATURE)]
+    feature_positions = small.nodes.pos[small.of_kind(k.FEATURE)]
     assert int(feature_positions.min()) == 1
-    first_errors = small.nodes.activation[small.of_kind(g.ERROR) & (small.nodes.pos == 0)]
+    first_errors = small.nodes.activation[small.of_kind(k.ERROR) & (small.nodes.pos == 0)]
     assert float(first_errors.abs().max()) == 0.0
     assert small.check() <= 1e-9
 
@@ -141,7 +151,7 @@ def test_chosen_targets_by_id_and_by_word() -> None:
     by_id = pb.attribute(lens, sets, "w1 w2 w3", attribution_targets=[4, 5])
     by_word = pb.attribute(lens, sets, "w1 w2 w3", attribution_targets=["w4", "w5"])
     assert by_id.meta["str_tokens"][0] == "<bos>"
-    assert by_id.nodes.feature[by_id.of_kind(g.LOGIT)].tolist() == [4, 5]
+    assert by_id.nodes.feature[by_id.of_kind(k.LOGIT)].tolist() == [4, 5]
     assert_same_edges(by_id, by_word, 0.0)
     with pytest.raises(ValueError, match="is 2 tokens"):
         pb.attribute(lens, sets, "w1", attribution_targets=["w4 w5"])
@@ -149,12 +159,12 @@ def test_chosen_targets_by_id_and_by_word() -> None:
         pb.attribute(lens, sets, "w1", attribution_targets=[50])
 
 
-def test_tables_have_the_promised_columns(graph: g.Graph) -> None:
+def test_tables_have_the_promised_columns(graph: Graph) -> None:
     nodes, edges = graph.to_pandas()
     assert list(nodes) == ["id", "kind", "layer", "pos", "feature", "token", "activation", "preactivation", "influence"]
     assert list(edges) == ["source", "target", "weight"]
     assert nodes["id"].is_unique
-    assert set(nodes["kind"]) == set(g.KINDS)
+    assert set(nodes["kind"]) == set(k.KINDS)
     incoming = edges.groupby("target")["weight"].sum()
     for row in nodes[nodes["kind"].isin(["feature", "logit"])].itertuples():
         assert incoming[row.id] == pytest.approx(row.preactivation, abs=1e-9)
@@ -162,17 +172,17 @@ def test_tables_have_the_promised_columns(graph: g.Graph) -> None:
     assert graph.edge(edge["source"], edge["target"]) == edge["weight"]
 
 
-def test_file_round_trip_is_exact(graph: g.Graph, tmp_path: Path) -> None:
+def test_file_round_trip_is_exact(graph: Graph, tmp_path: Path) -> None:
     path = tmp_path / "graph.safetensors"
     graph.save(path)
-    back = g.Graph.load(path)
+    back = Graph.load(path)
     assert torch.equal(_dense(back), _dense(graph))
     assert back.meta == graph.meta
     assert back.node_ids() == graph.node_ids()
     assert torch.equal(back.dropped, graph.dropped)
 
 
-def test_damaged_and_foreign_files_are_refused(graph: g.Graph, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_refused(graph: Graph, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     path = tmp_path / "graph.safetensors"
@@ -180,19 +190,21 @@ def test_damaged_and_foreign_files_are_refused(graph: g.Graph, tmp_path: Path) -
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ValueError, match="cut short"):
-        g.Graph.load(path)
+        Graph.load(path)
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="holds no pullback graph"):
-        g.Graph.load(path)
+        Graph.load(path)
     broken = dataclasses.replace(graph, sources=graph.sources + graph.n_nodes)
     broken.save(path)
     with pytest.raises(ValueError, match="contradicts itself"):
-        g.Graph.load(path)
+        Graph.load(path)
     with pytest.raises(FileNotFoundError):
-        g.Graph.load(tmp_path / "none")
+        Graph.load(tmp_path / "none")
 
 
-def test_full_disk_and_interrupt_leave_the_old_file(graph: g.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_and_interrupt_leave_the_old_file(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "graph.safetensors"
     graph.save(path)
     before = path.read_bytes()
@@ -209,7 +221,7 @@ def test_full_disk_and_interrupt_leave_the_old_file(graph: g.Graph, tmp_path: Pa
         assert os.listdir(tmp_path) == [path.name], "no temporary file stays behind"
 
 
-def test_json_fits_the_schema_and_the_viewers_rules(graph: g.Graph, tmp_path: Path) -> None:
+def test_json_fits_the_schema_and_the_viewers_rules(graph: Graph, tmp_path: Path) -> None:
     payload = graph.to_neuronpedia(tmp_path / "g.json", slug="a-slug")
     assert json.loads((tmp_path / "g.json").read_text()) == payload
     jsonschema.validate(payload, GRAPH_SCHEMA)
@@ -230,17 +242,17 @@ def test_json_fits_the_schema_and_the_viewers_rules(graph: g.Graph, tmp_path: Pa
     assert cantor(2, 3) == 18
 
 
-def test_cumulative_influence_agrees_with_pruning(graph: g.Graph) -> None:
+def test_cumulative_influence_agrees_with_pruning(graph: Graph) -> None:
     """A viewer that keeps influence <= t shows what prune(t) keeps, one crossing node aside."""
     share = graph.cumulative_influence()
-    counted = inf.counts_in_scores(graph) & ~graph.of_kind(g.EMBEDDING, g.LOGIT)
+    counted = inf.counts_in_scores(graph) & ~graph.of_kind(k.EMBEDDING, k.LOGIT)
     for t in (0.3, 0.8):
         shown = int(((share <= t) & counted).sum())
         kept = inf.smallest_set(inf.node_influence(graph) * inf.counts_in_scores(graph), t)
         assert abs(shown - int((kept & counted).sum())) <= 1
 
 
-def test_parts_remember_the_whole(graph: g.Graph, tmp_path: Path) -> None:
+def test_parts_remember_the_whole(graph: Graph, tmp_path: Path) -> None:
     """A pruned graph's page shows the scores and shares of the graph it comes from."""
     small = graph.prune().prune(0.9)
     whole = dict(zip(graph.node_ids(), graph.cumulative_influence().tolist(), strict=True))
@@ -248,13 +260,13 @@ def test_parts_remember_the_whole(graph: g.Graph, tmp_path: Path) -> None:
     payload = small.to_neuronpedia(labels={small.node_ids()[-1]: "never for logits"})
     assert payload["metadata"]["scores"]["replacement"] == pytest.approx(graph.scores().replacement)
     small.save(tmp_path / "small")
-    assert torch.equal(g.Graph.load(tmp_path / "small").cumulative_influence(), small.cumulative_influence())
+    assert torch.equal(Graph.load(tmp_path / "small").cumulative_influence(), small.cumulative_influence())
     feature = next(n["node_id"] for n in payload["nodes"] if n["kind"] == "feature")
     named = small.to_neuronpedia(labels={feature: "a name"})
     assert [n["clerp"] for n in named["nodes"] if n["node_id"] == feature] == ["a name"]
 
 
-def test_page_and_notebook(graph: g.Graph, tmp_path: Path) -> None:
+def test_page_and_notebook(graph: Graph, tmp_path: Path) -> None:
     page = graph.prune().to_html(tmp_path / "g.html")
     assert (tmp_path / "g.html").read_text() == page
     assert page.lstrip().lower().startswith("<!doctype html>")

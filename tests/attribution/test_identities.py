@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pullback as pb
-from pullback.attribution import graph as g
+from pullback.attribution import Graph
 from pullback.attribution import influence as inf
+from pullback.attribution import nodes as k
 from pullback.attribution.local import decoded, local_model
 from pullback.causal import run_interventions
 from pullback.lens import as_lens
@@ -21,7 +22,7 @@ def tokens_of(n: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, models.VOCAB, (n,), generator=torch.Generator().manual_seed(seed))
 
 
-def assert_same_edges(a: g.Graph, b: g.Graph, rtol: float) -> None:
+def assert_same_edges(a: Graph, b: Graph, rtol: float) -> None:
     """Edge by edge, relative to the largest edge of the graph; an edge that one lacks counts as 0."""
     dense = [_dense(x) for x in (a, b)]
     assert a.node_ids() == b.node_ids()
@@ -29,7 +30,7 @@ def assert_same_edges(a: g.Graph, b: g.Graph, rtol: float) -> None:
     assert torch.allclose(a.dropped, b.dropped, rtol=rtol, atol=rtol * float(dense[1].abs().max()))
 
 
-def _dense(graph: g.Graph) -> torch.Tensor:
+def _dense(graph: Graph) -> torch.Tensor:
     """Adjacency, rows are targets."""
     out = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=graph.weights.dtype)
     out[graph.rows(), graph.sources.long()] = graph.weights
@@ -44,8 +45,10 @@ def test_linear_engine_equals_autograd_and_sums_to_its_targets(name: str) -> Non
     oracle = pb.attribute(lens, sets, tokens_of(6), max_n_logits=3, engine="autograd")
     assert linear.check() <= 1e-9
     assert_same_edges(linear, oracle, 1e-9)
-    errors = linear.of_kind(g.ERROR)
-    assert float(linear.nodes.activation[errors].min()) > 1e-3, "random transcoders must leave errors, or this tests little"
+    errors = linear.of_kind(k.ERROR)
+    assert float(linear.nodes.activation[errors].min()) > 1e-3, (
+        "random transcoders must leave errors, or this tests little"
+    )
 
 
 @pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-mha-rotary-gated", "neox-parallel"])
@@ -86,7 +89,9 @@ def test_identities_hold_whatever_the_set(
         assert_same_edges(linear, pb.attribute(lens, sets, tokens_of(length, seed), engine="autograd", **kwargs), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["LN-mha-standard-plain", "LNPre-gqa-rotary-plain", "RMS-gqa-rotary-gated", "neox-parallel"])
+@pytest.mark.parametrize(
+    "name", ["LN-mha-standard-plain", "LNPre-gqa-rotary-plain", "RMS-gqa-rotary-gated", "neox-parallel"]
+)
 def test_float32_sums_to_1e_4(name: str) -> None:
     lens = as_lens(models.build(name, torch.float32))
     graph = pb.attribute(lens, models.random_set(lens), tokens_of(8))
@@ -133,7 +138,9 @@ def test_local_replacement_gives_the_models_logits(name: str, skip: bool) -> Non
     assert torch.allclose(replaced, lens.logits(tokens[None]), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["LN-mha-standard-plain", "LNPre-gqa-rotary-plain", "RMS-gqa-rotary-gated", "neox-parallel"])
+@pytest.mark.parametrize(
+    "name", ["LN-mha-standard-plain", "LNPre-gqa-rotary-plain", "RMS-gqa-rotary-gated", "neox-parallel"]
+)
 def test_perturbing_a_feature_moves_targets_by_its_column(name: str) -> None:
     """O5: with all else frozen, doubling a feature adds its edge to every target."""
     lens = as_lens(models.build(name))
@@ -142,15 +149,15 @@ def test_perturbing_a_feature_moves_targets_by_its_column(name: str) -> None:
     graph = pb.attribute(lens, sets, tokens, max_n_logits=3)
     adjacency = _dense(graph)
     n = graph.nodes
-    features = graph.of_kind(g.FEATURE).nonzero()[:, 0]
-    targets = graph.of_kind(g.FEATURE, g.LOGIT).nonzero()[:, 0]
+    features = graph.of_kind(k.FEATURE).nonzero()[:, 0]
+    targets = graph.of_kind(k.FEATURE, k.LOGIT).nonzero()[:, 0]
     before = run_interventions(lens, sets, tokens, [], freeze="all")
     for s in features[:: len(features) // 12].tolist():
         layer, pos, feature, z = int(n.layer[s]), int(n.pos[s]), int(n.feature[s]), float(n.activation[s])
         after = run_interventions(lens, sets, tokens, [(layer, pos, feature, 2 * z)], freeze="all")
         shift = after.logits[-1] - before.logits[-1]
         for t in targets.tolist():
-            if int(n.kind[t]) == g.LOGIT:
+            if int(n.kind[t]) == k.LOGIT:
                 moved = shift[n.feature[t]] - shift.mean()
             else:
                 i = int(n.layer[t])
@@ -159,7 +166,7 @@ def test_perturbing_a_feature_moves_targets_by_its_column(name: str) -> None:
 
 
 def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
-    """O6: the Neumann series equals (I - A)^-1 - I; with all columns counted, leaf influences sum to the logit weight."""
+    """O6: the Neumann series is (I - A)^-1 - I; with all columns counted, leaf influences sum to the logit weight."""
     lens = as_lens(models.build("LN-gqa-standard-plain"))
     graph = pb.attribute(lens, models.random_set(lens), tokens_of(6))
     A = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=torch.float64)
@@ -169,10 +176,12 @@ def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
     inverse = torch.linalg.inv(eye - A) - eye
     influence = graph.influence(bias=True).double()
     assert torch.allclose(influence, w @ inverse, atol=1e-9)
-    leaves = graph.of_kind(g.EMBEDDING, g.POSITION, g.ERROR, g.BIAS, g.OWN)
+    leaves = graph.of_kind(k.EMBEDDING, k.POSITION, k.ERROR, k.BIAS, k.OWN)
     assert abs(float(influence[leaves].sum()) - float(w.sum())) <= 1e-9
-    tokens_and_errors = graph.influence()[graph.of_kind(g.EMBEDDING, g.ERROR)].sum()
-    assert abs(float(tokens_and_errors) - float(w.sum())) <= 1e-9, "without bias columns, tokens and errors carry it all"
+    tokens_and_errors = graph.influence()[graph.of_kind(k.EMBEDDING, k.ERROR)].sum()
+    assert abs(float(tokens_and_errors) - float(w.sum())) <= 1e-9, (
+        "without bias columns, tokens and errors carry it all"
+    )
 
 
 def test_rows_do_not_depend_on_batch_mates_or_repetition() -> None:

@@ -54,6 +54,25 @@ def test_a_fingerprint_survives_a_change_of_dtype() -> None:
     assert [Lens(model.to(dtype)).fingerprint(0) for dtype in (torch.float32, torch.bfloat16)] == [before] * 2
 
 
+def test_a_fingerprint_follows_every_kind_of_change() -> None:
+    model = models.native(seed=10)
+    lens = as_lens(model)
+    seen = [lens.fingerprint(1)]
+    assert lens.fingerprint(1) == seen[0]
+    weight = next(p for p in model.blocks[1].mlp.parameters() if p.ndim == 2)
+    with torch.no_grad():
+        weight[3, 5] += 1.0
+        seen.append(lens.fingerprint(1))
+    weight.data.mul_(1.5)  # behind autograd's back: no version tells
+    seen.append(lens.fingerprint(1))
+    weight.data = weight.data * 2
+    seen.append(lens.fingerprint(1))
+    model.load_state_dict({k: v * 3 for k, v in model.state_dict().items()})
+    seen.append(lens.fingerprint(1))
+    assert len(set(seen)) == 5
+    assert len({Lens(model).fingerprint(1), seen[-1]}) == 1
+
+
 def test_a_flag_that_lies_is_not_believed() -> None:
     model = models.native(parallel_attn_mlp=True)
     assert model.cfg.parallel_attn_mlp

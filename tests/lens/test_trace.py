@@ -87,11 +87,12 @@ def scaled(factor: float) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("part", "what"),
     [
-        ("blocks.0.ln1", "the output of attention 0"),
-        ("blocks.1.attn.o", "the output of attention 1"),
-        ("blocks.1.attn.v", "the output of attention 1"),
-        ("blocks.1.mlp", "the stream leaving block 1"),
-        ("blocks.2", "the stream leaving block 2"),
+        ("blocks.0.ln1", "the outputs of attention 0"),
+        ("blocks.1.attn.o", "the outputs of attention 1"),
+        ("blocks.1.attn.v", "the outputs of attention 1"),
+        ("blocks.1.mlp", "the activations leaving block 1"),
+        ("blocks.1", "the activations entering block 2"),
+        ("blocks.2", "the logits"),
         ("ln_final", "the logits"),
         ("unembed", "the logits"),
     ],
@@ -101,8 +102,7 @@ def test_a_module_that_does_more_than_its_weights_is_found(model: Any, part: str
     assert lens.parallel is False
     handle = model.get_submodule(part).register_forward_hook(scaled(1.01))
     try:
-        # Modules below a block change something before or behind their own hook point.
-        with pytest.raises(ValueError, match=f"is not linear here .*{what} differs from the model's by .*not supported yet"):
+        with pytest.raises(ValueError, match=f"is not linear here .*: {what} differ from the model's by .*not supported yet"):
             trace(lens, TOKENS)
     finally:
         handle.remove()
@@ -112,7 +112,7 @@ def test_a_module_that_does_more_than_its_weights_is_found(model: Any, part: str
 def test_a_write_to_the_alias_that_the_stream_does_not_see_is_found(model: Any) -> None:
     """hook_resid_mid is an alias of ln2's input: writing there changes what the MLP reads and not the stream."""
     model.add_hook("blocks.1.hook_resid_mid", lambda t, hook: t * 2 + 1)
-    with pytest.raises(ValueError, match="the input of MLP 1 differs"):
+    with pytest.raises(ValueError, match="the inputs of MLP 1 differ"):
         trace(as_lens(model), TOKENS)
 
 

@@ -185,6 +185,13 @@ def test_overflow_advises_a_lower_rate():
     assert all(w.isfinite().all() for w in step.transcoder.parameters())
 
 
+def test_a_gradient_that_overflows_under_a_finite_loss_is_caught():
+    step = TrainStep(4, 5, 8, k=2)
+    with pytest.raises(TrainingDiverged, match="or its gradient is not finite"):
+        step(1e30 * rows(9, 4), rows(9, 5))
+    assert torch.equal(step.transcoder.W_dec, torch.zeros(8, 5))
+
+
 def test_gradients_are_clipped_to_the_norm():
     step = TrainStep(4, 4, 8, k=2, max_grad_norm=1e-3)
     norms = []

@@ -50,6 +50,11 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator(lens,
     assert not equal(first, train(lens, tokens, TrainConfig(**SMALL, seed=8), verbose=False))
 
 
+def test_layers_start_from_weights_of_their_own(lens, tokens):
+    sets = train(lens, tokens, TrainConfig(**SMALL | {"training_tokens": 100, "lr": 1e-12}), verbose=False)
+    assert (sets[0].W_enc - sets[1].W_enc).abs().max() > 0.1
+
+
 def test_a_layer_does_not_depend_on_which_others_are_trained(lens, tokens):
     both = train(lens, tokens, TrainConfig(**SMALL), verbose=False)
     alone = train(lens, tokens, TrainConfig(**SMALL, layers=[1]), verbose=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pullback as pb
-from pullback.attribution.graph import ERROR
+from pullback.attribution.nodes import ERROR
 from pullback.zoo.exact import exact_transcoders
 from tests import models
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pullback as pb
-from pullback.attribution.graph import FEATURE
+from pullback.attribution.nodes import FEATURE
 from pullback.causal import Swap
 from pullback.zoo import planted_weights as pw
 from pullback.zoo.exact import exact_transcoders

@@ -189,6 +189,14 @@ def test_training_batches_repeat_and_differ_by_seed():
     assert not torch.equal(first[0], other)
 
 
+def test_the_mask_takes_bos_in_when_asked():
+    (tokens, mask), (same, wider) = next(tasks.training_batches(7)), next(tasks.training_batches(7, include_bos=True))
+    assert torch.equal(tokens, same)
+    assert torch.equal(wider[:, 1:], mask[:, 1:])
+    assert wider[:, 0].all()
+    assert not mask[:, 0].any()
+
+
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError, match="has the tasks greater_than.*'addition'"):
         tasks.evaluation_prompts("addition")

@@ -48,6 +48,12 @@ def test_the_model_answers_the_same_through_them(model, sets):
         assert measured[task] >= least, task
 
 
+def test_the_start_of_a_prompt_is_reconstructed(model, sets):
+    start = torch.tensor([[tasks.BOS_ID]])
+    for layer, (x, y) in as_lens(model).mlp_io(start).items():
+        assert (sets[layer](x) - y).norm() <= 0.02 * y.norm()
+
+
 def test_reconstruction_of_fresh_prompts(model, sets, recorded):
     lens, rows = as_lens(model), {layer: [] for layer in sets}
     for tokens, mask in tasks.training_batches(seed=1234, n_batches=4):

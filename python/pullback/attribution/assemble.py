@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.attribution import graph as g
+from pullback.attribution import nodes as k
+from pullback.attribution.graph import Graph
 from pullback.attribution.influence import EPS
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import LogitTargets
@@ -70,7 +71,7 @@ class EdgeRows:
         return result
 
 
-def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> g.Graph:
+def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
     """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass."""
     names, own, zeroed, rows, sources, weights = edges.joined()
     layout = local.layout
@@ -100,7 +101,7 @@ def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: T
     counts = torch.bincount(all_targets, minlength=n_nodes)
     target_of_own = torch.empty(n_targets, dtype=torch.long)
     target_of_own[own_rank] = target_node
-    return g.Graph(
+    return Graph(
         nodes=_nodes(local, logits, keep, target_of_own),
         indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         sources=all_sources[order].to(torch.int32),
@@ -110,19 +111,21 @@ def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: T
     )
 
 
-def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own: Tensor) -> g.Nodes:
+def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own: Tensor) -> k.Nodes:
     """The node table: kept sources in layout order, own leaves, logits."""
     t = local.trace
     T, K = local.n_pos, len(logits.labels)
     dtype = t.embed.dtype
     positions = torch.arange(T)
-    parts: list[g.Nodes] = []
+    parts: list[k.Nodes] = []
 
-    def add(kind: int, layer: int, pos: Tensor, feature: Tensor, activation: Tensor, preactivation: Tensor | None = None) -> None:
+    def add(
+        kind: int, layer: int, pos: Tensor, feature: Tensor, activation: Tensor, preactivation: Tensor | None = None
+    ) -> None:
         n = len(pos)
         nothing = torch.full((n,), torch.nan, dtype=dtype)
         parts.append(
-            g.Nodes(
+            k.Nodes(
                 kind=torch.full((n,), kind, dtype=torch.int8),
                 layer=torch.full((n,), layer, dtype=torch.int32),
                 pos=pos.to(torch.int32),
@@ -133,28 +136,26 @@ def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own:
         )
 
     ones, none = torch.ones(T), torch.full((T,), -1)
-    add(g.EMBEDDING, -1, positions, t.tokens.cpu(), ones)
+    add(k.EMBEDDING, -1, positions, t.tokens.cpu(), ones)
     if t.pos_embed is not None:
-        add(g.POSITION, -1, positions, none, ones)
+        add(k.POSITION, -1, positions, none, ones)
     for i, acts in sorted(local.acts.items()):
-        add(g.FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, local.preactivations[i])
+        add(k.FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, local.preactivations[i])
     for i, error in enumerate(local.errors):
-        add(g.ERROR, i, positions, none, error.norm(dim=-1))
+        add(k.ERROR, i, positions, none, error.norm(dim=-1))
     for i in sorted(local.mlp_bias):
-        add(g.BIAS, i, positions, torch.full((T,), g.BIAS_KINDS.index("mlp")), ones)
+        add(k.BIAS, i, positions, torch.full((T,), k.BIAS_KINDS.index("mlp")), ones)
     for i in range(local.n_layers):
-        add(g.BIAS, i, positions, torch.full((T,), g.BIAS_KINDS.index("attn")), ones)
+        add(k.BIAS, i, positions, torch.full((T,), k.BIAS_KINDS.index("attn")), ones)
     sources = _concat(parts)[keep]
 
     parts = []
-    add(
-        g.LOGIT, local.n_layers, torch.full((K,), logits.pos), logits.tokens.cpu(), logits.probabilities, logits.values
-    )
+    add(k.LOGIT, local.n_layers, torch.full((K,), logits.pos), logits.tokens.cpu(), logits.probabilities, logits.values)
     logit_nodes = parts[0]
     targets = torch.where(target_of_own < len(sources), target_of_own, target_of_own - len(target_of_own))
     both = _concat([sources, logit_nodes])
-    own = g.Nodes(
-        kind=torch.full_like(both.kind[targets], g.OWN),
+    own = k.Nodes(
+        kind=torch.full_like(both.kind[targets], k.OWN),
         layer=both.layer[targets],
         pos=both.pos[targets],
         feature=target_of_own,
@@ -164,5 +165,5 @@ def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own:
     return _concat([sources, own, logit_nodes])
 
 
-def _concat(parts: list[g.Nodes]) -> g.Nodes:
-    return g.Nodes(*(torch.cat([getattr(p, f) for p in parts]) for f in g.NODE_FIELDS))
+def _concat(parts: list[k.Nodes]) -> k.Nodes:
+    return k.Nodes(*(torch.cat([getattr(p, f) for p in parts]) for f in k.NODE_FIELDS))

@@ -1,4 +1,4 @@
-"""The autograd engine: the same edges through the model itself, hooks and torch autograd. Slow; the linear engine's oracle."""
+"""The autograd engine: the same edges through the model, hooks and torch autograd. Slow; the linear engine's oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pullback.lens import record as rec
 
 
 class AutogradEngine:
-    """One differentiable forward pass of the local replacement model, kept for as many backward passes as there are targets."""
+    """One differentiable forward pass of the local replacement model, kept for a backward pass per target."""
 
     def __init__(self, lens: Lens, local: LocalModel) -> None:
         self.lens, self.local = lens, local

@@ -38,7 +38,9 @@ def attribute(
     strict: bool = True,
     verbose: bool = False,
 ) -> Graph:
-    """Attribution graph of the model's next-token answer to one prompt (METHODS 5.1; argument names are circuit-tracer's).
+    """Attribution graph of the model's next-token answer to one prompt (argument names are circuit-tracer's).
+
+    Method: Ameisen et al. 2025, "Circuit Tracing", with every leaf kept, so that rows sum (O1).
 
     Args:
         model: a TransformerLens model, or a `Lens` on one.
@@ -58,8 +60,8 @@ def attribute(
         A graph whose every target sums: pre-activation = edges + dropped mass (`graph.check()`).
 
     Raises:
-        ValueError: a prompt the model cannot read, transcoders of another model, NaN activations, or a model whose frozen
-            map does not add up to its own activations.
+        ValueError: a prompt the model cannot read, transcoders of another model, NaN activations, or a model whose
+            frozen map does not add up to its own activations.
     """
     if engine not in ENGINES:
         raise ValueError(f"attribute: engine must be one of {', '.join(ENGINES)}, got '{engine}'")
@@ -71,7 +73,9 @@ def attribute(
         local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict)
         logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
         rows = _Rows(lens, local, logits, engine, batch_size, verbose)
-        chosen = rows.all_features() if max_feature_nodes is None else rows.by_influence(max_feature_nodes, update_interval)
+        chosen = (
+            rows.all_features() if max_feature_nodes is None else rows.by_influence(max_feature_nodes, update_interval)
+        )
         graph = assemble(local, logits, rows.edges, chosen, meta=_meta(lens, local, sets, prompt, logits))
     _must_add_up(graph, lens)
     return graph
@@ -114,7 +118,7 @@ class _Rows:
         return chosen
 
     def by_influence(self, limit: int, update_interval: int) -> Tensor:
-        """The `limit` features with the largest influence through the rows computed so far, ranked again every few batches."""
+        """The `limit` features of largest influence through the rows so far, ranked again every few batches."""
         done = torch.zeros(self.n_features, dtype=torch.bool)
         limit = min(limit, self.n_features)
         with tqdm(total=limit, desc="attribution", unit="feature", disable=not self.verbose) as bar:
@@ -148,6 +152,7 @@ def _must_add_up(graph: Graph, lens: Lens) -> None:
     allowed = CHECK_TOLERANCE.get(lens.dtype, 5e-2)
     if not error <= allowed:
         raise ValueError(
-            f"attribute: the edges of a target miss its pre-activation by {error:.1e} of their size (allowed {allowed:.0e} in "
-            f"{lens.dtype}); something in {lens.model_name} is not frozen or not linear, so this graph would be wrong"
+            f"attribute: the edges of a target miss its pre-activation by {error:.1e} of their size "
+            f"(allowed {allowed:.0e} in {lens.dtype}); something in {lens.model_name} is not frozen "
+            "or not linear, so this graph would be wrong"
         )

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
+from pullback.attribution.names import node_ids
+from pullback.attribution.nodes import FEATURE, KINDS, LOGIT, OWN, Nodes
 
 if TYPE_CHECKING:
     import pandas as pd
-
-KINDS = ("embedding", "position", "feature", "error", "bias", "own", "logit")
-EMBEDDING, POSITION, FEATURE, ERROR, BIAS, OWN, LOGIT = range(len(KINDS))
-BIAS_KINDS = ("mlp", "attn")
 
 
 class Scores(NamedTuple):
@@ -31,39 +29,12 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """A table with one entry per node, in this order: embeddings, positions, features, errors, biases, own leaves, logits.
-
-    kind: index into KINDS. layer: -1 for embeddings and positions, n_layers for logits; an own leaf has its target's.
-    feature: feature id; vocabulary id of embeddings and logits; index into BIAS_KINDS of biases; target node of own
-    leaves; -1 else. activation: z, logit probability, error norm, 1 for the rest. preactivation: h, or the demeaned
-    logit; nan for the rest.
-    """
-
-    kind: Tensor  # (n) int8
-    layer: Tensor  # (n) int32
-    pos: Tensor  # (n) int32
-    feature: Tensor  # (n) int64
-    activation: Tensor  # (n)
-    preactivation: Tensor  # (n)
-
-    def __len__(self) -> int:
-        return self.kind.shape[0]
-
-    def __getitem__(self, which: Tensor) -> Nodes:
-        return Nodes(*(getattr(self, f)[which] for f in NODE_FIELDS))
-
-
-NODE_FIELDS = ("kind", "layer", "pos", "feature", "activation", "preactivation")
-
-
-@dataclass(frozen=True)
 class Graph:
     """An attribution graph of one prompt.
 
     Row t of the CSR (indptr, sources, weights) holds the edges into node t; weight = contribution of the source to the
-    target's pre-activation (a logit's: to the demeaned logit). `dropped` (n_nodes) is the signed mass that a node limit,
-    zeroed positions or pruning took away, so every target's edges and dropped mass sum to its pre-activation.
+    target's pre-activation (a logit's: to the demeaned logit). `dropped` (n_nodes) is the signed mass that a node
+    limit, zeroed positions or pruning took away, so every target's edges and dropped mass sum to its pre-activation.
     """
 
     nodes: Nodes
@@ -103,14 +74,12 @@ class Graph:
 
     def node_ids(self) -> list[str]:
         """Names of nodes, as in the graph JSON (FORMATS.md a)."""
-        from pullback.attribution.names import node_ids
-
-        return node_ids(self)
+        return node_ids(self.nodes)
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
     def check(self) -> float:
-        """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over all targets: 0 for an exact graph."""
+        """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over targets: 0 if exact (O1)."""
         targets = self.of_kind(FEATURE, LOGIT)
         sums = inf.sum_rows(self, self.weights)
         mass = inf.sum_rows(self, self.weights.abs())
@@ -183,7 +152,8 @@ class Graph:
     # ---- out ------------------------------------------------------------------------------------------------------
 
     def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(nodes, edges): id, kind, layer, pos, feature, token, activation, preactivation, influence; source, target, weight."""
+        """(nodes, edges), with columns id, kind, layer, pos, feature, token, activation, preactivation, influence and
+        source, target, weight."""
         import pandas as pd
 
         ids = np.array(self.node_ids(), dtype=object)

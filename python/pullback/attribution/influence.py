@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pullback.attribution.nodes import BIAS, EMBEDDING, ERROR, OWN, POSITION
+
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
 
@@ -31,8 +33,6 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
 
 def counts_in_scores(graph: Graph) -> Tensor:
     """Mask of the nodes that circuit-tracer knows: embeddings, features, errors, logits."""
-    from pullback.attribution.graph import BIAS, OWN, POSITION
-
     return ~graph.of_kind(BIAS, OWN, POSITION)
 
 
@@ -65,8 +65,6 @@ def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
-    from pullback.attribution.graph import EMBEDDING, ERROR
-
     shares = normalized(graph, bias=bias)
     weight = graph.logit_weights.double()
     influence = propagate(graph, shares, weight)

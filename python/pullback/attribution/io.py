@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from pullback._util.atomic import atomic_save
-from pullback.attribution.graph import NODE_FIELDS, Graph, Nodes
+from pullback.attribution.graph import Graph
+from pullback.attribution.nodes import NODE_FIELDS, Nodes
 
 FORMAT = "pullback-graph"
 VERSION = 1
@@ -42,7 +43,9 @@ def load(path: str | PathLike[str]) -> Graph:
     if header.get("format") != FORMAT:
         raise ValueError(f"{os.fspath(path)} holds no pullback graph (its header says {header.get('format')!r})")
     if int(header["version"]) > VERSION:
-        raise ValueError(f"{os.fspath(path)} is graph format {header['version']}; this pullback reads up to {VERSION}: upgrade it")
+        raise ValueError(
+            f"{os.fspath(path)} is graph format {header['version']}; this pullback reads up to {VERSION}: upgrade it"
+        )
     wanted = {f"nodes.{f}" for f in NODE_FIELDS} | set(EDGE_FIELDS)
     if missing := sorted(wanted - set(tensors)):
         raise ValueError(f"{os.fspath(path)} lacks {', '.join(missing)}")

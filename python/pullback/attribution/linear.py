@@ -1,4 +1,4 @@
-"""The linear engine: edges by pulling target vectors down the frozen model, without autograd and without copies of the prompt."""
+"""The linear engine: target vectors pulled down the frozen model, without autograd and without copies of the prompt."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _contract_mlp(local: LocalModel, i: int, G: Tensor, edges: Tensor, zeroed: T
 
 
 def _into_mlp_stream(local: LocalModel, i: int, targets: Targets, R: Tensor, alive: int) -> tuple[Tensor, int]:
-    """Gradient that enters the stream at the MLP's input: skip connections, and the targets of this layer, (P, alive', d)."""
+    """Gradient entering the stream at the MLP's input: skip connections and this layer's targets, (P, alive', d)."""
     layer = local.trace.layers[i]
     below = alive + int((targets.layer == i).sum())
     M = R.new_zeros(R.shape[0], below, R.shape[2])
@@ -97,7 +97,7 @@ def _into_mlp_stream(local: LocalModel, i: int, targets: Targets, R: Tensor, ali
 
 
 def ov_pullback(layer: LayerTrace, A: Tensor) -> Tensor:
-    """Gradient at attention's output (P, B, d) -> at the stream it reads, through W_O, pattern, W_V and ln1, all frozen."""
+    """Gradient at attention's output (P, B, d) -> at the stream it reads, through frozen W_O, pattern, W_V and ln1."""
     w = layer.weights
     H, d_head, d = w.W_O.shape
     K = w.W_V.shape[0]

@@ -43,7 +43,7 @@ class LocalModel:
 
 
 class Layout:
-    """Where each source node stands: embeddings, positions, features (layer, position, id), errors, MLP and attention biases."""
+    """Where sources stand: embeddings, positions, features (layer, position, id), errors, MLP and attention biases."""
 
     def __init__(self, local: LocalModel) -> None:
         T, L = local.n_pos, local.n_layers
@@ -87,7 +87,9 @@ def local_model(
     inputs = {i: t.layers[i].read(sets.hook_in(i)) for i in sets.layers}
     for i, x in inputs.items():
         if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt")
+            raise ValueError(
+                f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
+            )
     acts = {i: _at_positions(sets.encode(i, x), keep) for i, x in inputs.items()}
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pullback.attribution.graph import Graph
+from pullback.attribution.nodes import BIAS, BIAS_KINDS, EMBEDDING, ERROR, LOGIT, OWN, POSITION, Nodes
 
 
-def node_ids(graph: Graph) -> list[str]:
+def node_ids(n: Nodes) -> list[str]:
     """`{l}_{feature}_{pos}`, `{l}_-1_{pos}`, `E_{vocab}_{pos}`, `P_{pos}`, `{l}_bias_{kind}_{pos}`, `own_{target}`,
     `{n_layers + 1}_{vocab}_{pos}`."""
-    from pullback.attribution.graph import BIAS, BIAS_KINDS, EMBEDDING, ERROR, LOGIT, OWN, POSITION
-
-    n = graph.nodes
     columns = zip(n.kind.tolist(), n.layer.tolist(), n.pos.tolist(), n.feature.tolist(), strict=True)
     names: list[str] = []
     own: list[tuple[int, int]] = []

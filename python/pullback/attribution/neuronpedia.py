@@ -11,16 +11,17 @@ from typing import Any
 
 from pullback import viz
 from pullback._util.atomic import atomic_save
-from pullback.attribution import graph as g
+from pullback.attribution import nodes as k
+from pullback.attribution.graph import Graph
 
 FEATURE_TYPES = {
-    g.EMBEDDING: "embedding",
-    g.POSITION: "bias",
-    g.FEATURE: "cross layer transcoder",  # the name viewers know, for per-layer transcoders too
-    g.ERROR: "mlp reconstruction error",
-    g.BIAS: "bias",
-    g.OWN: "bias",
-    g.LOGIT: "logit",
+    k.EMBEDDING: "embedding",
+    k.POSITION: "bias",
+    k.FEATURE: "cross layer transcoder",  # the name viewers know, for per-layer transcoders too
+    k.ERROR: "mlp reconstruction error",
+    k.BIAS: "bias",
+    k.OWN: "bias",
+    k.LOGIT: "logit",
 }
 
 
@@ -30,7 +31,7 @@ def cantor(layer: int, feature: int) -> int:
 
 
 def to_neuronpedia(
-    graph: g.Graph, path: str | PathLike[str] | None, labels: Mapping[str, str], metadata: dict[str, Any]
+    graph: Graph, path: str | PathLike[str] | None, labels: Mapping[str, str], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """The payload, with names of features by node id and further metadata (`slug`, `scan`, `info`, ...)."""
     replacement, completeness = graph.meta.get("scores") or graph.scores()
@@ -68,15 +69,22 @@ def _finite(value: float) -> float | None:
     return value if value == value else None
 
 
-def _nodes(graph: g.Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     n = graph.nodes
     ids = graph.node_ids()
     share = graph.cumulative_influence().tolist()
     logit_labels = iter(graph.meta["logit_labels"])
     nodes = []
-    columns = (n.kind.tolist(), n.layer.tolist(), n.pos.tolist(), n.feature.tolist(), n.activation.tolist(), n.preactivation.tolist())
+    columns = (
+        n.kind.tolist(),
+        n.layer.tolist(),
+        n.pos.tolist(),
+        n.feature.tolist(),
+        n.activation.tolist(),
+        n.preactivation.tolist(),
+    )
     for i, (kind, layer, pos, feature, activation, preactivation) in enumerate(zip(*columns, strict=True)):
-        label = next(logit_labels) if kind == g.LOGIT else ""
+        label = next(logit_labels) if kind == k.LOGIT else ""
         nodes.append(
             {
                 "node_id": ids[i],
@@ -84,64 +92,62 @@ def _nodes(graph: g.Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
                 "layer": _layer_field(kind, layer),
                 "ctx_idx": pos,
                 "feature_type": FEATURE_TYPES[kind],
-                "token_prob": activation if kind == g.LOGIT else 0.0,
-                "is_target_logit": kind == g.LOGIT,
+                "token_prob": activation if kind == k.LOGIT else 0.0,
+                "is_target_logit": kind == k.LOGIT,
                 "run_idx": 0,
                 "reverse_ctx_idx": 0,
                 "jsNodeId": _js_id(kind, layer, pos, feature, ids[i]),
                 # Viewers split a logit's label at "(p=".
-                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == g.LOGIT else labels.get(ids[i], ""),
+                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == k.LOGIT else labels.get(ids[i], ""),
                 "influence": share[i],
                 "activation": activation,
                 "preactivation": _finite(preactivation),
-                "kind": g.KINDS[kind],
+                "kind": k.KINDS[kind],
             }
         )
     return nodes
 
 
 def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
-    if kind == g.FEATURE:
+    if kind == k.FEATURE:
         return cantor(layer, feature)
-    return {g.EMBEDDING: pos, g.ERROR: -1, g.LOGIT: feature}.get(kind)
+    return {k.EMBEDDING: pos, k.ERROR: -1, k.LOGIT: feature}.get(kind)
 
 
 def _layer_field(kind: int, layer: int) -> str:
-    if kind in (g.EMBEDDING, g.POSITION):
+    if kind in (k.EMBEDDING, k.POSITION):
         return "E"
-    return str(layer + 1) if kind == g.LOGIT else str(layer)
+    return str(layer + 1) if kind == k.LOGIT else str(layer)
 
 
 def _js_id(kind: int, layer: int, pos: int, feature: int, node_id: str) -> str:
-    if kind == g.FEATURE:
+    if kind == k.FEATURE:
         return f"{layer}_{feature}-0"
-    if kind == g.ERROR:
+    if kind == k.ERROR:
         return f"{layer}_-1-{pos}"
-    if kind == g.EMBEDDING:
+    if kind == k.EMBEDDING:
         return f"E_{feature}-{pos}"
-    return f"L_{feature}-{pos}" if kind == g.LOGIT else node_id
+    return f"L_{feature}-{pos}" if kind == k.LOGIT else node_id
 
 
-def _links(graph: g.Graph) -> list[dict[str, Any]]:
+def _links(graph: Graph) -> list[dict[str, Any]]:
     ids = graph.node_ids()
     columns = zip(graph.sources.tolist(), graph.rows().tolist(), graph.weights.tolist(), strict=True)
     return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in columns]
 
 
-def _payload(graph: g.Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
+def _payload(graph: Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
     payload = to_neuronpedia(graph, None, labels, {})
     payload["qParams"]["pinnedIds"] = list(pinned)
     return payload
 
 
-def to_html(
-    graph: g.Graph, path: str | PathLike[str] | None, pinned: Iterable[str], labels: Mapping[str, str]
-) -> str:
+def to_html(graph: Graph, path: str | PathLike[str] | None, pinned: Iterable[str], labels: Mapping[str, str]) -> str:
     page = viz.graph_page(_payload(graph, pinned, labels))
     if path is not None:
         atomic_save(Path(path), page.encode())
     return page
 
 
-def notebook_html(graph: g.Graph) -> str:
+def notebook_html(graph: Graph) -> str:
     return viz.notebook_html(_payload(graph, (), {}))

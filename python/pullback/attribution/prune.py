@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
+from pullback.attribution.nodes import EMBEDDING, FEATURE, LOGIT
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
 
 
 def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
-    """Keep the nodes that carry `node_threshold` of influence, of their edges those that carry `edge_threshold`, and then
-    only features and errors that still lead somewhere (and features that still come from somewhere)."""
+    """Keep the nodes that carry `node_threshold` of influence and, of their edges, those that carry `edge_threshold`;
+    then only features and errors that still lead somewhere, and features that still come from somewhere."""
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 <= value <= 1:
             raise ValueError(f"prune: {name} must lie in [0, 1], got {value}")
@@ -43,8 +44,6 @@ def _kept(values: Tensor, competes: Tensor, threshold: float) -> Tensor:
 
 def _kept_nodes(graph: Graph, threshold: float) -> Tensor:
     """Bias, position and own leaves do not compete: circuit-tracer has none."""
-    from pullback.attribution.graph import EMBEDDING, LOGIT
-
     keep = _kept(inf.node_influence(graph), inf.counts_in_scores(graph), threshold)
     return keep | graph.of_kind(EMBEDDING, LOGIT)
 
@@ -54,9 +53,7 @@ def _kept_edges(graph: Graph, threshold: float) -> Tensor:
 
 
 def _connected(graph: Graph, kept_edges: Tensor) -> Tensor:
-    """Nodes that remain once features and errors without outgoing edges, and features without incoming ones, are gone."""
-    from pullback.attribution.graph import EMBEDDING, FEATURE, LOGIT
-
+    """What remains once features and errors without outgoing edges, and features without incoming ones, are gone."""
     rows, sources = graph.rows(), graph.sources.long()
     feature = graph.of_kind(FEATURE)
     always = graph.of_kind(EMBEDDING, LOGIT)

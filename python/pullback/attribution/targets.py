@@ -34,7 +34,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class LogitTargets:
-    """The logits to explain, at one position: token ids (K), labels, probabilities (K), directions (d, K) after ln_final."""
+    """The logits to explain at one position: token ids (K), probabilities (K), directions (d, K) after ln_final."""
 
     tokens: Tensor
     labels: list[str]
@@ -46,9 +46,13 @@ class LogitTargets:
 
 
 def salient_logits(
-    lens: Lens, local: LocalModel, max_n_logits: int, desired_logit_prob: float, chosen: Sequence[int | str] | Tensor | None
+    lens: Lens,
+    local: LocalModel,
+    max_n_logits: int,
+    desired_logit_prob: float,
+    chosen: Sequence[int | str] | Tensor | None,
 ) -> LogitTargets:
-    """The fewest top tokens at the last position that reach `desired_logit_prob`, at most `max_n_logits`; or the chosen ones.
+    """The fewest top tokens at the last position that reach `desired_logit_prob`, at most `max_n_logits`; or `chosen`.
 
     Directions are unembedding columns minus the mean column, so that a value is a demeaned logit (before any soft cap).
     """
@@ -59,7 +63,8 @@ def salient_logits(
     if chosen is None:
         if max_n_logits < 1 or not 0 < desired_logit_prob <= 1:
             raise ValueError(
-                f"attribute: max_n_logits must be at least 1 and desired_logit_prob in (0, 1], got {max_n_logits}, {desired_logit_prob}"
+                "attribute: max_n_logits must be at least 1 and desired_logit_prob in (0, 1], got "
+                f"{max_n_logits}, {desired_logit_prob}"
             )
         top = torch.topk(probabilities, min(max_n_logits, probabilities.numel()))
         reached = torch.cumsum(top.values, 0) < desired_logit_prob
@@ -86,7 +91,9 @@ def _token_ids(lens: Lens, chosen: Sequence[int | str] | Tensor) -> Tensor:
     else:
         ids = torch.tensor([c if isinstance(c, int) else _single_token(lens, c) for c in chosen], dtype=torch.long)
     if ids.numel() == 0:
-        raise ValueError("attribute: attribution_targets is empty; give at least one token, or None for the likely ones")
+        raise ValueError(
+            "attribute: attribution_targets is empty; give at least one token, or None for the likely ones"
+        )
     if int(ids.min()) < 0 or int(ids.max()) >= lens.d_vocab:
         raise ValueError(f"attribute: target tokens must lie in 0..{lens.d_vocab - 1}, got {ids.tolist()}")
     return ids.to(lens.device)
@@ -127,6 +134,9 @@ def feature_batch(local: LocalModel, chosen: Tensor) -> Targets:
         parts.append((here.nonzero()[:, 0], Targets(torch.full_like(at, i), acts.rows()[at], rows, own)))
     order = torch.cat([where for where, _ in parts])
     joined = Targets(
-        *(torch.cat([getattr(p, f) for _, p in parts]) for f in ("layer", "pos", "vectors", "own"))  # type: ignore[arg-type]
+        layer=torch.cat([p.layer for _, p in parts]),
+        pos=torch.cat([p.pos for _, p in parts]),
+        vectors=torch.cat([p.vectors for _, p in parts]),
+        own=torch.cat([p.own for _, p in parts]),
     )
     return joined[torch.argsort(order)]

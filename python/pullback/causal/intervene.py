@@ -140,6 +140,6 @@ def _by_layer(sets: TranscoderSet, T: int, interventions: Sequence[Intervention]
             raise ValueError(f"intervene: the value of feature {feature} must be finite, got {value}")
         place = (pos % T, feature)
         if place in wanted.setdefault(layer, {}):
-            raise ValueError(f"intervene: layer {layer}, position {pos}, feature {feature} is set twice")
+            raise ValueError(f"intervene: layer {layer}, position {place[0]}, feature {feature} is set twice")
         wanted[layer][place] = value
     return {layer: [(p, f, v) for (p, f), v in places.items()] for layer, places in wanted.items()}

@@ -39,6 +39,10 @@ def _transformer_lens_version() -> str:
         return "unknown"
 
 
+def _bfloat16_bytes(weight: Tensor) -> bytes:
+    return weight.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes()
+
+
 class Lens:
     """Adapter over `TransformerBridge` (TransformerLens 3.9 and later) and `HookedTransformer` (3.x).
 
@@ -64,6 +68,7 @@ class Lens:
         self.n_ctx: int = int(cfg.n_ctx)
         self.gated: bool = bool(getattr(cfg, "gated_mlp", False))
         self.model_name: str = str(getattr(cfg, "model_name", None) or "unnamed")
+        self._fingerprints: dict[int, tuple[object, str]] = {}
 
     # ---- what the model is ----------------------------------------------------------------------------------
 
@@ -146,15 +151,22 @@ class Lens:
         return measure_parallel(self)
 
     def fingerprint(self, layer: int) -> str | None:
-        """sha256 of the layer's MLP input weight rounded to bfloat16: the same through float32, float64 and bfloat16."""
+        """sha256 of the layer's MLP input weight rounded to bfloat16: the same through float32, float64 and bfloat16.
+
+        Kept for as long as the weight is the same tensor with the same content, as far as its version and a sample tell.
+        """
         weight = mlp_input_weight(self.model, layer)
         if weight is None:
             return None
-        raw = weight.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes()
-        return hashlib.sha256(raw).hexdigest()
+        version = 0 if weight.is_inference() else weight._version
+        sample = _bfloat16_bytes(weight[tuple(slice(None, None, max(1, n // 64)) for n in weight.shape)])
+        key = (weight.data_ptr(), version, weight.dtype, weight.shape, sample)
+        if layer not in self._fingerprints or self._fingerprints[layer][0] != key:
+            self._fingerprints[layer] = key, hashlib.sha256(_bfloat16_bytes(weight)).hexdigest()
+        return self._fingerprints[layer][1]
 
-    def reading(self, layer: int) -> ModelReading:
-        """How this model is read at one layer: what a transcoder trained here records."""
+    def reading(self, layer: int | None) -> ModelReading:
+        """How this model is read at one layer: what a transcoder trained here records. None: at whichever layer."""
         return ModelReading(
             model_name=self.model_name,
             n_layers=self.n_layers,
@@ -165,7 +177,7 @@ class Lens:
             parallel=self.parallel,
             tl_version=_transformer_lens_version(),
             layer=layer,
-            mlp_fingerprint=self.fingerprint(layer),
+            mlp_fingerprint=None if layer is None else self.fingerprint(layer),
         )
 
     # ---- sites --------------------------------------------------------------------------------------------------
@@ -176,10 +188,12 @@ class Lens:
             raise ValueError(f"lens: hook_in must be one of {', '.join(INPUT_SITES)}, got '{hook_in}'")
         if hook_in == "hook_resid_mid" and self.parallel:
             raise ValueError(f"lens: {self.model_name} has parallel blocks and so no hook_resid_mid; use mlp.hook_in")
-        name = f"blocks.{layer}.{hook_in}"
-        if hook_in == "ln2.hook_out" and name not in rec.hook_names(self.model):
-            return f"blocks.{layer}.mlp.hook_in"
-        return name
+        name, behind_norm = f"blocks.{layer}.{hook_in}", f"blocks.{layer}.mlp.hook_in"
+        if name == behind_norm or name in rec.hook_names(self.model):
+            return name
+        if hook_in == "ln2.hook_out":
+            return behind_norm
+        raise ValueError(f"lens: {self.model_name} has no hook '{name}' (its norm is {self.norm}); use mlp.hook_in")
 
     def output_site(self, layer: int, hook_out: str) -> str:
         if hook_out not in OUTPUT_SITES:

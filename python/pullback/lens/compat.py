@@ -19,6 +19,7 @@ def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) ->
     vocabulary), for a fine-tuned sibling of the model that the transcoders were trained on; shapes, hooks and norms are
     compared always.
     """
+    here = lens.reading(None)
     for layer in sets.layers:
         if not 0 <= layer < lens.n_layers:
             raise ValueError(
@@ -34,11 +35,10 @@ def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) ->
         lens.input_site(layer, sets.hook_in(layer))
         lens.output_site(layer, sets.hook_out(layer))
         if tc.reading is not None:
-            _compare(lens, layer, sets.hook_in(layer), tc.reading, strict)
+            _compare(lens, layer, sets.hook_in(layer), tc.reading, here, strict)
 
 
-def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, strict: bool) -> None:
-    here = lens.reading(layer)
+def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, here: ModelReading, strict: bool) -> None:
     if trained.norm != here.norm:
         raise _mismatch(layer, f"was trained behind a {trained.norm} norm, and {lens.model_name} has {here.norm}")
     if trained.parallel != here.parallel:
@@ -62,8 +62,9 @@ def _same_mlp(lens: Lens, layer: int, trained: ModelReading, here: ModelReading)
     if trained.layer not in (None, layer):
         raise _mismatch(layer, f"was trained at layer {trained.layer}; {otherwise}")
     # Folding rewrites W_in, so fingerprints compare only between equal foldings; sizes compare always.
-    if trained.folded == here.folded and None not in (trained.mlp_fingerprint, here.mlp_fingerprint):
-        if trained.mlp_fingerprint != here.mlp_fingerprint:
+    fingerprint = lens.fingerprint(layer) if trained.folded == here.folded else None
+    if None not in (trained.mlp_fingerprint, fingerprint):
+        if trained.mlp_fingerprint != fingerprint:
             raise _mismatch(
                 layer, f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; {otherwise}"
             )

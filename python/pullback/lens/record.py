@@ -67,9 +67,9 @@ def evaluating(model: Any) -> Iterator[None]:
 
     A frozen run is compared with the run it was frozen at: two draws of dropout would be two models.
     """
-    # The bridge keeps the model it wraps outside its own module tree.
+    # The bridge keeps the model it wraps outside its own module tree. Walking either costs as much as a small layer.
     roots = [m for m in (model, getattr(model, "original_model", None)) if isinstance(m, torch.nn.Module)]
-    training = [m for root in roots for m in root.modules() if m.training]
+    training = [m for root in roots if root.training for m in root.modules() if m.training]
     for module in training:
         module.training = False
     try:

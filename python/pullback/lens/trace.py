@@ -147,19 +147,19 @@ def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
         error = relative_error(ours, theirs, floor)
         if not error <= tolerance(lens.dtype):
             raise ValueError(
-                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differs from the model's by "
+                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the model's by "
                 f"{error:.1e} of its largest value. This architecture is not supported yet"
             )
 
     stream = t.embed if t.pos_embed is None else t.embed + t.pos_embed
     for i, layer in enumerate(t.layers):
-        must_equal(stream, layer.x_pre, f"the stream entering block {i}")
+        must_equal(stream, layer.x_pre, f"the activations entering block {i}")
         w = layer.weights
         attended = w.attend(layer.pattern, w.values(w.ln1(layer.x_pre, layer.ln1_scale))) + w.b_O
         # Attention may write nothing but rounding noise: then a hundredth of the stream is what to measure it by.
-        must_equal(attended, layer.attn_out, f"the output of attention {i}", float(layer.x_pre.abs().max()) / 100)
-        must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the input of MLP {i}")
+        must_equal(attended, layer.attn_out, f"the outputs of attention {i}", float(layer.x_pre.abs().max()) / 100)
+        must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the inputs of MLP {i}")
         stream = at[f"blocks.{i}.hook_resid_post"]
-        must_equal(layer.x_pre + layer.attn_out + layer.mlp_out, stream, f"the stream leaving block {i}")
+        must_equal(layer.x_pre + layer.attn_out + layer.mlp_out, stream, f"the activations leaving block {i}")
     cap = lens.logit_soft_cap
     must_equal(t.logits if cap is None else cap * torch.tanh(t.logits / cap), logits, "the logits")

@@ -113,13 +113,14 @@ def read_norm(module: Any) -> Norm:
 def read_layer(model: Any, layer: int) -> LayerWeights:
     block = model.blocks[layer]
     attn = block.attn
-    W_V, W_O = attn.W_V.detach(), attn.W_O.detach()
+    # Under grouped heads HookedTransformer's W_V and b_V repeat what _W_V and _b_V hold once.
+    W_V, W_O = getattr(attn, "_W_V", attn.W_V).detach(), attn.W_O.detach()
     if W_V.ndim != 3 or W_O.ndim != 3:
         raise ValueError(
             f"lens: blocks.{layer}.attn must give W_V (n_kv, d_model, d_head) and W_O (n_heads, d_head, d_model), "
             f"got {list(W_V.shape)} and {list(W_O.shape)}"
         )
-    b_V = getattr(attn, "b_V", None)
+    b_V = getattr(attn, "_b_V", getattr(attn, "b_V", None))
     b_O = getattr(attn, "b_O", None)
     return LayerWeights(
         ln1=read_norm(getattr(block, "ln1", None)),

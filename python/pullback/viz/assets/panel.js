@@ -110,7 +110,7 @@ function drawHeading() {
   const prompt = metadata.prompt.trim() || tokens.map(visible).join(" ");
   $("prompt").textContent = clip(visible(title ?? prompt), 300);
   $("prompt").title = clip(visible(prompt), 1000);
-  const about = [metadata.scan, metadata.slug === prompt ? "" : metadata.slug, title ? clip(visible(prompt), 120) : ""];
+  const about = [visible(metadata.scan), title ? clip(visible(prompt), 120) : ""];
   $("source").textContent = about.filter(Boolean).join(" · ");
   const scores = metadata.scores ?? {};
   const entries = [

@@ -294,12 +294,18 @@ def evaluation_prompts(task: str, n: int = 256, seed: int = 0) -> Batch:
 
 
 def training_batches(
-    seed: int = 0, n_batches: int | None = None, *, n_hops: int = 24, n_induction: int = 20, n_others: int = 10
+    seed: int = 0,
+    n_batches: int | None = None,
+    *,
+    n_hops: int = 24,
+    n_induction: int = 20,
+    n_others: int = 10,
+    include_bos: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token batches for training transcoders: (tokens (B, T), mask (B, T)), about 970 masked-in tokens each.
+    """Token batches for training transcoders: (tokens (B, T), mask (B, T)), about 1,100 masked-in tokens each.
 
-    Endless when `n_batches` is None. Drawn from the training side of every split: in particular the twelve held-out
-    cities never stand in a two-hop prompt.
+    The mask leaves out padding, and <bos> unless `include_bos`. Endless when `n_batches` is None. Drawn from the
+    training side of every split: the twelve held-out cities never stand in a two-hop prompt.
     """
     generator = torch.Generator().manual_seed(seed)
     for _ in itertools.count() if n_batches is None else range(n_batches):
@@ -311,7 +317,7 @@ def training_batches(
             brackets(n_others, generator),
         ]
         tokens = stack_tokens([part.tokens for part in parts])
-        yield tokens, real_tokens(tokens)
+        yield tokens, tokens != PAD_ID if include_bos else real_tokens(tokens)
 
 
 def stack_tokens(blocks: list[Tensor]) -> Tensor:

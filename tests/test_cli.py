@@ -1,0 +1,88 @@
+"""The command line as a newcomer types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pullback import cli
+from pullback.attribution import Graph
+
+PROMPT = "the capital of the state containing dallas is"
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    script = "import sys; from pullback import cli; sys.argv = ['pullback', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n"
+    script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert all(command in out for command in ("demo", "train", "eval", "graph", "doctor"))
+
+
+def test_doctor_says_which_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    from pullback import ops
+
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert ops.isa() in said
+    assert "torch" in said
+
+
+def test_graph_writes_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("g.html", "g.json", "g.safetensors"):
+        assert cli.main(["graph", "tiny-mix", PROMPT, "--out", str(tmp_path / name)]) == 0
+    assert "every target sums to" in capsys.readouterr().out
+    assert json.loads((tmp_path / "g.json").read_text())["metadata"]["prompt"] == PROMPT
+    assert Graph.load(tmp_path / "g.safetensors").check() <= 1e-4
+    assert "austin" in (tmp_path / "g.html").read_text()
+
+
+def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "prompts.txt"
+    data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")
+    arguments = ["--d-sae", "64", "--k", "4", "--training-tokens", "300", "--train-batch-size-tokens", "50"]
+    out = tmp_path / "set"
+    assert cli.main(["train", "tiny-mix", "--data", str(data), "--out", str(out), "--layers", "0", "2", *arguments]) == 0
+    figures = tmp_path / "eval.json"
+    evaluate = ["eval", "tiny-mix", "--transcoders", str(out), "--data", str(data), "--json", str(figures)]
+    assert cli.main(evaluate) == 0
+    assert "CE recovered" in capsys.readouterr().out
+    assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["graph", "tiny-mix", " ", "--out", "g.html"], "prompt is empty"),
+        (["graph", "tiny-mix", "the capital of atlantis is", "--out", "g.html"], "atlantis"),
+        (["graph", "tiny-mix", "the " * 60, "--out", "g.html"], "reads at most 48"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.pdf"], "--out must end in"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--transcoders", "nowhere"], "nowhere"),
+        (["graph", "no/such-model", PROMPT, "--out", "g.html", "--transcoders", "x"], "no model 'no/such-model'"),
+        (["eval", "tiny-mix", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["demo", "--city", "atlantis", "--shipped", "--out", "d"], "does not know the city"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_status_2(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_option_is_argparses_to_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["graph", "tiny-mix"])
+    assert stop.value.code == 2
+    assert "PROMPT" in capsys.readouterr().err.upper()
