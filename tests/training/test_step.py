@@ -46,8 +46,7 @@ def test_loss_and_gradients_are_those_of_dense_autograd(k):
 
 
 def test_an_empty_slot_has_no_gradient():
-    """Where fewer than k pre-activations are positive, features in the empty slots must not move (PEERS 2.2, second
-    defect)."""
+    """Where fewer than k pre-activations are positive, features in the empty slots must not move."""
     step = TrainStep(4, 4, 8, k=8, lr=1e-2, auxk_alpha=0)
     step(rows(16, 4), rows(16, 4, seed=1))
     with torch.no_grad():

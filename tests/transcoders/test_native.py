@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pullback._util.atomic import previous_directory
@@ -140,6 +141,16 @@ def test_a_failed_save_leaves_the_old_set(make, saved, x, monkeypatch, where, er
     assert same(load_transcoders(directory), sets, x)
     assert os.listdir(directory.parent) == ["tc"]
     assert len(os.listdir(directory)) == 3
+
+
+def test_a_disk_that_fills_up_is_an_os_error(saved, x, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(native, "save_file", full)
+    with pytest.raises(OSError, match="could not write layer_0.* No space left on device.* intact"):
+        saved[1].save(saved[0])
+    assert same(load_transcoders(saved[0]), saved[1], x)
 
 
 def test_a_file_that_is_cut_off_is_named_with_its_size(saved):

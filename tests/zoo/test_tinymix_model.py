@@ -173,4 +173,4 @@ def test_make_writes_a_model_and_says_what_falls_short(tmp_path, capsys):
     load_lean(tmp_path)
     with pytest.raises(SystemExit):
         make.main(["tiny-mix", "--out", str(tmp_path), "--steps", "2"])
-    assert "already holds a model" in capsys.readouterr().err
+    assert "model.safetensors exists; give --out another folder" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from pullback.training.source import Tokens, activation_rows, bos_id, mixed, tok
 from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.transcoders import ModelReading, Transcoder, TranscoderSet
 
-BYTES_PER_WEIGHT = 4  # copies of each: weight, gradient, two moments of Adam
+COPIES_PER_WEIGHT = 4  # the weight, gradient, two moments of Adam
 REPORT_EVERY = 20
 
 
@@ -208,7 +208,7 @@ def _announce(config: TrainConfig, steps: dict[int, TrainStep]) -> None:
     tqdm.write(
         f"training {len(steps)} transcoders with {config.d_sae} features on "
         f"{config.training_tokens:,} tokens in {config.n_steps:,} steps; "
-        f"memory about {(BYTES_PER_WEIGHT * weights + 2 * buffered) / 2**20:,.0f} MiB beside the model"
+        f"memory about {(COPIES_PER_WEIGHT * weights + 2 * buffered) / 2**20:,.0f} MiB beside the model"
     )
 
 

@@ -109,7 +109,8 @@ class TranscoderSet(Mapping[int, Transcoder]):
         return self[l].hook_out
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TranscoderSet:
-        """The set on a device or in a dtype. This set stays as it is; transcoders that already fit are shared, not copied."""
+        """The set on a device or in a dtype. This set stays as it is; transcoders that already fit are shared, not
+        copied."""
 
         def fits(transcoder: Transcoder) -> bool:
             same_device = device is None or transcoder.device == torch.device(device)
@@ -125,7 +126,10 @@ class TranscoderSet(Mapping[int, Transcoder]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the native format: a directory with `config.yaml` and one safetensors file a layer.
 
-        All or nothing: if the save is interrupted or the disk is full, a set saved there before stays as it was.
+        All or nothing: if the save is interrupted or the disk is full, a set saved there before stays as it was; so
+        there must be room for both. Other files in the directory stay.
+
+        Raises: OSError of the file system.
         """
         from pullback.transcoders.formats import native
 

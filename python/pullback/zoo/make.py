@@ -1,7 +1,7 @@
 """Make the trained models of the zoo again.
 
     python -m pullback.zoo.make tiny-mix --out DIR                   the model (about three minutes, one CPU thread)
-    python -m pullback.zoo.make tiny-mix --out DIR --transcoders     the transcoders of the model in DIR
+    python -m pullback.zoo.make tiny-mix --out DIR --transcoders     the transcoders of the model in DIR (four minutes)
 
 The same seed, torch version, processor family and thread count give the same weights. An interrupted model run
 continues when the same command is given again.

@@ -42,7 +42,13 @@ def save(sets: TranscoderSet, path: str | os.PathLike[str]) -> None:
     """Write a set to directory `path`; see `TranscoderSet.save`."""
     with atomic_directory(path, manifest=CONFIG, owned=_is_ours) as staging:
         for layer, transcoder in sets.items():
-            save_file(_tensors(transcoder), staging / _file_name(layer))
+            try:
+                save_file(_tensors(transcoder), staging / _file_name(layer))
+            except SafetensorError as error:
+                # What a full disk looks like from there; callers expect the file system's own kind of error.
+                raise OSError(
+                    f"could not write {_file_name(layer)} for {path}: {error}; what was there is intact"
+                ) from error
         atomic_save(staging / CONFIG, yaml.safe_dump(_config(sets), sort_keys=False, allow_unicode=True))
 
 
