@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
-import torch
-from hypothesis import HealthCheck, settings
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub client is imported
+
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
     "quick",

@@ -16,7 +16,7 @@ PROMPT = "the capital of the state containing dallas is"
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
-    script = "import sys; from pullback import cli; sys.argv = ['pullback', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n"
+    script = "import sys\nfrom pullback import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert all(command in out for command in ("demo", "train", "eval", "graph", "doctor"))
@@ -45,7 +45,8 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")
     arguments = ["--d-sae", "64", "--k", "4", "--training-tokens", "300", "--train-batch-size-tokens", "50"]
     out = tmp_path / "set"
-    assert cli.main(["train", "tiny-mix", "--data", str(data), "--out", str(out), "--layers", "0", "2", *arguments]) == 0
+    where = ["--data", str(data), "--out", str(out)]
+    assert cli.main(["train", "tiny-mix", *where, "--layers", "0", "2", *arguments]) == 0
     figures = tmp_path / "eval.json"
     evaluate = ["eval", "tiny-mix", "--transcoders", str(out), "--data", str(data), "--json", str(figures)]
     assert cli.main(evaluate) == 0

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools import check_demo
 
 from pullback import demo
-from tools import check_demo
 
 
 @pytest.fixture(scope="module")

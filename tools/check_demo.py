@@ -1,29 +1,17 @@
 """Check what `pullback demo` wrote: the figures its report must hold, and the page in a real browser.
 
-python tools/check_demo.py demo-out
+python -m tools.check_demo demo-out
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=5000",
-)
+from tools.browser import FLAGS, binary
 
 
 def shortfalls(report: dict) -> list[str]:
@@ -51,11 +39,18 @@ def shortfalls(report: dict) -> list[str]:
 
 def rendered(page: Path) -> str:
     """The page's document after its scripts have run."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    browser = binary()
     if browser is None:
         raise SystemExit("no Chromium found: install it, for example with apt-get install chromium")
     with tempfile.TemporaryDirectory() as profile:
-        command = [browser, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.resolve().as_uri()]
+        command = [
+            browser,
+            *FLAGS,
+            "--virtual-time-budget=5000",
+            f"--user-data-dir={profile}",
+            "--dump-dom",
+            page.resolve().as_uri(),
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 

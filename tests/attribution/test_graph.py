@@ -126,7 +126,7 @@ def test_node_limit_keeps_the_influential_and_accounts_for_the_rest(limit: int) 
     assert small.check() <= 1e-9
     if n < int(full.of_kind(k.FEATURE).sum()) and n:
         assert float(small.dropped.abs().max()) > 0
-        kept = {i for i, k in zip(small.node_ids(), small.nodes.kind.tolist(), strict=True) if k == k.FEATURE}
+        kept = {i for i, kind in zip(small.node_ids(), small.nodes.kind.tolist(), strict=True) if kind == k.FEATURE}
         order = full.influence().argsort(descending=True)
         best = [full.node_ids()[i] for i in order.tolist() if full.nodes.kind[i] == k.FEATURE][: max(1, n // 4)]
         assert set(best) <= kept, "the most influential features must be among the chosen"

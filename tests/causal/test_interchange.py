@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pullback.causal import Swap, between_group_share, interchange, swap_scores
 from pullback.lens import as_lens
+from pullback.transcoders import BatchTopK, Transcoder, TranscoderSet
 from tests import models
 from tests.causal.exact import own_mlps, prompts, relu_model
 
@@ -101,11 +102,16 @@ def test_what_does_not_fit_is_said() -> None:
     refused(r"base position -1 is outside", Swap.features(0, -1, ALL))
     refused(r"need as many rows, got \[4, 6\] and \[3, 6\]", source=SOURCE[:3])
     refused("need as many rows", base=BASE[0])
-    refused("source: token id 99 is outside the vocabulary", source=SOURCE + 99 * (SOURCE == SOURCE.max()) - SOURCE * (SOURCE == SOURCE.max()))
+    refused(
+        "source: token id 99 is outside the vocabulary",
+        source=torch.full((4, 6), 99),
+    )
     refused("base has 13 tokens", base=torch.zeros(4, 13, dtype=torch.long))
     refused("selects among 40 features, but that layer has 24", Swap.features(0, 0, torch.ones(40, dtype=torch.bool)))
     refused("selects among 30 features", Swap.listed(0, 0, torch.tensor([0]), torch.tensor([3]), 30))
-    refused(r"two swaps set feature \d+ of layer 1 at position 2", Swap.features(1, 2, ALL), Swap.features(1, 2, ALL, 0))
+    refused(
+        r"two swaps set feature \d+ of layer 1 at position 2", Swap.features(1, 2, ALL), Swap.features(1, 2, ALL, 0)
+    )
     with pytest.raises(ValueError, match=r"chosen must be a mask \(F\) of bool, got torch.int64 \[2\]"):
         Swap.features(0, 0, torch.tensor([3, 4]))
     with pytest.raises(ValueError, match=r"ids must lie in 0\.\.23, got 5\.\.24"):
@@ -113,7 +119,33 @@ def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(ValueError, match="two vectors of one length"):
         Swap.listed(0, 0, torch.tensor([0]), torch.tensor([5, 6]), F)
     with pytest.raises(ValueError, match="other weights"):
-        interchange(models.native(seed=22, act_fn="relu"), models.random_set(as_lens(models.native(seed=23))), BASE, SOURCE, [])
+        interchange(
+            models.native(seed=22, act_fn="relu"), models.random_set(as_lens(models.native(seed=23))), BASE, SOURCE, []
+        )
+
+
+def test_features_that_depend_on_the_batch_are_refused() -> None:
+    lens = relu_model()
+    ids = torch.arange(4)
+
+    def batch_topk(threshold: float | None) -> TranscoderSet:
+        tc = own_mlps(lens)[0]
+        return TranscoderSet(
+            {
+                0: Transcoder(
+                    tc.W_enc, tc.b_enc, tc.W_dec, tc.b_dec, activation=BatchTopK(4, threshold), reading=tc.reading
+                )
+            }
+        )
+
+    swaps = [Swap.features(0, 3, ALL)]
+    for calls in (
+        lambda s: interchange(lens, s, BASE, SOURCE, swaps),
+        lambda s: swap_scores(lens, s, BASE, SOURCE, ids, ids, [0], 3),
+    ):
+        calls(batch_topk(0.1))
+        with pytest.raises(ValueError, match="BatchTopK of layer 0 has no threshold.*calibrate one"):
+            calls(batch_topk(None))
 
 
 # ---- eta squared -----------------------------------------------------------------------------------------------
@@ -161,13 +193,17 @@ def test_groups_must_fit() -> None:
 
 @pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-gqa-rotary-gated", "neox-parallel"])
 def test_swap_scores_are_derivatives(name: str) -> None:
-    """The score of a feature is its change times the mean slope of the logit difference along its decoder row, at both ends."""
+    """Score = change of the feature times the slope of the logit difference along its decoder row, mean of both ends."""
     lens = as_lens(models.build(name))
     sets = models.random_set(lens)
     target, other = torch.tensor([1, 2, 3, 4]), torch.tensor([9, 8, 7, 6])
     pos, layers, eps = 2, [2, 0], 1e-5
     pair, layer, feature, score = swap_scores(lens, sets, BASE, SOURCE, target, other, layers, pos)
-    z = {(i, which): sets.encode(i, lens.mlp_io(t, [i])[i][0][:, pos]).to_dense() for i in layers for which, t in enumerate((BASE, SOURCE))}
+    z = {
+        (i, which): sets.encode(i, lens.mlp_io(t, [i])[i][0][:, pos]).to_dense()
+        for i in layers
+        for which, t in enumerate((BASE, SOURCE))
+    }
     for i in layers:
         expected_places = ((z[i, 0] != 0) | (z[i, 1] != 0)).nonzero()
         ours = torch.stack([pair, feature], 1)[layer == i]

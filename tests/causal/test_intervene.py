@@ -68,7 +68,7 @@ def test_an_inactive_feature_can_be_switched_on() -> None:
     lens = relu_model()
     sets = own_mlps(lens)
     x, _ = lens.mlp_io(TOKENS[None], [0])[0]
-    h = (x[0, 2] @ sets[0].W_enc.T + sets[0].b_enc)
+    h = x[0, 2] @ sets[0].W_enc.T + sets[0].b_enc
     off = int(h.argmin())
     assert h[off] < 0
     ours = pb.intervene(lens, sets, TOKENS, [(0, 2, off, 1.5)], freeze=None)
@@ -76,7 +76,7 @@ def test_an_inactive_feature_can_be_switched_on() -> None:
 
 
 def test_later_layers_are_set_to_the_value_whatever_earlier_ones_did() -> None:
-    """z is taken in the run itself: with all of layer 1 given at a position, what layer 0 did there no longer shows in it."""
+    """z is taken in the run itself: with all of layer 1 given at a position, layer 0 no longer shows in it there."""
     lens = relu_model()
     sets = own_mlps(lens)
     everything = [(1, 4, f, 0.0) for f in range(sets[1].d_sae)]
@@ -125,7 +125,11 @@ def test_negative_positions_and_numbers_of_any_kind() -> None:
     lens = as_lens(models.build("gpt2"))
     sets = models.random_set(lens)
     expected = pb.intervene(lens, sets, TOKENS, [(1, 5, 3, 2.0)])
-    for place in ((1, -1, 3, 2), (np.int64(1), np.int32(-1), np.int64(3), np.float32(2)), tuple(torch.tensor([1, 5, 3, 2]))):
+    for place in (
+        (1, -1, 3, 2),
+        (np.int64(1), np.int32(-1), np.int64(3), np.float32(2)),
+        tuple(torch.tensor([1, 5, 3, 2])),
+    ):
         assert torch.equal(pb.intervene(lens, sets, TOKENS, [place]), expected)
 
 

@@ -35,7 +35,13 @@ def test_facts(name: str) -> None:
     lens = as_lens(models.build(name))
     facts = (lens.norm, lens.folded, lens.parallel, lens.n_kv_heads, lens.positional, lens.gated)
     assert facts == FACTS[name]
-    assert (lens.n_layers, lens.d_model, lens.d_vocab, lens.n_heads, lens.d_head) == (3, models.D_MODEL, models.VOCAB, 4, 4)
+    assert (lens.n_layers, lens.d_model, lens.d_vocab, lens.n_heads, lens.d_head) == (
+        3,
+        models.D_MODEL,
+        models.VOCAB,
+        4,
+        4,
+    )
     assert lens.rotary == (lens.positional == "rotary")
     assert lens.dtype == lens.compute_dtype == torch.float64
 

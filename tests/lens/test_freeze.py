@@ -14,7 +14,14 @@ from pullback.lens.freeze import freeze_edits, frozen_run
 from tests import models
 
 TOKENS = torch.randint(0, models.VOCAB, (6,), generator=torch.Generator().manual_seed(6))
-WIRINGS = ["LN-gqa-standard-plain", "RMS-gqa-rotary-gated", "LNPre-mha-rotary-plain", "neox-parallel", "llama", "gpt2-folded"]
+WIRINGS = [
+    "LN-gqa-standard-plain",
+    "RMS-gqa-rotary-gated",
+    "LNPre-mha-rotary-plain",
+    "neox-parallel",
+    "llama",
+    "gpt2-folded",
+]
 SITES = ["attn.hook_pattern", "ln1.hook_scale", "ln2.hook_scale", "hook_mlp_out", "hook_resid_post"]
 
 
@@ -79,8 +86,8 @@ def test_freezes_hold_in_lower_precision(dtype: torch.dtype, freeze: str | None)
 def without(kept: str):  # noqa: ANN202
     """Freezing edits of which those at one kind of site never reach the model: a hook that does not act."""
 
-    def edits(lens: Any, base: Any, freeze: str | None) -> list[tuple[str, rec.Edit]]:
-        return [(site, edit) for site, edit in freeze_edits(lens, base, freeze) if kept not in site]
+    def edits(base: Any, freeze: str | None) -> list[tuple[str, rec.Edit]]:
+        return [(site, edit) for site, edit in freeze_edits(base, freeze) if kept not in site]
 
     return edits
 

@@ -1,4 +1,4 @@
-"""The same lens, attribution and interventions on `HookedTransformer`, where the installed TransformerLens still has it."""
+"""Lens, attribution and interventions on `HookedTransformer`, where the installed TransformerLens still has it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ def test_traces_and_freezes_hold(name: str, freeze: str | None) -> None:
 @pytest.mark.parametrize("hook_in", ["mlp.hook_in", "ln2.hook_normalized", "ln2.hook_out", "hook_resid_mid"])
 def test_attribution_sums_and_both_engines_agree(name: str, hook_in: str) -> None:
     lens = lens_of(name)
-    impossible = (hook_in == "hook_resid_mid" and lens.parallel) or (hook_in == "ln2.hook_normalized" and lens.norm == "none")
+    impossible = (hook_in == "hook_resid_mid" and lens.parallel) or (
+        hook_in == "ln2.hook_normalized" and lens.norm == "none"
+    )
     if impossible:
         with pytest.raises(ValueError, match="no hook|parallel blocks"):
             pb.attribute(lens, models.random_set(lens, hook_in=hook_in), TOKENS)

@@ -89,7 +89,9 @@ def test_an_exception_inside_leaves_the_model_as_it_was(name: str) -> None:
     with pytest.raises(KeyError), lens.patch_mlp({0: lambda _x, y: 0 * y}):
         raise KeyError("between forward passes")
     with pytest.raises(ValueError, match="no hook"):
-        lens.record(TOKENS, [], [("blocks.0.hook_mlp_out", torch.zeros_like), ("blocks.9.hook_mlp_out", torch.zeros_like)])
+        lens.record(
+            TOKENS, [], [("blocks.0.hook_mlp_out", torch.zeros_like), ("blocks.9.hook_mlp_out", torch.zeros_like)]
+        )
     assert hooks_on(model) == hooks
     assert torch.equal(lens.logits(TOKENS), before)
 

@@ -23,7 +23,8 @@ def test_strings_get_bos_by_the_models_own_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [[3, 1, 4], (3, 1, 4), torch.tensor([3, 1, 4]), torch.tensor([[3, 1, 4]], dtype=torch.int32), np.array([3, 1, 4])]
+    "given",
+    [[3, 1, 4], (3, 1, 4), torch.tensor([3, 1, 4]), torch.tensor([[3, 1, 4]], dtype=torch.int32), np.array([3, 1, 4])],
 )
 def test_ids_are_taken_as_given(given: Any) -> None:
     tokens = as_lens(models.build("gpt2")).to_tokens(given)
@@ -31,7 +32,9 @@ def test_ids_are_taken_as_given(given: Any) -> None:
     assert tokens.dtype == torch.long
 
 
-@pytest.mark.parametrize("empty", ["", "  \n", [], torch.empty(0, dtype=torch.long), torch.empty(1, 0, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "empty", ["", "  \n", [], torch.empty(0, dtype=torch.long), torch.empty(1, 0, dtype=torch.long)]
+)
 def test_empty_prompts(empty: Any) -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         as_lens(models.build("gpt2")).to_tokens(empty)

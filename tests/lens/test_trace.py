@@ -13,7 +13,14 @@ from pullback.lens.structure import relative_error
 from tests import models
 
 TOKENS = torch.randint(0, models.VOCAB, (7,), generator=torch.Generator().manual_seed(5))
-WIRINGS = ["LN-gqa-standard-plain", "RMS-gqa-rotary-gated", "RMSPre-mha-standard-plain", "neox-parallel", "llama", "gpt2-folded"]
+WIRINGS = [
+    "LN-gqa-standard-plain",
+    "RMS-gqa-rotary-gated",
+    "RMSPre-mha-standard-plain",
+    "neox-parallel",
+    "llama",
+    "gpt2-folded",
+]
 
 
 @pytest.fixture
@@ -102,7 +109,9 @@ def test_a_module_that_does_more_than_its_weights_is_found(model: Any, part: str
     assert lens.parallel is False
     handle = model.get_submodule(part).register_forward_hook(scaled(1.01))
     try:
-        with pytest.raises(ValueError, match=f"is not linear here .*: {what} differ from the model's by .*not supported yet"):
+        with pytest.raises(
+            ValueError, match=f"is not linear here .*: {what} differ from the model's by .*not supported yet"
+        ):
             trace(lens, TOKENS)
     finally:
         handle.remove()
@@ -139,5 +148,3 @@ def test_dropout_does_not_reach_a_trace() -> None:
     a, b = (trace(as_lens(model), TOKENS) for _ in range(2))
     assert torch.equal(a.logits, b.logits)
     assert model.training
-
-

@@ -10,20 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    # Frames must share the page's virtual clock.
-    "--disable-features=IsolateSandboxedIframes",
-)
+from tools.browser import FLAGS, binary
 
 WATCH = """<script>
 const problems = [];
@@ -52,11 +39,6 @@ const setTo = (selector, value) => {
 const soon = () => new Promise((resolve) => setTimeout(resolve, 300));
 const shownIds = () => $$("#nodes .node").map((element) => element.dataset.id);
 """
-
-
-def binary() -> str | None:
-    """The path of a Chromium-like browser, or None."""
-    return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 def instrumented(page: str, script: str) -> str:

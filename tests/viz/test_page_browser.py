@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.browser import NAMES, binary
 
 from pullback.viz import graph_page, notebook_html
 from tests.viz import browser, payloads
 
-pytestmark = pytest.mark.skipif(
-    browser.binary() is None, reason=f"no browser: none of {', '.join(browser.NAMES)} is on the path"
-)
+pytestmark = pytest.mark.skipif(binary() is None, reason=f"no browser: none of {', '.join(NAMES)} is on the path")
 
 CAPITAL = payloads.capital()
 NODES = {node["node_id"]: node for node in CAPITAL["nodes"]}

@@ -13,7 +13,7 @@ from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
 from pullback.ops import SparseActivations, decode_csr
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import BatchTopK, TranscoderSet
 
 Selection = Callable[[Tensor, Tensor], Tensor]
 """(pair index (n), feature id (n)) -> mask (n): which features of which pair are swapped."""
@@ -34,7 +34,9 @@ class Swap:
     def features(layer: int, pos: int, chosen: Tensor, source_pos: int | None = None) -> Swap:
         """The same features for every pair: `chosen` is a mask over the layer's features, (F) bool."""
         if chosen.ndim != 1 or chosen.dtype != torch.bool:
-            raise ValueError(f"Swap.features: chosen must be a mask (F) of bool, got {chosen.dtype} {list(chosen.shape)}")
+            raise ValueError(
+                f"Swap.features: chosen must be a mask (F) of bool, got {chosen.dtype} {list(chosen.shape)}"
+            )
         source = pos if source_pos is None else source_pos
         return Swap(layer, pos, source, lambda _pair, ids: chosen.to(ids.device)[ids.long()], len(chosen))
 
@@ -42,11 +44,18 @@ class Swap:
     def listed(layer: int, pos: int, pairs: Tensor, ids: Tensor, n_features: int) -> Swap:
         """Features listed pair by pair: pairs (m), ids (m)."""
         if pairs.ndim != 1 or pairs.shape != ids.shape:
-            raise ValueError(f"Swap.listed: pairs and ids must be two vectors of one length, got {list(pairs.shape)}, {list(ids.shape)}")
+            raise ValueError(
+                "Swap.listed: pairs and ids must be two vectors of one length, got "
+                f"{list(pairs.shape)} and {list(ids.shape)}"
+            )
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n_features:
-            raise ValueError(f"Swap.listed: ids must lie in 0..{n_features - 1}, got {int(ids.min())}..{int(ids.max())}")
+            raise ValueError(
+                f"Swap.listed: ids must lie in 0..{n_features - 1}, got {int(ids.min())}..{int(ids.max())}"
+            )
         keys = pairs.long() * n_features + ids.long()
-        return Swap(layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys.to(f.device)), n_features)
+        return Swap(
+            layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys.to(f.device)), n_features
+        )
 
 
 def interchange(
@@ -61,8 +70,8 @@ def interchange(
         base, source: token ids (N, T) and (N, T').
 
     Raises:
-        ValueError: shapes, layers or positions that do not fit, a feature that two swaps set at one place, token ids the
-            model cannot read, transcoders of another model.
+        ValueError: shapes, layers or positions that do not fit, a feature that two swaps set at one place, token ids
+            that the model cannot read, transcoders of another model.
     """
     lens = as_lens(model)
     lens.check(sets, strict=strict)
@@ -90,7 +99,9 @@ def interchange(
                 thens = [given[layer, s.source_pos] for s in here]
                 _claimed_once(here, [now, *thens])
                 for swap, then in zip(here, thens, strict=True):
-                    delta = decode_csr(_selected(then, swap.select), W_dec) - decode_csr(_selected(now, swap.select), W_dec)
+                    delta = decode_csr(_selected(then, swap.select), W_dec) - decode_csr(
+                        _selected(now, swap.select), W_dec
+                    )
                     y[:, pos] += delta.to(y.dtype)
             return y
 
@@ -117,7 +128,8 @@ def _claimed_once(swaps: Sequence[Swap], acts: Sequence[SparseActivations]) -> N
     twice = sum(s.select(rows, ids).long() for s in swaps) > 1
     if isinstance(twice, Tensor) and bool(twice.any()):
         raise ValueError(
-            f"interchange: two swaps set feature {int(ids[twice][0])} of layer {swaps[0].layer} at position {swaps[0].base_pos}"
+            f"interchange: two swaps set feature {int(ids[twice][0])} of layer {swaps[0].layer} at position "
+            f"{swaps[0].base_pos}"
         )
 
 
@@ -133,7 +145,8 @@ def _selected(acts: SparseActivations, select: Selection) -> SparseActivations:
 def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap]) -> None:
     if base.ndim != 2 or source.ndim != 2 or base.shape[0] != source.shape[0]:
         raise ValueError(
-            f"interchange: base (N, T) and source (N, T') need as many rows, got {list(base.shape)} and {list(source.shape)}"
+            "interchange: base (N, T) and source (N, T') need as many rows, got "
+            f"{list(base.shape)} and {list(source.shape)}"
         )
     _check_layers("interchange", sets, [s.layer for s in swaps])
     for s in swaps:
@@ -142,7 +155,8 @@ def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Sw
                 raise ValueError(f"interchange: {name} position {pos} is outside 0..{T - 1}")
         if s.n_features not in (None, sets[s.layer].d_sae):
             raise ValueError(
-                f"interchange: a swap at layer {s.layer} selects among {s.n_features} features, but that layer has {sets[s.layer].d_sae}"
+                f"interchange: a swap at layer {s.layer} selects among {s.n_features} features, but that layer has "
+                f"{sets[s.layer].d_sae}"
             )
 
 
@@ -150,15 +164,23 @@ def _check_layers(caller: str, sets: TranscoderSet, layers: Sequence[int]) -> No
     for layer in layers:
         if layer not in sets:
             raise ValueError(f"{caller}: no transcoder for layer {layer}; the set has layers {sets.layers}")
+        activation = sets[layer].activation
+        if isinstance(activation, BatchTopK) and activation.threshold is None:
+            raise ValueError(
+                f"{caller}: the BatchTopK of layer {layer} has no threshold, so a pair's features would depend on the "
+                "other pairs in the batch; calibrate one (BatchTopK(k, threshold))"
+            )
 
 
 def between_group_share(values: Tensor, groups: Tensor) -> Tensor:
-    """Share of each column's variance that lies between groups (eta squared): (n, F), (n) -> (F); 0 for constant columns.
+    """Share of each column's variance that lies between groups (eta squared): (n, F), (n) -> (F).
 
-    Raises ValueError unless there is one group for each row.
+    A constant column has none: 0. Raises ValueError unless there is one group for each row.
     """
     if values.ndim != 2 or groups.shape != values.shape[:1] or not len(groups):
-        raise ValueError(f"between_group_share: values (n, F) need groups (n), got {list(values.shape)} and {list(groups.shape)}")
+        raise ValueError(
+            f"between_group_share: values (n, F) need groups (n), got {list(values.shape)} and {list(groups.shape)}"
+        )
     shifted = values - values[:1]  # a constant column becomes exactly 0, whatever its mean rounds to
     centred = shifted - shifted.mean(0)
     total = centred.pow(2).sum(0)
@@ -183,15 +205,15 @@ def swap_scores(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attribution of taking each feature at `pos` from the source: (z_source - z_base) <W_dec, gradient>.
 
-    The gradient is that of logit[target] - logit[other] with respect to the MLP output, averaged over base and source runs
-    (attribution patching at both ends). base, source: (N, T) of one length; target, other: (N) token ids.
+    The gradient is that of logit[target] - logit[other] with respect to the MLP output, averaged over base and source
+    runs (attribution patching at both ends). base, source: (N, T) of one length; target, other: (N) token ids.
 
     Returns:
         pair (m), layer (m), feature (m), score (m) for every feature active in either prompt.
 
     Raises:
-        ValueError: shapes, layers or a position that do not fit, token ids the model cannot read, transcoders of another
-            model.
+        ValueError: shapes, layers or a position that do not fit, token ids that the model cannot read, transcoders of
+            another model.
     """
     lens = as_lens(model)
     lens.check(sets, strict=strict)
@@ -205,7 +227,10 @@ def swap_scores(
             + ", ".join(str(list(t.shape)) for t in (base, source, target, other))
         )
     if not layers or not -base.shape[1] <= pos < base.shape[1]:
-        raise ValueError(f"swap_scores: give at least one layer, and a position within the {base.shape[1]} tokens; got {layers}, {pos}")
+        raise ValueError(
+            f"swap_scores: give at least one layer, and a position within the {base.shape[1]} tokens; "
+            f"got {layers}, {pos}"
+        )
     x_base, g_base = _inputs_and_gradients(lens, sets, base, target, other, layers)
     x_source, g_source = _inputs_and_gradients(lens, sets, source, target, other, layers)
     parts = []

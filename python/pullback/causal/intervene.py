@@ -43,14 +43,15 @@ def intervene(
     transcoder's error stays. Later layers run on with it.
 
     Args:
-        interventions: (layer, position, feature, value), the value after the activation function; positions may be negative.
-        freeze: "attention" (default) holds attention patterns at the unchanged run's; "all" holds patterns, norm scales and
-            MLP outputs, so that only direct effects remain; None holds nothing.
+        interventions: (layer, position, feature, value), the value after the activation function; positions may be
+            negative.
+        freeze: "attention" (default) holds attention patterns at the unchanged run's; "all" holds patterns, norm scales
+            and MLP outputs, so that only direct effects remain; None holds nothing.
         strict: False accepts transcoders of a fine-tuned sibling.
 
     Raises:
-        ValueError: layer, position or feature out of range, a value that is not finite, transcoders of another model, or a
-            freeze that this model does not keep.
+        ValueError: layer, position or feature out of range, a value that is not finite, transcoders of another model,
+            or a freeze that this model does not keep.
     """
     return run_interventions(model, sets, prompt, interventions, freeze=freeze, strict=strict).logits
 
@@ -88,7 +89,12 @@ def _hold(held: dict[int, Tensor], layer: int) -> rec.Edit:
 
 
 def _write(
-    sets: TranscoderSet, base: Trace, layer: int, changes: list[tuple[int, int, float]], held: dict[int, Tensor], freeze: str | None
+    sets: TranscoderSet,
+    base: Trace,
+    layer: int,
+    changes: list[tuple[int, int, float]],
+    held: dict[int, Tensor],
+    freeze: str | None,
 ) -> rec.Edit:
     """Add (value - z) W_dec. Where all is frozen, z is the unchanged run's: the encoder is a nonlinearity too."""
 
@@ -98,7 +104,9 @@ def _write(
         ids = torch.tensor([f for _, f, _ in changes], device=y.device)
         positions = torch.tensor([p for p, _, _ in changes], device=y.device)
         values = torch.tensor([v for _, _, v in changes], device=y.device, dtype=dtype)
-        delta = (values - _activations(sets, layer, x.to(dtype), positions, ids))[:, None] * sets.decoder_rows(layer, ids, layer)
+        delta = (values - _activations(sets, layer, x.to(dtype), positions, ids))[:, None] * sets.decoder_rows(
+            layer, ids, layer
+        )
         return y.index_add(1, positions, delta.to(y.dtype)[None])
 
     return edit
@@ -121,11 +129,14 @@ def _parts(intervention: Intervention) -> tuple[int, int, int, float]:
         return operator.index(layer), operator.index(pos), operator.index(feature), float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"intervene: an intervention is (layer, position, feature, value), three integers and a number, got {intervention!r}"
+            "intervene: an intervention is (layer, position, feature, value), three integers and a number, "
+            f"got {intervention!r}"
         ) from error
 
 
-def _by_layer(sets: TranscoderSet, T: int, interventions: Sequence[Intervention]) -> dict[int, list[tuple[int, int, float]]]:
+def _by_layer(
+    sets: TranscoderSet, T: int, interventions: Sequence[Intervention]
+) -> dict[int, list[tuple[int, int, float]]]:
     """Checked interventions, {layer: [(position, feature, value)]}."""
     wanted: dict[int, dict[tuple[int, int], float]] = {}
     for intervention in interventions:
@@ -135,7 +146,9 @@ def _by_layer(sets: TranscoderSet, T: int, interventions: Sequence[Intervention]
         if not -T <= pos < T:
             raise ValueError(f"intervene: position {pos} is outside the prompt's {T} tokens")
         if not 0 <= feature < sets[layer].d_sae:
-            raise ValueError(f"intervene: feature {feature} is out of range; layer {layer} has features 0..{sets[layer].d_sae - 1}")
+            raise ValueError(
+                f"intervene: feature {feature} is out of range; layer {layer} has features 0..{sets[layer].d_sae - 1}"
+            )
         if not math.isfinite(value):
             raise ValueError(f"intervene: the value of feature {feature} must be finite, got {value}")
         place = (pos % T, feature)

@@ -153,7 +153,7 @@ class Lens:
     def fingerprint(self, layer: int) -> str | None:
         """sha256 of the layer's MLP input weight rounded to bfloat16: the same through float32, float64 and bfloat16.
 
-        Kept for as long as the weight is the same tensor with the same content, as far as its version and a sample tell.
+        Kept for as long as the weight is the same tensor with the same content, as far as version and a sample tell.
         """
         weight = mlp_input_weight(self.model, layer)
         if weight is None:
@@ -251,7 +251,7 @@ class Lens:
         hook_in: str = "mlp.hook_in",
         hook_out: str = "hook_mlp_out",
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Transcoder inputs and targets of all layers from one forward pass: tokens (B, T) -> {l: (x, y)}, each (B, T, d)."""
+        """Transcoder inputs and targets from one forward pass: tokens (B, T) -> {l: (x, y)}, each (B, T, d)."""
         chosen = range(self.n_layers) if layers is None else list(layers)
         wrong = [i for i in chosen if not 0 <= i < self.n_layers]
         if wrong:

@@ -43,14 +43,17 @@ def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, here: 
         raise _mismatch(layer, f"was trained behind a {trained.norm} norm, and {lens.model_name} has {here.norm}")
     if trained.parallel != here.parallel:
         kind = {True: "parallel", False: "sequential"}
-        raise _mismatch(layer, f"was trained in a {kind[trained.parallel]} block, and this one is {kind[here.parallel]}")
+        raise _mismatch(
+            layer, f"was trained in a {kind[trained.parallel]} block, and this one is {kind[here.parallel]}"
+        )
     # Folding moves the norm's affine into W_in: the tensor after the affine changes with it, the one before does not.
     if hook_in in AFTER_AFFINE and trained.folded != here.folded:
         word = {True: "folded", False: "not folded"}
         raise _mismatch(
             layer,
             f"was trained at {hook_in} of a model whose norms were {word[trained.folded]}, and here they are "
-            f"{word[here.folded]}; open the model the same way (enable_compatibility_mode folds), or convert the transcoder",
+            f"{word[here.folded]}; open the model the same way (enable_compatibility_mode folds), or convert the "
+            "transcoder",
         )
     if strict:
         _same_mlp(lens, layer, trained, here)
@@ -66,14 +69,18 @@ def _same_mlp(lens: Lens, layer: int, trained: ModelReading, here: ModelReading)
     if None not in (trained.mlp_fingerprint, fingerprint):
         if trained.mlp_fingerprint != fingerprint:
             raise _mismatch(
-                layer, f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; {otherwise}"
+                layer,
+                f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; "
+                f"{otherwise}",
             )
         return
     for what in ("n_layers", "d_vocab"):
         theirs, ours = getattr(trained, what), getattr(here, what)
         if theirs != ours:
             raise _mismatch(
-                layer, f"was trained on {trained.model_name} with {what} {theirs}, and {lens.model_name} has {ours}; {otherwise}"
+                layer,
+                f"was trained on {trained.model_name} with {what} {theirs}, and {lens.model_name} has {ours}; "
+                f"{otherwise}",
             )
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 FREEZES = ("all", "attention", None)
 
 
-def freeze_edits(lens: Lens, base: Trace, freeze: str | None) -> list[tuple[str, rec.Edit]]:
-    """Edits that hold a forward pass at `base`: attention patterns, or patterns, norm scales and MLP outputs ("all")."""
+def freeze_edits(base: Trace, freeze: str | None) -> list[tuple[str, rec.Edit]]:
+    """Edits that hold a forward pass at `base`: patterns ("attention"), or also norm scales and MLP outputs ("all")."""
     if freeze not in FREEZES:
         raise ValueError(f"freeze must be 'all', 'attention' or None, got {freeze!r}")
     if freeze is None:
@@ -53,7 +53,7 @@ def frozen_run(
     Raises ValueError where the model ran on with something else than what was held or written.
     """
     probes = _probe_sites(lens, freeze)
-    frozen = [*lens.exact_edits, *freeze_edits(lens, base, freeze)]
+    frozen = [*lens.exact_edits, *freeze_edits(base, freeze)]
     logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *edits])
     _verify_held(lens, base, freeze, {k: v[0].to(lens.compute_dtype) for k, v in seen.items()}, logits[0])
     return logits[0], {s: seen[s][0] for s in sites}
@@ -76,8 +76,8 @@ def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tens
         error = relative_error(ours, theirs.to(ours.dtype), floor)
         if not error <= tolerance(lens.dtype):
             raise ValueError(
-                f"{lens.model_name}: {what} did not stay frozen (off by {error:.1e} of its largest value); hooks there do not "
-                "change this model's computation, so this freeze cannot be had"
+                f"{lens.model_name}: {what} did not stay frozen (off by {error:.1e} of its largest value); hooks "
+                "there do not change this model's computation, so this freeze cannot be had"
             )
 
     for i, layer in enumerate(base.layers):

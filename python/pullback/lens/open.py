@@ -14,5 +14,8 @@ def open_transformers(name: str) -> Any:
 
     try:
         return TransformerBridge.boot_transformers(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model '{name}': it is no local directory that can be opened, and the hub gave none ({error})") from error
+    except Exception as error:  # whatever the hub client, the network or the files raise, it means the same here
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"no model '{name}': it is no local directory that can be opened, and the hub gave none ({why[0]})"
+        ) from error

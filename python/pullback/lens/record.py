@@ -102,7 +102,7 @@ def record(
     sites: Sequence[str],
     edits: Sequence[tuple[str, Edit]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One forward pass without dropout. Returns logits (B, T, V) and the tensor at each site, as it was after the edits.
+    """One forward pass without dropout: logits (B, T, V), and the tensor at each site as it was after the edits.
 
     Raises ValueError where a site never fired.
     """

@@ -21,7 +21,7 @@ def probe_tokens(lens: Lens) -> Tensor:
 
 
 def relative_error(a: Tensor, b: Tensor, floor: float = 1e-30) -> float:
-    """Largest |a - b| against the largest |b|, or against `floor` where b is smaller: what cancels to nothing leaves rounding."""
+    """Largest |a - b| against the largest |b|, or `floor` if that is more: what cancels to nothing leaves rounding."""
     return float((a - b).abs().max() / b.abs().max().clamp(min=floor))
 
 
@@ -56,20 +56,26 @@ def measure_parallel(lens: Lens) -> bool:
         """How far layer i's MLP is from reading this stream."""
         norm = lens.layer_weights(i).ln2
         target = seen[blocks[i] + reads[i][0]]
-        return relative_error(norm.normalized(stream, seen[blocks[i] + reads[i][1]]) if len(reads[i]) == 2 else stream, target)
+        return relative_error(
+            norm.normalized(stream, seen[blocks[i] + reads[i][1]]) if len(reads[i]) == 2 else stream, target
+        )
 
     before = [seen[b + "hook_resid_pre"] for b in blocks]
     after = [x + seen[b + "hook_attn_out"] for x, b in zip(before, blocks, strict=True)]
-    errors = {wiring: max(gap(i, x) for i, x in enumerate(streams)) for wiring, streams in ((False, after), (True, before))}
+    errors = {
+        wiring: max(gap(i, x) for i, x in enumerate(streams)) for wiring, streams in ((False, after), (True, before))
+    }
     best = min(errors, key=lambda wiring: errors[wiring])  # a tie is sequential
     if not errors[best] <= tolerance(lens.dtype):
         raise ValueError(
-            f"lens: the MLPs of {lens.model_name} do not all read the stream before attention (off by {errors[True]:.1e}), "
-            f"nor all the stream after it ({errors[False]:.1e}); this block wiring is not supported"
+            f"lens: the MLPs of {lens.model_name} do not all read the stream before attention (off by "
+            f"{errors[True]:.1e}), nor all the stream after it ({errors[False]:.1e}); this wiring is not supported"
         )
     return best
 
 
 def _mlp_reads(lens: Lens, layer: int) -> tuple[str, ...]:
-    """Sites that show what the MLP reads: the norm's output and denominator, or the MLP's input where there is no norm."""
-    return ("mlp.hook_in",) if lens.layer_weights(layer).ln2.kind == "none" else ("ln2.hook_normalized", "ln2.hook_scale")
+    """Sites that show what the MLP reads: the norm's output and denominator; without a norm, the MLP's input."""
+    return (
+        ("mlp.hook_in",) if lens.layer_weights(layer).ln2.kind == "none" else ("ln2.hook_normalized", "ln2.hook_scale")
+    )

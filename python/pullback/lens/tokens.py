@@ -36,9 +36,9 @@ def check_ids(lens: Lens, ids: Tensor, what: str) -> None:
         raise ValueError(f"{what} is empty: give at least one token")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"{what} must be a string or one row of token ids (T,), got {ids.dtype} {list(ids.shape)}")
-    T = ids.shape[-1]
-    if T > lens.n_ctx:
-        raise ValueError(f"{what} has {T} tokens, but {lens.model_name} reads at most {lens.n_ctx}: shorten it")
+    length = ids.shape[-1]
+    if length > lens.n_ctx:
+        raise ValueError(f"{what} has {length} tokens, but {lens.model_name} reads at most {lens.n_ctx}: shorten it")
     low, high, top = int(ids.min()), int(ids.max()), lens.W_E.shape[0] - 1
     if low < 0 or high > top:
         raise ValueError(f"{what}: token id {low if low < 0 else high} is outside the vocabulary 0..{top}")

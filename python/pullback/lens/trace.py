@@ -147,7 +147,8 @@ def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
         error = relative_error(ours, theirs, floor)
         if not error <= tolerance(lens.dtype):
             raise ValueError(
-                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the model's by "
+                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the "
+                "model's by "
                 f"{error:.1e} of its largest value. This architecture is not supported yet"
             )
 

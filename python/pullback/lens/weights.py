@@ -53,7 +53,9 @@ class Norm:
         return torch.zeros_like(like) if self.b is None else self.b.to(like)
 
     def to(self, dtype: torch.dtype) -> Norm:
-        return Norm(self.kind, None if self.w is None else self.w.to(dtype), None if self.b is None else self.b.to(dtype))
+        return Norm(
+            self.kind, None if self.w is None else self.w.to(dtype), None if self.b is None else self.b.to(dtype)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,15 @@ class LayerWeights:
         return v + self.b_V[:, None, :] if bias else v
 
     def attend(self, pattern: Tensor, values: Tensor) -> Tensor:
-        """Pattern (n_heads, T_dst, T_src), values (n_kv, T_src, d_head) -> sum over heads of z W_O, (T_dst, d_model)."""
+        """Pattern (n_heads, T_dst, T_src), values (n_kv, T_src, d_head) -> z W_O over all heads, (T_dst, d_model)."""
         repeats = self.W_O.shape[0] // self.W_V.shape[0]
         z = pattern @ values.repeat_interleave(repeats, dim=0)
         return torch.einsum("hte,hed->td", z, self.W_O)
 
     def constant_output(self, pattern: Tensor) -> Tensor:
-        """What attention writes whatever the stream holds: b_O, b_V and ln1's bias through the pattern, (T_dst, d_model)."""
+        """What attention writes whatever the stream holds: b_O; b_V and ln1's bias through the pattern. (T_dst, d)"""
         constant = torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
         return self.attend(pattern, constant[:, None, :].expand(-1, pattern.shape[-1], -1)) + self.b_O
-
 
     def to(self, dtype: torch.dtype) -> LayerWeights:
         tensors = {name: getattr(self, name).to(dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
