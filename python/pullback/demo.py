@@ -21,7 +21,7 @@ from pullback.transcoders import TranscoderSet
 from pullback.zoo import tinymix
 from pullback.zoo.tinymix import tasks
 
-TRAINING_STEPS = 1200
+TRAINING_STEPS = 900
 EVALUATION_BATCHES = 30
 EVALUATION_SEED = 99  # the transcoders trained on other seeds
 STATE_SHARE = 0.5  # a feature is a state feature if more than this share of its variance lies between states
