@@ -193,7 +193,7 @@ def test_groups_must_fit() -> None:
 
 @pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-gqa-rotary-gated", "neox-parallel"])
 def test_swap_scores_are_derivatives(name: str) -> None:
-    """Score = change of the feature times the slope of the logit difference along its decoder row, mean of both ends."""
+    """Score = change of the feature times the slope of the logit difference along its decoder row, mean of the ends."""
     lens = as_lens(models.build(name))
     sets = models.random_set(lens)
     target, other = torch.tensor([1, 2, 3, 4]), torch.tensor([9, 8, 7, 6])
