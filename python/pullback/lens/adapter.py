@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pullback.lens import record as rec
+from pullback.lens.fingerprint import fingerprint
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
 from pullback.transcoders import ModelReading, TranscoderSet
 
@@ -37,10 +37,6 @@ def _transformer_lens_version() -> str:
         return importlib.metadata.version("transformer_lens")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _bfloat16_bytes(weight: Tensor) -> bytes:
-    return weight.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes()
 
 
 class Lens:
@@ -68,7 +64,6 @@ class Lens:
         self.n_ctx: int = int(cfg.n_ctx)
         self.gated: bool = bool(getattr(cfg, "gated_mlp", False))
         self.model_name: str = str(getattr(cfg, "model_name", None) or "unnamed")
-        self._fingerprints: dict[int, tuple[object, str]] = {}
 
     # ---- what the model is ----------------------------------------------------------------------------------
 
@@ -151,19 +146,9 @@ class Lens:
         return measure_parallel(self)
 
     def fingerprint(self, layer: int) -> str | None:
-        """sha256 of the layer's MLP input weight rounded to bfloat16: the same through float32, float64 and bfloat16.
-
-        Kept for as long as the weight is the same tensor with the same content, as far as version and a sample tell.
-        """
+        """Of the layer's MLP input weight: equal up to rounding through float32, float64 and bfloat16."""
         weight = mlp_input_weight(self.model, layer)
-        if weight is None:
-            return None
-        version = 0 if weight.is_inference() else weight._version
-        sample = _bfloat16_bytes(weight[tuple(slice(None, None, max(1, n // 64)) for n in weight.shape)])
-        key = (weight.data_ptr(), version, weight.dtype, weight.shape, sample)
-        if layer not in self._fingerprints or self._fingerprints[layer][0] != key:
-            self._fingerprints[layer] = key, hashlib.sha256(_bfloat16_bytes(weight)).hexdigest()
-        return self._fingerprints[layer][1]
+        return None if weight is None else fingerprint(weight)
 
     def reading(self, layer: int | None) -> ModelReading:
         """How this model is read at one layer: what a transcoder trained here records. None: at whichever layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pullback.lens.fingerprint import same_weight
 from pullback.transcoders import ModelReading, TranscoderSet
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def _same_mlp(lens: Lens, layer: int, trained: ModelReading, here: ModelReading)
     if trained.layer not in (None, layer):
         raise _mismatch(layer, f"was trained at layer {trained.layer}; {otherwise}")
     # Folding rewrites W_in, so fingerprints compare only between equal foldings; sizes compare always.
-    fingerprint = lens.fingerprint(layer) if trained.folded == here.folded else None
-    if None not in (trained.mlp_fingerprint, fingerprint):
-        if trained.mlp_fingerprint != fingerprint:
+    ours = lens.fingerprint(layer) if trained.folded == here.folded else None
+    if trained.mlp_fingerprint is not None and ours is not None:
+        if not same_weight(trained.mlp_fingerprint, ours):
             raise _mismatch(
                 layer,
                 f"was trained on the MLP of {trained.model_name}, and {lens.model_name} has other weights there; "

@@ -19,7 +19,7 @@ class ModelReading:
         parallel: whether attention and MLP read the same stream (GPT-NeoX).
         tl_version: version of TransformerLens that ran the model.
         layer: the layer that was read.
-        mlp_fingerprint: sha256 of the layer's MLP input weight, rounded to bfloat16.
+        mlp_fingerprint: a few numbers that tell the layer's MLP input weight from another's.
     """
 
     model_name: str

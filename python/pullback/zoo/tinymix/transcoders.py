@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pullback._util.statistics import between_group_share
 from pullback.zoo.tinymix import evaluate, tasks
 from pullback.zoo.tinymix.files import DATA, TRANSCODERS, load_lean
 from pullback.zoo.tinymix.lean import LeanModel, Patch
@@ -102,12 +103,8 @@ def city_features(model: Any, sets: TranscoderSet, layer: int = 0) -> Tensor:
 
 
 def eta_squared(features: Tensor) -> Tensor:
-    """Float[Tensor, 'F']: between-state share of the variance of features (48, F); 0 where nothing varies."""
-    by_state = features.double().view(N_STATES, -1, features.shape[-1])
-    mean = by_state.mean((0, 1))
-    total = (by_state - mean).square().sum((0, 1))
-    between = by_state.shape[1] * (by_state.mean(1) - mean).square().sum(0)
-    return torch.where(total > 0, between / total, 0.0).float()
+    """Float[Tensor, 'F']: between-state share of the variance of features (48, F), rows in order of the prompts."""
+    return between_group_share(features.double(), torch.arange(N_CITIES) // (N_CITIES // N_STATES)).float()
 
 
 def state_features(model: Any, sets: TranscoderSet) -> Tensor:
