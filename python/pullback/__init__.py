@@ -3,43 +3,87 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
 
-_LAZY = {
-    "attribute": "attribution",
-    "Graph": "attribution",
-    "Scores": "attribution",
-    "intervene": "causal",
-    "interchange": "causal",
-    "Lens": "lens",
-    "as_lens": "lens",
-    "SparseActivations": "ops",
-    "BatchTopK": "transcoders",
-    "JumpReLU": "transcoders",
-    "ModelReading": "transcoders",
-    "ReLU": "transcoders",
-    "TopK": "transcoders",
-    "Transcoder": "transcoders",
-    "TranscoderSet": "transcoders",
-    "load_transcoders": "transcoders",
-    "TrainConfig": "training",
-    "TrainStep": "training",
-    "evaluate": "training",
-    "train": "training",
-}
-_ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
+if TYPE_CHECKING:
+    from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
+    from pullback.attribution import Graph, Scores, attribute
+    from pullback.causal import Swap, interchange, intervene
+    from pullback.lens import Lens, as_lens
+    from pullback.ops import SparseActivations
+    from pullback.training import TrainConfig, TrainStep, evaluate, train
+    from pullback.transcoders import (
+        BatchTopK,
+        JumpReLU,
+        ModelReading,
+        ReLU,
+        TopK,
+        Transcoder,
+        TranscoderSet,
+        load_transcoders,
+    )
 
-__all__ = [*_LAZY, *_ROOMS]
+__all__ = [
+    "BatchTopK",
+    "Graph",
+    "JumpReLU",
+    "Lens",
+    "ModelReading",
+    "ReLU",
+    "Scores",
+    "SparseActivations",
+    "Swap",
+    "TopK",
+    "TrainConfig",
+    "TrainStep",
+    "Transcoder",
+    "TranscoderSet",
+    "as_lens",
+    "attribute",
+    "attribution",
+    "causal",
+    "evaluate",
+    "interchange",
+    "intervene",
+    "lens",
+    "load_transcoders",
+    "ops",
+    "train",
+    "training",
+    "transcoders",
+    "viz",
+    "zoo",
+]
+
+_ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
+_FROM = {
+    "attribution": ("Graph", "Scores", "attribute"),
+    "causal": ("Swap", "interchange", "intervene"),
+    "lens": ("Lens", "as_lens"),
+    "ops": ("SparseActivations",),
+    "training": ("TrainConfig", "TrainStep", "evaluate", "train"),
+    "transcoders": (
+        "BatchTopK",
+        "JumpReLU",
+        "ModelReading",
+        "ReLU",
+        "TopK",
+        "Transcoder",
+        "TranscoderSet",
+        "load_transcoders",
+    ),
+}
+_HOME = {name: room for room, names in _FROM.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     # Rooms load on first use: a GPU box without transformer_lens can import this, and --help is instant.
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"pullback.{_LAZY[name]}"), name)
     if name in _ROOMS:
         return importlib.import_module(f"pullback.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"pullback.{_HOME[name]}"), name)
     raise AttributeError(f"module 'pullback' has no attribute '{name}'")
 
 
