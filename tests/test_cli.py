@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,17 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert all(command in out for command in ("demo", "train", "eval", "graph", "doctor"))
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "graph", "doctor"])
+def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "default: None" not in said
+    bare = re.findall(r"^  (--[a-z-]+ [A-Z_]+)\n(?! {10})", said, flags=re.M)
+    assert not bare, f"options without a word of help: {bare}"
 
 
 def test_doctor_says_which_kernels(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +77,8 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["graph", "no/such-model", PROMPT, "--out", "g.html", "--transcoders", "x"], "no model 'no/such-model'"),
         (["eval", "tiny-mix", "--data", "nowhere.txt"], "nowhere.txt"),
         (["demo", "--city", "atlantis", "--shipped", "--out", "d"], "does not know the city"),
+        (["graph", "tiny-mix", PROMPT, "--out", "folder.html"], "--out names a folder"),
+        (["eval", "tiny-mix", "--data", "folder.html"], "Is a directory"),
     ],
 )
 def test_mistakes_get_a_sentence_and_status_2(
@@ -76,6 +90,7 @@ def test_mistakes_get_a_sentence_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "folder.html").mkdir()
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said

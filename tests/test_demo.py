@@ -57,6 +57,12 @@ def test_an_unknown_city_is_named(tmp_path: Path) -> None:
         demo.run(tmp_path, city="paris", shipped=True, verbose=False)
 
 
+def test_two_cities_of_one_state_are_refused(tmp_path: Path) -> None:
+    """Their capital is the same: "flipped" would be reported of an answer that never changed."""
+    with pytest.raises(ValueError, match="dallas and houston are of one state"):
+        demo.run(tmp_path, city="dallas", source_city="houston", shipped=True, verbose=False)
+
+
 def test_bounds_are_enforced() -> None:
     """The check that guards the demo must fail when a figure does."""
     bad: dict[str, Any] = {

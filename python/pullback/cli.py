@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args) or 0)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"pullback {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -41,10 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any: "(default: None)" says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=summary, description=summary, formatter_class=_Help)
     parser.set_defaults(run=run)
     return parser
 
@@ -81,10 +86,10 @@ def _train(commands: Any) -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to train (default: all)")
     parser.add_argument("--hook-name", default="mlp.hook_in", help="where the input is read, inside blocks.{l}")
     parser.add_argument("--hook-name-out", default="hook_mlp_out", help="where the target is read, inside blocks.{l}")
-    parser.add_argument("--training-tokens", type=int, default=1_000_000)
-    parser.add_argument("--train-batch-size-tokens", type=int, default=1024)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
+    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
 
 
 def _run_train(args: argparse.Namespace) -> None:
@@ -131,10 +136,10 @@ def _graph(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="graph.html, graph.json (Neuronpedia) or graph.safetensors"
     )
-    parser.add_argument("--max-n-logits", type=int, default=10)
-    parser.add_argument("--desired-logit-prob", type=float, default=0.95)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--max-feature-nodes", type=int, default=7500)
+    parser.add_argument("--max-n-logits", type=int, default=10, help="explain at most so many next tokens")
+    parser.add_argument("--desired-logit-prob", type=float, default=0.95, help="and as few as reach this probability")
+    parser.add_argument("--batch-size", type=int, default=256, help="targets pulled back together: memory")
+    parser.add_argument("--max-feature-nodes", type=int, default=7500, help="keep the most influential features")
     parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")
     parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of edge influence to keep")
 
@@ -145,6 +150,8 @@ def _run_graph(args: argparse.Namespace) -> None:
     writers = {".html": "to_html", ".json": "to_neuronpedia", ".safetensors": "save"}
     if args.out.suffix not in writers:
         raise ValueError(f"--out must end in {', '.join(writers)}, got '{args.out}'")
+    if args.out.is_dir():
+        raise ValueError(f"--out names a folder: '{args.out}'")
     graph = attribute(
         open_model(args.model),
         _open_set(args),

@@ -74,7 +74,8 @@ def run(
 ) -> dict[str, Any]:
     """Train (or load) transcoders of tiny-mix, explain one answer, draw it, and test the explanation causally.
 
-    Writes `graph.html` and `report.json` into `out`; returns the report.
+    Writes `graph.html` and `report.json` into `out`; returns the report. Raises ValueError for a city that the model
+    does not know, and for two cities of one state.
     """
     say: Callable[[str], None] = print if verbose else lambda _line: None
     out = Path(out)
@@ -83,6 +84,10 @@ def run(
     lens = as_lens(tinymix.load())
     facts = load_facts(lens)
     base, source = facts.row(city), facts.row(source_city)
+    if facts.state[base] == facts.state[source]:
+        raise ValueError(
+            f"demo: {city} and {source_city} are of one state, so the answer would stay; name a source city of another"
+        )
     say(f"tiny-mix: {lens.n_layers} layers, d_model {lens.d_model}, {lens.d_vocab} words")
 
     sets = _transcoders(lens, shipped, steps, seed, verbose)

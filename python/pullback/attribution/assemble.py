@@ -13,6 +13,8 @@ from pullback.attribution.influence import EPS
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import LogitTargets
 
+CHUNK_ENTRIES = 1 << 20
+
 
 class EdgeRows:
     """Rows of edges over all sources, stored without zeros, in the order they come.
@@ -31,13 +33,15 @@ class EdgeRows:
 
     def append(self, names: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
         """names (B), own constants (B), edges (B, n_sources), zeroed mass (B)."""
-        present = block != 0
         self._names.append(names.cpu())
         self._own.append(own.cpu())
         self._zeroed.append(zeroed.cpu())
-        self._counts.append(present.sum(1).cpu())
-        self._sources.append(present.nonzero()[:, 1].to(torch.int32).cpu())
-        self._weights.append(block[present].cpu())
+        self._counts.append(block.count_nonzero(1).cpu())
+        # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
+        for part in block.split(max(1, CHUNK_ENTRIES // self.n_sources)):
+            places = part.flatten().nonzero()[:, 0]
+            self._sources.append((places % self.n_sources).to(torch.int32).cpu())
+            self._weights.append(part.flatten()[places].cpu())
 
     def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """names, own, zeroed, row of each edge, source of each edge, weight of each edge."""
@@ -52,6 +56,8 @@ class EdgeRows:
         layout = local.layout
         first, n = layout.all_features.start, layout.all_features.stop - layout.all_features.start
         size = weights.abs().double()
+        if not bool(torch.isfinite(size.sum())):
+            raise ValueError("attribute: edges are NaN or infinite: transcoders or model overflow on this prompt")
         leaves = torch.ones(self.n_sources, dtype=torch.bool)
         leaves[layout.position] = False
         for span in (*layout.mlp_bias.values(), *layout.attn_bias.values()):

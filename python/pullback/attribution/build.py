@@ -27,7 +27,7 @@ def attribute(
     sets: TranscoderSet,
     prompt: str | Sequence[int] | Tensor,
     *,
-    attribution_targets: Sequence[int | str] | Tensor | None = None,
+    attribution_targets: int | str | Sequence[int | str] | Tensor | None = None,
     max_n_logits: int = 10,
     desired_logit_prob: float = 0.95,
     batch_size: int = 512,
@@ -46,7 +46,7 @@ def attribute(
         model: a TransformerLens model, or a `Lens` on one.
         sets: transcoders for any subset of its layers; a layer without one is an error node at every position.
         prompt: a string (BOS by the model's default) or token ids (T,), taken as given.
-        attribution_targets: token ids or one-token strings to explain; None: the likely ones.
+        attribution_targets: different token ids or one-token strings to explain, or just one; None: the likely ones.
         max_n_logits, desired_logit_prob: at most so many logits, as few as reach that probability.
         batch_size: targets pulled back together.
         max_feature_nodes: keep so many features, chosen by influence; None: all active ones.
@@ -68,6 +68,8 @@ def attribute(
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes is not None and max_feature_nodes < 0):
         raise ValueError("attribute: batch_size and update_interval must be at least 1, max_feature_nodes at least 0")
     lens = as_lens(model)
+    if engine == "autograd" and lens.dtype not in CHECK_TOLERANCE:
+        raise ValueError(f"attribute: engine 'autograd' runs in float32 and float64, not in {lens.dtype}; use 'linear'")
     tokens = lens.to_tokens(prompt)
     with torch.no_grad():
         local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict)

@@ -28,7 +28,7 @@ class Scores(NamedTuple):
     """Influence-weighted share of each node's input that does not come from errors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value: a graph equals itself only
 class Graph:
     """An attribution graph of one prompt.
 
@@ -44,7 +44,8 @@ class Graph:
     dropped: Tensor  # (n_nodes)
     cumulative: Tensor | None = None  # (n_nodes), see `cumulative_influence`; kept by prune from the whole graph
     meta: dict[str, Any] = field(default_factory=dict)
-    """prompt, tokens, str_tokens, model_name, scan, n_layers, logit_labels, settings."""
+    """prompt, tokens, str_tokens, model_name, n_layers, logit_labels (of the logit nodes, in order), hook_in, dtype; of
+    a pruned graph, the scores of the whole one."""
 
     # ---- shape ----------------------------------------------------------------------------------------------------
 
@@ -119,7 +120,13 @@ class Graph:
         return prune(self, node_threshold, edge_threshold)
 
     def subgraph(self, keep_nodes: Tensor, keep_edges: Tensor | None = None) -> Graph:
-        """The graph on a mask of nodes (and of edges), with the signed weight of what was cut added to `dropped`."""
+        """The graph on a mask of nodes (and of edges), with the signed weight of what was cut added to `dropped`.
+
+        Raises ValueError for anything but masks, (n_nodes) and (n_edges) of bool.
+        """
+        for name, mask, n in (("keep_nodes", keep_nodes, self.n_nodes), ("keep_edges", keep_edges, self.n_edges)):
+            if mask is not None and (mask.dtype != torch.bool or mask.shape != (n,)):
+                raise ValueError(f"subgraph: {name} must be a mask [{n}] of bool, got {mask.dtype} {list(mask.shape)}")
         own = self.nodes.kind == OWN
         keep_nodes = keep_nodes.clone()
         keep_nodes[own] &= keep_nodes[self.nodes.feature[own]]  # an own leaf goes with its target
@@ -133,6 +140,10 @@ class Graph:
         nodes = self.nodes[keep_nodes]
         own = nodes.kind == OWN
         nodes.feature[own] = new_id[nodes.feature[own]]
+        meta = dict(self.meta)
+        if "logit_labels" in meta:
+            stays = keep_nodes[self.of_kind(LOGIT)].tolist()
+            meta["logit_labels"] = [label for label, stay in zip(meta["logit_labels"], stays, strict=True) if stay]
         return replace(
             self,
             nodes=nodes,
@@ -141,6 +152,7 @@ class Graph:
             weights=self.weights[kept],
             dropped=(self.dropped + lost)[keep_nodes],
             cumulative=None if self.cumulative is None else self.cumulative[keep_nodes],
+            meta=meta,
         )
 
     def top_features(self, n: int = 10) -> list[tuple[int, int, int]]:

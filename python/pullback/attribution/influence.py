@@ -12,7 +12,8 @@ from pullback.attribution.nodes import BIAS, EMBEDDING, ERROR, OWN, POSITION
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
 
-EPS = 1e-10
+EPS = 1e-10  # circuit-tracer's, for a row's sum; an explained token may itself be far less likely than this
+TINY = 1e-300
 
 
 def sum_rows(graph: Graph, values: Tensor) -> Tensor:
@@ -28,7 +29,9 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
     """
     size = graph.weights.abs().double()
     counted = size if bias else size * counts_in_scores(graph)[graph.sources.long()]
-    return size / sum_rows(graph, counted).clamp(min=EPS)[graph.rows()]
+    total = sum_rows(graph, counted)[graph.rows()]
+    # A bias without company that counts has no share: it would be its size times 1 / EPS.
+    return torch.where((counted <= 0) & (total <= EPS), 0.0, size / total.clamp(min=EPS))
 
 
 def counts_in_scores(graph: Graph) -> Tensor:
@@ -39,8 +42,11 @@ def counts_in_scores(graph: Graph) -> Tensor:
 def propagate(graph: Graph, shares: Tensor, weight: Tensor) -> Tensor:
     """w + wA + wA^2 + ... without its first term: what flows from `weight` (n_nodes) back along the edges.
 
-    The graph has no cycles, so the series ends; each term reaches one layer further down.
+    The graph has no cycles, so the series ends; each term reaches one layer further down. Raises ValueError for NaN or
+    infinite shares, with which it would not.
     """
+    if not bool(torch.isfinite(shares).all()):
+        raise ValueError("influence: edges of this graph are NaN or infinite, so it has none")
     rows, sources = graph.rows(), graph.sources.long()
     total = torch.zeros_like(weight)
     front = weight
@@ -72,17 +78,17 @@ def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     error = graph.of_kind(ERROR)
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())
-    replacement = from_tokens / max(from_tokens + from_errors, EPS)
+    replacement = from_tokens / max(from_tokens + from_errors, TINY)
     error_share = sum_rows(graph, shares * error[graph.sources.long()])
     carried = (influence + weight) * counted
-    completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=EPS))
+    completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=TINY))
     return replacement, completeness
 
 
 def smallest_set(values: Tensor, share: float) -> Tensor:
     """Mask of the fewest largest values that reach `share` of their sum; ties go to the lower index."""
     order = torch.argsort(values, descending=True, stable=True)
-    cumulative = torch.cumsum(values[order], 0)
+    cumulative = torch.cumsum(values[order].double(), 0)
     total = cumulative[-1] if len(values) else values.sum()
     n = int((cumulative < share * total).sum()) + 1
     mask = torch.zeros_like(values, dtype=torch.bool)
@@ -96,7 +102,7 @@ def cumulative(graph: Graph) -> Tensor:
     influence = raw * counted
     order = torch.argsort(influence, descending=True, stable=True)
     share = torch.empty_like(influence)
-    share[order] = torch.cumsum(influence[order], 0) / influence.sum().clamp(min=EPS)
+    share[order] = torch.cumsum(influence[order], 0) / influence.sum().clamp(min=TINY)
     # Bias, position and own leaves do not compete: each ranks with the least counted node that matters as much.
     place = torch.searchsorted(influence[order].neg(), -raw[~counted], right=True) - 1
     share[~counted] = torch.where(raw[~counted] > 0, share[order[place.clamp(min=0)]], 1.0)

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 
 from pullback._util.atomic import atomic_save
 from pullback.attribution.graph import Graph
-from pullback.attribution.nodes import NODE_FIELDS, Nodes
+from pullback.attribution.nodes import FEATURE, LOGIT, NODE_FIELDS, Nodes
 
 FORMAT = "pullback-graph"
 VERSION = 1
@@ -73,5 +73,16 @@ def _validate(graph: Graph, path: str) -> None:
         and (e == 0 or (int(graph.sources.min()) >= 0 and int(graph.sources.max()) < n))
         and graph.weights.dtype in (torch.float32, torch.float64)
     )
-    if not fits:
+    if not fits or not _feeds_forward(graph):
         raise ValueError(f"{path} contradicts itself: its edges do not fit its {n} nodes")
+    if not bool(torch.isfinite(graph.weights).all()):
+        raise ValueError(f"{path} is damaged: some of its edges are NaN or infinite")
+
+
+def _feeds_forward(graph: Graph) -> bool:
+    """Whether only features and logits are targets, and every feature feeds later layers only: no cycles, so that
+    influence can be summed up."""
+    layer, sources, rows = graph.nodes.layer, graph.sources.long(), graph.rows()
+    into_target = graph.of_kind(FEATURE, LOGIT)[rows].all()
+    forward = torch.where(graph.of_kind(FEATURE)[sources], layer[sources] < layer[rows], True).all()
+    return bool(into_target & forward & ~graph.of_kind(LOGIT)[sources].any())

@@ -79,8 +79,8 @@ def local_model(
     """
     lens.check(sets, strict=strict)
     t = trace(lens, tokens)
-    sets = sets.to(dtype=lens.dtype, device=lens.device)
-    keep = torch.ones(t.n_pos, 1, dtype=lens.dtype, device=lens.device)
+    sets = sets.to(dtype=lens.compute_dtype, device=lens.device)
+    keep = torch.ones(t.n_pos, 1, dtype=lens.compute_dtype, device=lens.device)
     if zero_positions is not None:
         keep[zero_positions] = 0
 

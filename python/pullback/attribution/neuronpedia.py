@@ -24,6 +24,8 @@ FEATURE_TYPES = {
     k.LOGIT: "logit",
 }
 
+NOTEBOOK_EDGES = 100_000
+
 
 def cantor(layer: int, feature: int) -> int:
     """Cantor pairing of layer and feature id: what viewers decode with schema_version 1."""
@@ -150,4 +152,5 @@ def to_html(graph: Graph, path: str | PathLike[str] | None, pinned: Iterable[str
 
 
 def notebook_html(graph: Graph) -> str:
-    return viz.notebook_html(_payload(graph, (), {}))
+    """The page in a frame. A graph too large for a notebook is pruned first: nobody asked for that page by name."""
+    return viz.notebook_html(_payload(graph if graph.n_edges <= NOTEBOOK_EDGES else graph.prune(), (), {}))

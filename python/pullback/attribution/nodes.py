@@ -11,7 +11,7 @@ EMBEDDING, POSITION, FEATURE, ERROR, BIAS, OWN, LOGIT = range(len(KINDS))
 BIAS_KINDS = ("mlp", "attn")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nodes:
     """One entry per node, in this order: embeddings, positions, features, errors, biases, own leaves, logits.
 

@@ -37,7 +37,9 @@ def _remembering(graph: Graph) -> Graph:
 
 def _kept(values: Tensor, competes: Tensor, threshold: float) -> Tensor:
     """The smallest set among those that compete; of the others, what matters as much as its least member."""
-    keep = inf.smallest_set(values * competes, threshold) & competes & (values > 0)
+    keep = competes & (values > 0)
+    if threshold < 1:  # at 1 nothing goes, not even what is too small to show in a sum
+        keep &= inf.smallest_set(values * competes, threshold)
     floor = values[keep].min() if bool(keep.any()) else torch.inf
     return keep | (~competes & (values >= floor) & (values > 0))
 

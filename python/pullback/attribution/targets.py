@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ def salient_logits(
     local: LocalModel,
     max_n_logits: int,
     desired_logit_prob: float,
-    chosen: Sequence[int | str] | Tensor | None,
+    chosen: int | str | Sequence[int | str] | Tensor | None,
 ) -> LogitTargets:
     """The fewest top tokens at the last position that reach `desired_logit_prob`, at most `max_n_logits`; or `chosen`.
 
@@ -84,25 +86,35 @@ def salient_logits(
     )
 
 
-def _token_ids(lens: Lens, chosen: Sequence[int | str] | Tensor) -> Tensor:
-    """Token ids (K) of the logits asked for; a string must be one token."""
+def _token_ids(lens: Lens, chosen: int | str | Sequence[int | str] | Tensor) -> Tensor:
+    """Token ids (K) of the logits asked for, each once; a string must be one token."""
     if isinstance(chosen, Tensor):
-        ids = chosen.reshape(-1).to(torch.long)
-    else:
-        ids = torch.tensor([c if isinstance(c, int) else _single_token(lens, c) for c in chosen], dtype=torch.long)
-    if ids.numel() == 0:
+        chosen = chosen.reshape(-1).tolist()
+    elif isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        chosen = [chosen]
+    ids = [_token_id(lens, target) for target in chosen]
+    if not ids:
         raise ValueError(
             "attribute: attribution_targets is empty; give at least one token, or None for the likely ones"
         )
-    if int(ids.min()) < 0 or int(ids.max()) >= lens.d_vocab:
-        raise ValueError(f"attribute: target tokens must lie in 0..{lens.d_vocab - 1}, got {ids.tolist()}")
-    return ids.to(lens.device)
+    if min(ids) < 0 or max(ids) >= lens.d_vocab:
+        raise ValueError(f"attribute: target tokens must lie in 0..{lens.d_vocab - 1}, got {ids}")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"attribute: attribution_targets names a token twice: ids {ids}")
+    return torch.tensor(ids, dtype=torch.long, device=lens.device)
 
 
-def _single_token(lens: Lens, text: str) -> int:
-    ids = lens.model.to_tokens(text, prepend_bos=False)[0]
+def _token_id(lens: Lens, target: Any) -> int:
+    if not isinstance(target, str):
+        try:
+            return operator.index(target)  # also of numpy and of tensors with one element
+        except TypeError as error:
+            raise ValueError(f"attribute: a target is a token id or a string of one token, got {target!r}") from error
+    if getattr(lens.model, "tokenizer", None) is None:
+        raise ValueError(f"attribute: this model has no tokenizer to read the target '{target}'; give its token id")
+    ids = lens.model.to_tokens(target, prepend_bos=False)[0]
     if ids.numel() != 1:
-        raise ValueError(f"attribute: the target '{text}' is {ids.numel()} tokens; a target must be one token")
+        raise ValueError(f"attribute: the target '{target}' is {ids.numel()} tokens; a target must be one token")
     return int(ids[0])
 
 
