@@ -44,6 +44,7 @@ test: $(BUILT)
 ## make lint: formatting, lint, types, and the direction of imports
 lint: $(BUILT)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu')
@@ -51,6 +52,7 @@ lint: $(BUILT)
 ## make format: apply what lint asks for
 format: $(BUILT)
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu')
 
 ## make aot: compile every Triton kernel for sm_80, 90 and 100 without a GPU, and refuse spills

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pullback
 
@@ -15,12 +16,16 @@ def test_every_exported_name_is_there() -> None:
         assert name in dir(pullback)
 
 
+def test_the_version_is_that_of_the_installation() -> None:
+    assert pullback.__version__ == version("pullback")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(pullback, "nonsense")
 
 
 def test_importing_loads_no_room_and_no_heavy_library() -> None:
-    script = "import sys, pullback; print([m for m in sys.modules if m.startswith('pullback.') or m.startswith('transformer')])"
+    script = "import sys, pullback; print([m for m in sys.modules if m.startswith(('pullback.', 'transformer'))])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

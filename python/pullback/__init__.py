@@ -84,6 +84,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"pullback.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"pullback.{_HOME[name]}"), name)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("pullback")
     raise AttributeError(f"module 'pullback' has no attribute '{name}'")
 
 

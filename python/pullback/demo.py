@@ -297,6 +297,5 @@ def describe(rates: dict[str, Any]) -> list[str]:
         f"  state features of a city of the same state keep the answer {rates['same_state_rate']:6.1%} "
         f"({rates['same_state_pairs']} pairs)",
         f"at the city and the last token, all layers, {rates['top_features']} features swapped -> the other capital:",
-        f"  those of largest attribution {rates['top_rate']:6.1%}, "
-        f"random active ones {rates['random_rate']:6.1%}",
+        f"  those of largest attribution {rates['top_rate']:6.1%}, random active ones {rates['random_rate']:6.1%}",
     ]

@@ -164,6 +164,8 @@ def test_tables_have_the_promised_columns(graph: Graph) -> None:
     assert list(nodes) == ["id", "kind", "layer", "pos", "feature", "token", "activation", "preactivation", "influence"]
     assert list(edges) == ["source", "target", "weight"]
     assert nodes["id"].is_unique
+    assert nodes[nodes["kind"] == "logit"]["token"].tolist() == graph.meta["logit_labels"]
+    assert nodes[nodes["kind"] == "embedding"]["token"].tolist() == graph.meta["str_tokens"]
     assert set(nodes["kind"]) == set(k.KINDS)
     incoming = edges.groupby("target")["weight"].sum()
     for row in nodes[nodes["kind"].isin(["feature", "logit"])].itertuples():
@@ -228,6 +230,8 @@ def test_json_fits_the_schema_and_the_viewers_rules(graph: Graph, tmp_path: Path
     validate_payload(payload)
     assert payload["metadata"]["schema_version"] == 1
     assert payload["metadata"]["slug"] == "a-slug"
+    assert payload["metadata"]["generation_settings"]["max_n_logits"] == 3
+    assert graph.prune(0.7).to_neuronpedia()["metadata"]["pruning_settings"]["node_threshold"] == 0.7
     ids = [n["node_id"] for n in payload["nodes"]]
     assert len(set(ids)) == len(ids), "ids must not collide"
     assert all(link["source"] in set(ids) and link["target"] in set(ids) for link in payload["links"])
@@ -289,6 +293,12 @@ def test_bad_arguments_get_a_sentence(kwargs: dict, sentence: str) -> None:
     lens = as_lens(models.build("LN-gqa-standard-plain"))
     with pytest.raises(ValueError, match=sentence):
         pb.attribute(lens, models.random_set(lens), tokens_of(3), **kwargs)
+
+
+def test_a_plain_dict_of_transcoders_is_told_what_to_do() -> None:
+    lens = as_lens(models.build("LN-gqa-standard-plain"))
+    with pytest.raises(ValueError, match="sets must be a TranscoderSet, got dict"):
+        pb.attribute(lens, dict(models.random_set(lens)), tokens_of(3))
 
 
 def test_sets_stay_as_they_were() -> None:

@@ -165,12 +165,14 @@ class Graph:
 
     def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(nodes, edges), with columns id, kind, layer, pos, feature, token, activation, preactivation, influence and
-        source, target, weight."""
+        source, target, weight. `token` is the prompt's token at `pos`; of a logit, the token it is the logit of."""
         import pandas as pd
 
         ids = np.array(self.node_ids(), dtype=object)
         n = self.nodes
-        tokens = self.meta["str_tokens"]
+        tokens = [self.meta["str_tokens"][p] for p in n.pos.tolist()]
+        for place, label in zip(self.of_kind(LOGIT).nonzero()[:, 0].tolist(), self.meta["logit_labels"], strict=True):
+            tokens[place] = label
         nodes = pd.DataFrame(
             {
                 "id": ids,
@@ -178,7 +180,7 @@ class Graph:
                 "layer": n.layer.numpy(),
                 "pos": n.pos.numpy(),
                 "feature": n.feature.numpy(),
-                "token": [tokens[p] for p in n.pos.tolist()],
+                "token": tokens,
                 "activation": n.activation.numpy(),
                 "preactivation": n.preactivation.numpy(),
                 "influence": self.influence().numpy(),

@@ -77,9 +77,8 @@ def local_model(
     `zero_positions` removes features and errors at those positions, as circuit-tracer does for BOS.
     Raises ValueError for incompatible transcoders, or activations that are NaN or infinite.
     """
-    lens.check(sets, strict=strict)
+    sets = lens.fitted(sets, strict=strict)
     t = trace(lens, tokens)
-    sets = sets.to(dtype=lens.compute_dtype, device=lens.device)
     keep = torch.ones(t.n_pos, 1, dtype=lens.compute_dtype, device=lens.device)
     if zero_positions is not None:
         keep[zero_positions] = 0

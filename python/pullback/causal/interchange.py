@@ -74,7 +74,7 @@ def interchange(
             that the model cannot read, transcoders of another model.
     """
     lens = as_lens(model)
-    lens.check(sets, strict=strict)
+    sets = lens.fitted(sets, strict=strict)
     check_ids(lens, base, "base")
     check_ids(lens, source, "source")
     _check(sets, base, source, swaps)
@@ -197,7 +197,7 @@ def swap_scores(
             another model.
     """
     lens = as_lens(model)
-    lens.check(sets, strict=strict)
+    sets = lens.fitted(sets, strict=strict)
     check_ids(lens, base, "base")
     check_ids(lens, source, "source")
     layers = sorted(set(layers))

@@ -68,7 +68,7 @@ def run_interventions(
     """As `intervene`, with the inputs that every transcoder of the set read."""
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
-    lens.check(sets, strict=strict)
+    sets = lens.fitted(sets, strict=strict)
     wanted = _by_layer(sets, len(tokens), interventions)
     base = trace(lens, tokens)
     held: dict[int, Tensor] = {}

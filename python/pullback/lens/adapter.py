@@ -195,6 +195,11 @@ class Lens:
 
         check_compatible(self, sets, strict=strict)
 
+    def fitted(self, sets: TranscoderSet, *, strict: bool = True) -> TranscoderSet:
+        """The set, checked, in the dtype and on the device that this model is computed in; the given one stays."""
+        self.check(sets, strict=strict)
+        return sets.to(dtype=self.compute_dtype, device=self.device)
+
     # ---- tokens -------------------------------------------------------------------------------------------------
 
     def to_tokens(self, prompt: str | Sequence[int] | Tensor) -> Tensor:
@@ -260,7 +265,7 @@ class Lens:
     @contextmanager
     def replace(self, sets: TranscoderSet, layers: Iterable[int] | None = None) -> Iterator[Lens]:
         """Inside, transcoders stand in for the MLPs of `layers` (default: all that the set has)."""
-        self.check(sets)
+        sets = self.fitted(sets)
         chosen = list(sets.layers if layers is None else layers)
         missing = [i for i in chosen if i not in sets]
         if missing:

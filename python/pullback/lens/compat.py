@@ -21,6 +21,8 @@ def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) ->
     compared always.
     """
     here = lens.reading(None)
+    if not isinstance(sets, TranscoderSet):
+        raise ValueError(f"sets must be a TranscoderSet, got {type(sets).__name__}; wrap {{layer: transcoder}} in one")
     for layer in sets.layers:
         if not 0 <= layer < lens.n_layers:
             raise ValueError(
