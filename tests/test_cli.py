@@ -12,6 +12,7 @@ import pytest
 
 from pullback import cli
 from pullback.attribution import Graph
+from pullback.attribution.nodes import ERROR
 
 PROMPT = "the capital of the state containing dallas is"
 
@@ -46,9 +47,13 @@ def test_doctor_says_which_kernels(capsys: pytest.CaptureFixture[str]) -> None:
 def test_graph_writes_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("g.html", "g.json", "g.safetensors"):
         assert cli.main(["graph", "tiny-mix", PROMPT, "--out", str(tmp_path / name)]) == 0
-    assert "every target sums to" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "every target sums to" in said
+    assert "answer: 'austin' 100.0%" in said
     assert json.loads((tmp_path / "g.json").read_text())["metadata"]["prompt"] == PROMPT
-    assert Graph.load(tmp_path / "g.safetensors").check() <= 1e-4
+    whole = Graph.load(tmp_path / "g.safetensors")
+    assert whole.check() <= 1e-4
+    assert bool(whole.of_kind(ERROR).any()), "the file keeps what the page leaves out"
     assert "austin" in (tmp_path / "g.html").read_text()
 
 
@@ -60,6 +65,9 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     where = ["--data", str(data), "--out", str(out)]
     assert cli.main(["train", "tiny-mix", *where, "--layers", "0", "2", *arguments]) == 0
     figures = tmp_path / "eval.json"
+    again = ["train", "tiny-mix", "--data", str(data), "--out", str(out)]
+    assert cli.main(again) == 2
+    assert "holds transcoders already" in capsys.readouterr().err
     evaluate = ["eval", "tiny-mix", "--transcoders", str(out), "--data", str(data), "--json", str(figures)]
     assert cli.main(evaluate) == 0
     assert "CE recovered" in capsys.readouterr().out
@@ -73,6 +81,7 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["graph", "tiny-mix", "the capital of atlantis is", "--out", "g.html"], "atlantis"),
         (["graph", "tiny-mix", "the " * 60, "--out", "g.html"], "reads at most 48"),
         (["graph", "tiny-mix", PROMPT, "--out", "g.pdf"], "--out must end in"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--node-threshold", "7"], "--node-threshold must lie in"),
         (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--transcoders", "nowhere"], "nowhere"),
         (["graph", "no/such-model", PROMPT, "--out", "g.html", "--transcoders", "x"], "no model 'no/such-model'"),
         (["eval", "tiny-mix", "--data", "nowhere.txt"], "nowhere.txt"),

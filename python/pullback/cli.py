@@ -81,6 +81,7 @@ def _train(commands: Any) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the transcoders to")
+    parser.add_argument("--force", action="store_true", help="replace transcoders that are there already")
     parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
     parser.add_argument("--k", type=int, default=32, help="features active per token")
     parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to train (default: all)")
@@ -106,8 +107,17 @@ def _run_train(args: argparse.Namespace) -> None:
         lr=args.lr,
         seed=args.seed,
     )
-    train(open_model(args.model), _prompts(args.data), config, output_path=args.out)
+    prompts = _prompts(args.data)
+    _claim(args.out, args.force)
+    train(open_model(args.model), prompts, config, output_path=args.out)
     print(f"wrote {args.out}")
+
+
+def _claim(out: Path, force: bool) -> None:
+    """The folder a long run will write to: there, writable, and not somebody's set, before the run and not after."""
+    if (out / "config.yaml").exists() and not force:
+        raise ValueError(f"{out} holds transcoders already; give --out another folder, or --force to replace them")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _eval(commands: Any) -> None:
@@ -134,7 +144,10 @@ def _graph(commands: Any) -> None:
     parser.add_argument("prompt", help="the prompt, in quotes")
     parser.add_argument("--transcoders", type=Path, default=None, help="folder of a set (default: the zoo's own)")
     parser.add_argument(
-        "--out", type=Path, required=True, help="graph.html, graph.json (Neuronpedia) or graph.safetensors"
+        "--out",
+        type=Path,
+        required=True,
+        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one",
     )
     parser.add_argument("--max-n-logits", type=int, default=10, help="explain at most so many next tokens")
     parser.add_argument("--desired-logit-prob", type=float, default=0.95, help="and as few as reach this probability")
@@ -152,6 +165,9 @@ def _run_graph(args: argparse.Namespace) -> None:
         raise ValueError(f"--out must end in {', '.join(writers)}, got '{args.out}'")
     if args.out.is_dir():
         raise ValueError(f"--out names a folder: '{args.out}'")
+    for option in ("node_threshold", "edge_threshold"):
+        if not 0 <= getattr(args, option) <= 1:
+            raise ValueError(f"--{option.replace('_', '-')} must lie in [0, 1], got {getattr(args, option)}")
     graph = attribute(
         open_model(args.model),
         _open_set(args),
@@ -163,11 +179,13 @@ def _run_graph(args: argparse.Namespace) -> None:
         verbose=True,
     )
     scores = graph.scores()
-    small = graph.prune(args.node_threshold, args.edge_threshold)
-    getattr(small, writers[args.out.suffix])(args.out)
+    whole = args.out.suffix == ".safetensors"  # a page can only show a part; a file can keep all of it
+    written = graph if whole else graph.prune(args.node_threshold, args.edge_threshold)
+    getattr(written, writers[args.out.suffix])(args.out)
+    print("answer: " + ", ".join(f"'{label}' {p:.1%}" for label, p in graph.answers()))
     print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
     print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
-    print(f"wrote {args.out}: {small.n_nodes} nodes, {small.n_edges} edges")
+    print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
 
 
 def _doctor(commands: Any) -> None:
@@ -185,7 +203,12 @@ def open_model(name: str) -> Any:
     from pullback import zoo
     from pullback.lens import open_transformers
 
-    return zoo.load(name) if name in ZOO else open_transformers(name)
+    if name in ZOO:
+        return zoo.load(name)
+    try:
+        return open_transformers(name)
+    except ValueError as error:
+        raise ValueError(f"{error}. The zoo has {', '.join(ZOO)}") from error
 
 
 def _open_set(args: argparse.Namespace) -> Any:

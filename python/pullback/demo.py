@@ -46,7 +46,7 @@ class Facts:
     def row(self, city: str) -> int:
         cities = [p.city for p in self.prompts]
         if city not in cities:
-            raise ValueError(f"demo: tiny-mix does not know the city '{city}'; it knows {', '.join(cities)}")
+            raise ValueError(f"tiny-mix does not know the city '{city}'; it knows {', '.join(cities)}")
         return cities.index(city)
 
 
@@ -86,7 +86,7 @@ def run(
     base, source = facts.row(city), facts.row(source_city)
     if facts.state[base] == facts.state[source]:
         raise ValueError(
-            f"demo: {city} and {source_city} are of one state, so the answer would stay; name a source city of another"
+            f"{city} and {source_city} are of one state, so the answer would stay; name a source city of another"
         )
     say(f"tiny-mix: {lens.n_layers} layers, d_model {lens.d_model}, {lens.d_vocab} words")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -193,6 +195,24 @@ def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
     assert abs(float(tokens_and_errors) - float(w.sum())) <= 1e-9, (
         "without bias columns, tokens and errors carry it all"
     )
+
+
+def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pullback.attribution import build, linear
+
+    lens = as_lens(models.build("RMS-gqa-rotary-gated"))
+    sets = models.random_set(lens)
+    whole = pb.attribute(lens, sets, tokens_of(7))
+    sizes = []
+
+    def counted(local: Any, targets: Any) -> Any:
+        sizes.append(len(targets))
+        return linear.linear_rows(local, targets)
+
+    monkeypatch.setattr(build, "linear_rows", counted)
+    monkeypatch.setattr(build, "WORKING_MEMORY", 3 * linear.bytes_per_target(local_model(lens, sets, tokens_of(7))))
+    assert_same_edges(pb.attribute(lens, sets, tokens_of(7)), whole, 1e-12)
+    assert max(sizes[1:]) == 3
 
 
 def test_rows_do_not_depend_on_batch_mates_or_repetition() -> None:

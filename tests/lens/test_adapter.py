@@ -218,9 +218,21 @@ def test_dropout_is_off_inside_and_every_module_keeps_its_mode() -> None:
     assert True in modes
     assert torch.equal(lens.logits(batch()), expected), "GPT-2 drops a tenth of its activations in training mode"
     assert [m.training for root in (model, model.original_model) for m in root.modules()] == modes
-    with pytest.raises(IndexError):
-        lens.logits(batch() + models.VOCAB)
+
+    def stumble(_t: Tensor) -> None:
+        raise RuntimeError("stumbled")
+
+    with pytest.raises(RuntimeError, match="stumbled"):
+        lens.record(batch(), [], [("hook_embed", stumble)])
     assert [m.training for root in (model, model.original_model) for m in root.modules()] == modes
+
+
+def test_tokens_that_cannot_be_read_get_a_sentence() -> None:
+    lens = as_lens(models.native(seed=8))
+    with pytest.raises(ValueError, match=r"token id .* is outside the vocabulary 0\.\.49"):
+        lens.mlp_io(batch() + models.VOCAB)
+    with pytest.raises(ValueError, match="reads at most 12"):
+        lens.logits(torch.zeros(1, 13, dtype=torch.long))
 
 
 def test_no_gradient_is_kept() -> None:

@@ -102,13 +102,20 @@ def interrupted_after(n, tokens, error):
     raise error
 
 
-def test_an_interrupt_saves_what_exists(lens, tokens, tmp_path):
+def test_an_interrupt_saves_what_exists_beside_what_was_there(lens, tokens, tmp_path):
+    finished = train(lens, tokens, TrainConfig(**SMALL), verbose=False, output_path=tmp_path / "tc")
     source = interrupted_after(10, tokens, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        train(lens, source, TrainConfig(**SMALL), verbose=False, output_path=tmp_path / "tc")
-    loaded = load_transcoders(tmp_path / "tc")
+        train(lens, source, TrainConfig(**SMALL | {"seed": 5}), verbose=False, output_path=tmp_path / "tc")
+    loaded = load_transcoders(tmp_path / "tc.unfinished")
     assert loaded[1].b_dec.abs().max() > 0
     assert loaded[1].reading == lens.reading(1)
+    assert torch.equal(load_transcoders(tmp_path / "tc")[1].W_enc, finished[1].W_enc)
+
+
+def test_a_dict_is_no_config(lens, tokens):
+    with pytest.raises(ValueError, match="config must be a TrainConfig, got dict"):
+        train(lens, tokens, {"d_sae": 8})
 
 
 def test_divergence_names_the_layer_and_saves_the_last_good_weights(lens, tokens, tmp_path):
@@ -123,7 +130,7 @@ def test_divergence_names_the_layer_and_saves_the_last_good_weights(lens, tokens
 
     with pytest.raises(TrainingDiverged, match="layer 1: .* targets at step .* NaN or infinite") as caught:
         train(lens, poisoned(), TrainConfig(**SMALL), verbose=False, output_path=tmp_path / "tc")
-    assert equal(load_transcoders(tmp_path / "tc"), caught.value.sets)
+    assert equal(load_transcoders(tmp_path / "tc.unfinished"), caught.value.sets)
 
 
 def test_what_cannot_be_trained_is_refused(lens, tokens):

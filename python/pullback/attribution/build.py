@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 from pullback.attribution.assemble import EdgeRows, assemble
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.graph import Graph
-from pullback.attribution.linear import linear_rows
+from pullback.attribution.linear import bytes_per_target, linear_rows
 from pullback.attribution.local import LocalModel, local_model
 from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import TranscoderSet
 
+WORKING_MEMORY = 2 * 2**30
 ENGINES = ("linear", "autograd")
 CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -48,7 +49,8 @@ def attribute(
         prompt: a string (BOS by the model's default) or token ids (T,), taken as given.
         attribution_targets: different token ids or one-token strings to explain, or just one; None: the likely ones.
         max_n_logits, desired_logit_prob: at most so many logits, as few as reach that probability.
-        batch_size: targets pulled back together.
+        batch_size: targets pulled back together at most; fewer where the prompt is so long that they would take more
+            than 2 GiB of working memory.
         max_feature_nodes: keep so many features, chosen by influence; None: all active ones.
         update_interval: batches between two rankings by influence, where features are chosen.
         zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
@@ -95,7 +97,8 @@ class _Rows:
     def __init__(
         self, lens: Lens, local: LocalModel, logits: LogitTargets, engine: str, batch_size: int, verbose: bool
     ) -> None:
-        self.local, self.logits, self.batch_size, self.verbose = local, logits, batch_size, verbose
+        self.local, self.logits, self.verbose = local, logits, verbose
+        self.batch_size = max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
         self.engine = AutogradEngine(lens, local) if engine == "autograd" else None
         self.edges = EdgeRows(local.layout.n_sources)
         self._add(-1 - torch.arange(len(logits.labels)), logit_batch(local, logits), logits.tokens)

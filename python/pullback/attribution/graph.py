@@ -99,7 +99,11 @@ class Graph:
         return inf.cumulative(self) if self.cumulative is None else self.cumulative
 
     def scores(self, *, bias: bool = False) -> Scores:
-        """Replacement and completeness. `bias=True` lets bias, position and own leaves take their share of each row."""
+        """Replacement and completeness, of a whole graph: pruning takes errors away, so a pruned one flatters itself
+        (it carries the whole one's in `meta["scores"]`).
+
+        `bias=True` lets bias, position and own leaves take their share of each row.
+        """
         return Scores(*inf.scores(self, bias=bias))
 
     def edge(self, source: str, target: str) -> float:
@@ -154,6 +158,10 @@ class Graph:
             cumulative=None if self.cumulative is None else self.cumulative[keep_nodes],
             meta=meta,
         )
+
+    def answers(self) -> list[tuple[str, float]]:
+        """The explained next tokens and their probabilities, in node order."""
+        return list(zip(self.meta["logit_labels"], self.nodes.activation[self.of_kind(LOGIT)].tolist(), strict=True))
 
     def top_features(self, n: int = 10) -> list[tuple[int, int, int]]:
         """(layer, pos, feature) of the n features with the largest influence."""

@@ -11,6 +11,15 @@ from pullback.lens import LayerTrace
 from pullback.ops import contract
 
 
+def bytes_per_target(local: LocalModel) -> int:
+    """Working memory that one more target in a batch costs, about: gradients at every position, a row of edges."""
+    w = local.trace.layers[0].weights
+    at_heads = 3 * w.W_O.shape[0] * w.W_O.shape[1]  # at z, permuted, and at the values
+    at_stream = 4 * local.trace.embed.shape[1]  # R, M, A and what comes back through the heads
+    edges = 4 * local.layout.n_sources  # the row, and what its sparse form takes while it is made
+    return (local.n_pos * (at_stream + at_heads) + edges) * local.trace.embed.element_size()
+
+
 def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
     """Direct effects of all sources on B targets: edges (B, n_sources), and the mass of zeroed positions (B).
 

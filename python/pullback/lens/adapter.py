@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pullback.lens import record as rec
 from pullback.lens.fingerprint import fingerprint
+from pullback.lens.tokens import check_ids
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
 from pullback.transcoders import ModelReading, TranscoderSet
 
@@ -227,7 +228,11 @@ class Lens:
     def record(
         self, tokens: Tensor, sites: Sequence[str], edits: Sequence[tuple[str, rec.Edit]] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (B, T, V) and tensors at sites, for tokens (B, T), without gradients."""
+        """Logits (B, T, V) and tensors at sites, for tokens (B, T), without gradients.
+
+        Raises ValueError for tokens that this model cannot read.
+        """
+        check_ids(self, tokens, "tokens")
         return rec.record(self.model, tokens.to(self.device), sites, [*self.exact_edits, *edits])
 
     def logits(self, tokens: Tensor) -> Tensor:

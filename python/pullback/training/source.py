@@ -180,8 +180,13 @@ def _prompt_batches(
     prompts: list[Batch] | Batch, size: int, generator: torch.Generator | None, repeat: bool
 ) -> Iterator[Batch]:
     count = len(prompts) if isinstance(prompts, list) else len(prompts[0])
+    rounds = -(-size // count) if repeat else 1  # of few prompts, several epochs make one forward pass
     while True:
-        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        epochs = [
+            torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+            for _ in range(rounds)
+        ]
+        order = torch.cat(epochs)
         for chosen in order.split(size):
             if isinstance(prompts, list):
                 yield _padded([prompts[i] for i in chosen.tolist()])

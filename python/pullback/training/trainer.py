@@ -41,7 +41,8 @@ def train(
         config: see TrainConfig.
         mask: Bool[Tensor, 'n_prompts T'], true where a token of a tensor of prompts counts.
         verbose: print a memory estimate and show a progress bar.
-        output_path: the set is saved here at the end, and also when the run is interrupted or diverges.
+        output_path: the set is saved here at the end; of a run that is interrupted or diverges, what exists is saved
+            to this path with ".unfinished" behind it.
 
     Returns:
         The trained set; each transcoder knows its hooks and how the model was read.
@@ -49,11 +50,15 @@ def train(
     Raises:
         ValueError: tokens that cannot be read, or nothing to train on.
         TrainingDiverged: NaN or infinity in activations, loss or gradient; its `sets` hold the last good weights.
-        KeyboardInterrupt: after what exists was saved to `output_path`, if given.
+        KeyboardInterrupt: after what exists was saved, if there is an `output_path`.
     """
     from pullback.lens import as_lens
 
     config = config or TrainConfig()
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"train: config must be a TrainConfig, got {type(config).__name__}: write TrainConfig(k=16, ...)"
+        )
     lens = as_lens(model)
     layers = list(range(lens.n_layers)) if config.layers is None else sorted(set(config.layers))
     wrong = [layer for layer in layers if not 0 <= layer < lens.n_layers]
@@ -88,13 +93,14 @@ def train(
         _fit(steps, mixed(rows, batch, batch * config.n_batches_in_buffer, order), config, verbose)
     except TrainingDiverged as error:
         error.sets = _finished(steps)
-        _save(error.sets, output_path)
+        _save_unfinished(error.sets, output_path)
         raise
     except KeyboardInterrupt:
-        _save(_finished(steps), output_path)
+        _save_unfinished(_finished(steps), output_path)
         raise
     sets = _finished(steps)
-    _save(sets, output_path)
+    if output_path is not None:
+        sets.save(output_path)
     return sets
 
 
@@ -216,9 +222,12 @@ def _finished(steps: dict[int, TrainStep]) -> TranscoderSet:
     return TranscoderSet({layer: step.transcoder for layer, step in steps.items()})
 
 
-def _save(sets: TranscoderSet, path: str | os.PathLike[str] | None) -> None:
+def _save_unfinished(sets: TranscoderSet, path: str | os.PathLike[str] | None) -> None:
+    """Beside `path`, not in its place: a finished set may stand there."""
     if path is not None:
-        sets.save(path)
+        beside = f"{os.fspath(path).rstrip(os.sep)}.unfinished"
+        sets.save(beside)
+        tqdm.write(f"training stopped early; the transcoders as they are now were saved to {beside}")
 
 
 def _shuffled_batches(x: Tensor, y: Tensor, config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def save(sets: TranscoderSet, path: str | os.PathLike[str]) -> None:
                     f"could not write {_file_name(layer)} for {path}: {error}; what was there is intact"
                 ) from error
         atomic_save(staging / CONFIG, yaml.safe_dump(_config(sets), sort_keys=False, allow_unicode=True))
+        for layer in sets:  # safetensors lets only the owner read; whoever may read the one may read the other
+            shutil.copymode(staging / CONFIG, staging / _file_name(layer))
 
 
 def load(
