@@ -41,6 +41,17 @@ def test_slices_are_those_of_the_dense_matrix(shape: dict, start: int, stop: int
     assert same(acts[:], acts)
 
 
+@given(shape=shapes)
+def test_where_is_masking_the_dense_matrix(shape: dict) -> None:
+    acts = pattern(shape["n"], shape["F"], shape["most"], torch.float32, shape["seed"])
+    keep = torch.rand(acts.nnz, generator=torch.Generator().manual_seed(shape["seed"])) > 0.5
+    expected = acts.to_dense()
+    expected[acts.rows()[~keep], acts.indices[~keep].long()] = 0
+    assert torch.equal(acts.where(keep).validate().to_dense(), expected)
+    with pytest.raises(ValueError, match=r"keep must be torch.bool \[nnz\]"):
+        acts.where(torch.ones(acts.nnz + 1, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("kind", ROWS)
 def test_from_topk_drops_zeros_and_keeps_nan(kind: str) -> None:
     h = rows(kind, 4, 50, torch.float64)

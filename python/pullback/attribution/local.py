@@ -129,10 +129,4 @@ def decoded(sets: TranscoderSet, acts: dict[int, SparseActivations], dst: int) -
 
 def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:
     """The same activations without those at positions where `keep` (T, 1) is 0."""
-    if bool((keep != 0).all()):
-        return acts
-    rows = acts.rows()
-    stays = keep[rows, 0] != 0
-    counts = torch.bincount(rows[stays], minlength=keep.shape[0])
-    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return SparseActivations(indptr, acts.indices[stays], acts.values[stays], acts.n_features)
+    return acts.where(keep[acts.rows(), 0] != 0)

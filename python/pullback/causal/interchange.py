@@ -135,11 +135,7 @@ def _claimed_once(swaps: Sequence[Swap], acts: Sequence[SparseActivations]) -> N
 
 def _selected(acts: SparseActivations, select: Selection) -> SparseActivations:
     """The entries that a selection keeps; rows stay."""
-    rows = acts.rows()
-    keep = select(rows, acts.indices)
-    counts = torch.bincount(rows[keep], minlength=acts.n_rows)
-    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return SparseActivations(indptr, acts.indices[keep], acts.values[keep], acts.n_features)
+    return acts.where(select(acts.rows(), acts.indices))
 
 
 def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap]) -> None:

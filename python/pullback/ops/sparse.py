@@ -116,6 +116,14 @@ class SparseActivations:
         first, last = int(indptr[0]), int(indptr[-1])
         return SparseActivations(indptr - first, self.indices[first:last], self.values[first:last], self.n_features)
 
+    def where(self, keep: Tensor) -> SparseActivations:
+        """The entries where `keep` Bool[Tensor, 'nnz'] is true; every row stays. Raises ValueError for another mask."""
+        if keep.shape != self.indices.shape or keep.dtype != torch.bool:
+            raise ValueError(f"where: keep must be torch.bool [nnz]=[{self.nnz}], got {keep.dtype} {list(keep.shape)}")
+        counts = torch.bincount(self.rows()[keep], minlength=self.n_rows)
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return SparseActivations(indptr, self.indices[keep], self.values[keep], self.n_features)
+
     def __repr__(self) -> str:
         per_row = self.nnz / max(1, self.n_rows)
         return (
