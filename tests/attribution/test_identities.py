@@ -112,6 +112,15 @@ def test_float32_sums_to_1e_4(name: str) -> None:
     assert graph.check() <= 1e-4
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_one_head_and_one_layer(n_layers: int) -> None:
+    lens = as_lens(models.native(n_heads=1, d_head=16, n_layers=n_layers))
+    sets = models.random_set(lens)
+    linear = pb.attribute(lens, sets, tokens_of(5), max_n_logits=2)
+    assert linear.check() <= 1e-9
+    assert_same_edges(linear, pb.attribute(lens, sets, tokens_of(5), max_n_logits=2, engine="autograd"), 1e-9)
+
+
 @pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-mha-rotary-gated", "neox-parallel"])
 def test_heads_sum_to_attention_output(name: str) -> None:
     """O3: per-head contributions and biases give attn_out . v"""
