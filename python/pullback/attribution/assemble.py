@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback.attribution import nodes as k
 from pullback.attribution.graph import Graph
-from pullback.attribution.influence import EPS
+from pullback.attribution.influence import EPS, flow
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import LogitTargets
 
@@ -53,28 +53,16 @@ class EdgeRows:
     def influence(self, local: LocalModel, logits: LogitTargets) -> Tensor:
         """Influence of every active feature on the logits through the rows there are so far, (n_features) float64."""
         names, _, _, rows, sources, weights = self.joined()
-        layout = local.layout
-        first, n = layout.all_features.start, layout.all_features.stop - layout.all_features.start
+        features = local.layout.all_features
+        n = features.stop - features.start
         size = weights.abs().double()
-        if not bool(torch.isfinite(size.sum())):
-            raise ValueError("attribute: edges are NaN or infinite: transcoders or model overflow on this prompt")
-        leaves = torch.ones(self.n_sources, dtype=torch.bool)
-        leaves[layout.position] = False
-        for span in (*layout.mlp_bias.values(), *layout.attn_bias.values()):
-            leaves[span] = False
-        total = size.new_zeros(len(names)).index_add_(0, rows, size * leaves[sources])
-        shares = size / total.clamp(min=EPS)[rows]
-        into_feature = (sources >= first) & (sources < first + n)
-        rows, shares, sources = rows[into_feature], shares[into_feature], sources[into_feature] - first
-        is_logit = names < 0
-        weight = torch.zeros(len(names), dtype=torch.double)
-        weight[is_logit] = logits.probabilities.cpu().double()[-1 - names[is_logit]]
-        result = torch.zeros(n, dtype=torch.double)
-        while bool(weight.any()):
-            arrived = torch.zeros(n, dtype=torch.double).index_add_(0, sources, weight[rows] * shares)
-            result += arrived
-            weight = torch.where(is_logit, 0.0, arrived[names.clamp(min=0)])
-        return result
+        counted = size * local.layout.counts_in_scores()[sources]
+        shares = size / size.new_zeros(len(names)).index_add_(0, rows, counted).clamp(min=EPS)[rows]
+        # Nodes here: the active features in their places, then the logits. Other sources pass nothing on.
+        node = torch.where(names < 0, n - 1 - names, names)
+        weight = torch.cat([size.new_zeros(n), logits.probabilities.cpu().double()])
+        on = (sources >= features.start) & (sources < features.stop)
+        return flow(node[rows[on]], sources[on] - features.start, shares[on], weight)[:n]
 
 
 def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:

@@ -39,21 +39,26 @@ def counts_in_scores(graph: Graph) -> Tensor:
     return ~graph.of_kind(BIAS, OWN, POSITION)
 
 
-def propagate(graph: Graph, shares: Tensor, weight: Tensor) -> Tensor:
-    """w + wA + wA^2 + ... without its first term: what flows from `weight` (n_nodes) back along the edges.
+def flow(targets: Tensor, sources: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
+    """w + wA + wA^2 + ... without its first term: what flows from `weight` (n_nodes) back along edges (targets,
+    sources, shares, each (n_edges)).
 
-    The graph has no cycles, so the series ends; each term reaches one layer further down. Raises ValueError for NaN or
+    Edges form no cycles, so the series ends; each term reaches one layer further down. Raises ValueError for NaN or
     infinite shares, with which it would not.
     """
     if not bool(torch.isfinite(shares).all()):
         raise ValueError("influence: edges of this graph are NaN or infinite, so it has none")
-    rows, sources = graph.rows(), graph.sources.long()
     total = torch.zeros_like(weight)
     front = weight
     while bool(front.any()):
-        front = torch.zeros_like(front).index_add_(0, sources, front[rows] * shares)
+        front = torch.zeros_like(front).index_add_(0, sources, front[targets] * shares)
         total += front
     return total
+
+
+def propagate(graph: Graph, shares: Tensor, weight: Tensor) -> Tensor:
+    """`flow` along the edges of a graph."""
+    return flow(graph.rows(), graph.sources.long(), shares, weight)
 
 
 def node_influence(graph: Graph, *, bias: bool = False) -> Tensor:

@@ -68,6 +68,13 @@ class Layout:
         self.attn_bias = per_position(list(range(L)))
         self.n_sources = end
 
+    def counts_in_scores(self) -> Tensor:
+        """Mask of the sources that circuit-tracer knows, (n_sources): no positions, no biases."""
+        counts = torch.ones(self.n_sources, dtype=torch.bool)
+        for span in (self.position, *self.mlp_bias.values(), *self.attn_bias.values()):
+            counts[span] = False
+        return counts
+
 
 def local_model(
     lens: Lens, sets: TranscoderSet, tokens: Tensor, *, zero_positions: slice | None = None, strict: bool = True
