@@ -60,8 +60,7 @@ def salient_logits(
     """
     t = local.trace
     logits = t.logits[-1]
-    cap = lens.logit_soft_cap
-    probabilities = torch.softmax(logits if cap is None else cap * torch.tanh(logits / cap), -1)
+    probabilities = torch.softmax(lens.capped(logits), -1)
     if chosen is None:
         if max_n_logits < 1 or not 0 < desired_logit_prob <= 1:
             raise ValueError(

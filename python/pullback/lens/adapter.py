@@ -126,6 +126,11 @@ class Lens:
         cap = float(getattr(self.model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
         return cap if cap > 0 else None
 
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits as the model gives them, from logits before its soft cap."""
+        cap = self.logit_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     @property
     def positional(self) -> str:
         """'learned' where a position vector is added to the stream, else the configuration's word ('rotary', ...).

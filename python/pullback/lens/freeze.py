@@ -99,5 +99,4 @@ def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tens
     if freeze == "all":
         last = at[f"blocks.{lens.n_layers - 1}.hook_resid_post"]
         ours = base.ln_final(last, base.final_scale) @ base.W_U + base.b_U
-        cap = lens.logit_soft_cap
-        must_equal(ours if cap is None else cap * torch.tanh(ours / cap), logits, "ln_final's scale")
+        must_equal(lens.capped(ours), logits, "ln_final's scale")

@@ -162,5 +162,4 @@ def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
         must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the inputs of MLP {i}")
         stream = at[f"blocks.{i}.hook_resid_post"]
         must_equal(layer.x_pre + layer.attn_out + layer.mlp_out, stream, f"the activations leaving block {i}")
-    cap = lens.logit_soft_cap
-    must_equal(t.logits if cap is None else cap * torch.tanh(t.logits / cap), logits, "the logits")
+    must_equal(lens.capped(t.logits), logits, "the logits")
