@@ -80,13 +80,14 @@ def attribute(
         chosen = (
             rows.all_features() if max_feature_nodes is None else rows.by_influence(max_feature_nodes, update_interval)
         )
-        graph = assemble(local, logits, rows.edges, chosen, meta=_meta(lens, local, sets, prompt, logits))
-        graph.meta["generation_settings"] = {
+        settings = {
             "max_n_logits": max_n_logits,
             "desired_logit_prob": desired_logit_prob,
             "batch_size": batch_size,
             "max_feature_nodes": max_feature_nodes,
         }
+        meta = _meta(lens, local, sets, prompt, logits) | {"generation_settings": settings}
+        graph = assemble(local, logits, rows.edges, chosen, meta)
     _must_add_up(graph, lens)
     return graph
 

@@ -73,11 +73,6 @@ class Trace:
     def n_pos(self) -> int:
         return self.tokens.shape[0]
 
-    @property
-    def resid_final(self) -> Tensor:
-        last = self.layers[-1]
-        return last.x_pre + last.attn_out + last.mlp_out
-
 
 def _sites(lens: Lens) -> list[str]:
     names = ["hook_embed"] + (["hook_pos_embed"] if lens.positional == "learned" else [])
@@ -104,7 +99,7 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
     with torch.no_grad():
         logits, seen = rec.record(lens.model, tokens[None], _sites(lens), edits)
     dtype = lens.compute_dtype
-    at = {site: seen[site][0].to(dtype) for site in _sites(lens)}
+    at = {site: value[0].to(dtype) for site, value in seen.items()}
     must_be_finite(lens, at)
     ones = at["hook_embed"].new_ones(tokens.shape[0], 1)
     ln_final, W_U, b_U = lens.ln_final.to(dtype), lens.W_U.to(dtype), lens.b_U.to(dtype)
