@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import native
 from pullback.lens import as_lens
 from pullback.training import TrainConfig, evaluate, train
 from pullback.transcoders import ReLU, Transcoder, TranscoderSet
+from tests.models import native
 
 
 @pytest.fixture(scope="module")
