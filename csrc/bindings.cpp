@@ -64,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("topk_select", &topk_select, unlocked);
   m.def("topk_certified", &topk_certified, unlocked);
   m.def("row_norms", &row_norms, unlocked);
+  m.def("shadow_rows", &shadow_rows, unlocked);
   m.def("decode_csr", &decode_with_bias, unlocked);
   m.def("sampled_dot", &sampled_dot, unlocked);
   m.def("segment_outer", &segment_outer, unlocked);

@@ -56,6 +56,10 @@ struct Kernels {
 
   // The Euclidean norms of rows [begin, end).
   void (*row_norms)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, double* norms);
+
+  // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.
+  void (*shadow_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16,
+                      float* norms, float* rests);
 };
 
 extern const Kernels kernels_generic;

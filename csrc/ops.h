@@ -17,6 +17,9 @@ void topk_certified(const View& h, const View& x, const View& W, const View& b, 
 // The Euclidean norms of the rows of a float32 matrix (n, d), in float64 (n).
 void row_norms(const View& rows, const View& norms);
 
+// The bfloat16 shadow w16 (n, d) of a float32 matrix (n, d), with norms (n) >= ||w|| and rests (n) >= ||w - w16||.
+void shadow_rows(const View& rows, const View& w16, const View& norms, const View& rests);
+
 // A CSR pattern is indptr int64 (n + 1) and indices int32 (nnz). bias may be null.
 void decode_csr(const View& indptr, const View& indices, const View& values, const View& W, const View* bias,
                 const View& out);

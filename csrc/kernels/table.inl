@@ -12,6 +12,7 @@ namespace {
 
 #include "dots.inl"
 #include "gather.inl"
+#include "shadow.inl"
 #include "topk.inl"
 
 template <class T>
@@ -21,6 +22,7 @@ constexpr Table<T> table() {
 
 }  // namespace
 
-const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME, table<float>(), table<double>(), topk_certified_rows, row_norms};
+const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME, table<float>(), table<double>(), topk_certified_rows, row_norms,
+                                  shadow_rows};
 
 }  // namespace pullback

@@ -50,6 +50,11 @@ def row_norms(rows: Tensor) -> Tensor:
     return norms
 
 
+def shadow_rows(rows: Tensor, W16: Tensor, norms: Tensor, rests: Tensor) -> None:
+    """W16 = bf16(rows), with upper bounds of the norms of rows and of rows - W16: see `screen.Screen`."""
+    _C.shadow_rows(_view(rows), _view(W16), _view(norms), _view(rests))
+
+
 def decode_csr(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     out = values.new_empty(indptr.shape[0] - 1, W_dec.shape[1])
     bias = None if b_dec is None else _view(b_dec)
