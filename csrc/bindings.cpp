@@ -40,6 +40,15 @@ void decode_with_bias(const View& indptr, const View& indices, const View& value
   decode_csr(indptr, indices, values, W, bias ? &*bias : nullptr, out);
 }
 
+const View* pointer(const std::optional<View>& view) { return view ? &*view : nullptr; }
+
+void screen_block_of(const View& y, int64_t first, const View& bias, const View& norms, const std::optional<View>& rests,
+                     const View& x_norms, const std::optional<View>& x_rests, double gamma, double rho, int64_t k,
+                     const std::optional<View>& thresholds, const CandidateViews& candidates) {
+  screen_block(y, first, bias, norms, pointer(rests), x_norms, pointer(x_rests), gamma, rho, k, pointer(thresholds),
+               candidates);
+}
+
 }  // namespace
 }  // namespace pullback
 
@@ -62,8 +71,10 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("max_threads", &max_threads);
   m.def("topk_select", &topk_select, unlocked);
-  m.def("topk_certified", &topk_certified, unlocked);
-  m.def("row_norms", &row_norms, unlocked);
+  m.def("screen_block", &screen_block_of, unlocked);
+  m.def("settle_topk", &settle_topk, unlocked);
+  m.def("settle_threshold", &settle_threshold, unlocked);
+  m.def("norm_rows", &norm_rows, unlocked);
   m.def("shadow_rows", &shadow_rows, unlocked);
   m.def("decode_csr", &decode_with_bias, unlocked);
   m.def("sampled_dot", &sampled_dot, unlocked);

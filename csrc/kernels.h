@@ -32,17 +32,47 @@ struct Table {
                         int64_t n_entries, const T* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride);
 };
 
-// What h = x W^T + b came from, in float32, with the norms of the rows of x and W.
-struct Encoder {
+// Features whose error bound is taken together.
+constexpr int64_t screen_tile = 64;
+// Slots that must be free before a tile is taken in: whole vectors are written where a part of them is kept.
+constexpr int64_t screen_room = screen_tile + 16;
+// Covers the float32 roundings in which a slack is computed, and the one of the canonical value to float32.
+constexpr float screen_inflation = 1 + 0x1p-18f;
+
+// Covers sums and products that a processor flushes to zero instead of denormals: 2^-126 each, for d < 2^20.
+constexpr float screen_tiny = 0x1p-104f;
+
+// Columns [first, first + width) of y (n, F) ~ x W^T, and what bounds their error (kernels/screen.inl). y is float32 or
+// bfloat16; bias and thresholds start at the block's first feature; tile_* hold a number per tile of the block.
+struct ScreenBlock {
+  const void* y;
+  int64_t y_stride, first, width, k;
+  const float* bias;
+  const float *tile_norms, *tile_rests, *tile_biases;  // the last already times rho
+  const float *x_norms, *x_rests;
+  float gamma, rho;
+  const float *thresholds, *tile_thresholds;  // null where the k largest are looked for
+};
+
+// Of each row: ids in ascending order with low <= h <= high, how many (-1: the bound cannot settle this row), a lower
+// bound of the k-th largest h, and how many are held before the bound is raised.
+struct Candidates {
+  int32_t* ids;
+  float *lows, *highs;
+  int64_t capacity;
+  int32_t* counts;
+  float* bounds;
+  int32_t* limits;
+};
+
+// What the canonical pre-activation is computed from, all in float32.
+struct ScreenedEncoder {
   const float* x;
   int64_t x_stride;
   const float* W;
   int64_t W_stride;
   const float* b;
   int64_t d;
-  const double* x_norms;
-  const double* W_norms;
-  double W_norm_max, b_max;
 };
 
 struct Kernels {
@@ -50,12 +80,28 @@ struct Kernels {
   Table<float> f32;
   Table<double> f64;
 
-  // topk_rows of the pre-activations accumulated in float64 and rounded once, given their float32 approximation h.
-  void (*topk_certified_rows)(const float* h, int64_t h_stride, int64_t F, int64_t k, bool relu, const Encoder& encoder,
-                              int64_t begin, int64_t end, float* values, int32_t* indices, void* scratch);
+  // Rows [begin, end): adds what of a block may matter to the candidates. scratch holds 3 width + capacity + 64 floats.
+  void (*screen_f32)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end, void* scratch);
+  void (*screen_bf16)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end,
+                      void* scratch);
 
-  // The Euclidean norms of rows [begin, end).
-  void (*row_norms)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, double* norms);
+  // Rows [begin, end): lets go of candidates that cannot be among the k largest. scratch holds capacity floats.
+  void (*tighten_rows)(const Candidates& candidates, int64_t k, int64_t begin, int64_t end, void* scratch);
+
+  // Features [begin, end): canonical pre-activations in place of the lows at slots[starts[f]..starts[f + 1]), which
+  // count from the first row's first candidate. By feature, each row of W is read once. scratch holds d doubles.
+  void (*evaluate_features)(const ScreenedEncoder& encoder, const Candidates& candidates, const int64_t* starts,
+                            const int64_t* slots, int64_t begin, int64_t end, void* scratch);
+
+  // Rows [begin, end), evaluated: the k largest. scratch holds capacity floats.
+  void (*choose_topk)(const Candidates& candidates, int64_t k, bool relu, int64_t begin, int64_t end, float* values,
+                      int32_t* indices, void* scratch);
+
+  // Rows [begin, end), evaluated: leaves what is above its threshold.
+  void (*choose_above)(const Candidates& candidates, const float* thresholds, int64_t begin, int64_t end);
+
+  // Upper bounds of the norms of rows [begin, end).
+  void (*norm_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, float* norms);
 
   // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.
   void (*shadow_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16,

@@ -9,13 +9,27 @@ namespace pullback {
 // h (n, F) -> values (n, k), indices (n, k) int32.
 void topk_select(const View& h, const View& values, const View& indices, bool relu);
 
-// The same for h = x W^T + b (n, F) in float32, as float64 accumulation would have it. x (n, d), W (F, d), b (F), and
-// the Euclidean norms of the rows of x (n) and W (F).
-void topk_certified(const View& h, const View& x, const View& W, const View& b, const View& x_norms,
-                    const View& W_norms, const View& values, const View& indices, bool relu);
+// Candidates: ids int32, lows and highs float32 (R, capacity); counts int32, bounds float32 and limits int32 (R). See
+// kernels.h.
+using CandidateViews = std::vector<View>;
 
-// The Euclidean norms of the rows of a float32 matrix (n, d), in float64 (n).
-void row_norms(const View& rows, const View& norms);
+// Adds what may matter of y (R, w) ~ x W^T, the columns of features first, first + 1, ..., to the candidates of its rows:
+// for the k largest, or above thresholds (w). bias, norms and rests (w), x_norms and x_rests (R); no rests: 0.
+void screen_block(const View& y, int64_t first, const View& bias, const View& norms, const View* rests,
+                  const View& x_norms, const View* x_rests, double gamma, double rho, int64_t k, const View* thresholds,
+                  const CandidateViews& candidates);
+
+// The k largest of h = x W^T + b in float64, rounded once: x (R, d), W (F, d), b (F) -> values and indices (R, k).
+// counts become the number of pre-activations evaluated, or stay -1 where values and indices are not written.
+void settle_topk(const View& x, const View& W, const View& b, const CandidateViews& candidates, const View& values,
+                 const View& indices, bool relu);
+
+// Leaves in ids and lows what is above thresholds (F), counts of it.
+void settle_threshold(const View& x, const View& W, const View& b, const View& thresholds,
+                      const CandidateViews& candidates);
+
+// norms (n) not below the Euclidean norms of the rows of a float32 matrix (n, d).
+void norm_rows(const View& rows, const View& norms);
 
 // The bfloat16 shadow w16 (n, d) of a float32 matrix (n, d), with norms (n) >= ||w|| and rests (n) >= ||w - w16||.
 void shadow_rows(const View& rows, const View& w16, const View& norms, const View& rests);

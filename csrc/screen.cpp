@@ -1,8 +1,190 @@
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
 #include "isa.h"
 #include "ops.h"
 #include "parallel.h"
 
 namespace pullback {
+namespace {
+
+Candidates require_candidates(const char* op, const CandidateViews& views, int64_t n) {
+  require(views.size() == 6, std::string(op) + ": candidates are ids, lows, highs, counts, bounds and limits, got " +
+                                 std::to_string(views.size()) + " tensors");
+  require_dense(op, "ids", views[0], {n, -1}, 4);
+  const int64_t capacity = views[0].shape[1];
+  require(capacity >= screen_room, std::string(op) + ": candidates need a capacity of at least " +
+                                       std::to_string(screen_room) + ", got " + std::to_string(capacity));
+  require_dense(op, "lows", views[1], {n, capacity}, 4);
+  require_dense(op, "highs", views[2], {n, capacity}, 4);
+  require_dense(op, "counts", views[3], {n}, 4);
+  require_dense(op, "bounds", views[4], {n}, 4);
+  require_dense(op, "limits", views[5], {n}, 4);
+  return {views[0].as<int32_t>(), views[1].as<float>(), views[2].as<float>(), capacity,
+          views[3].as<int32_t>(), views[4].as<float>(), views[5].as<int32_t>()};
+}
+
+// The largest of each tile of `width` numbers; NaN if one of them is.
+template <class Of>
+std::vector<float> of_tiles(int64_t width, const Of& of) {
+  std::vector<float> tiles;
+  for (int64_t begin = 0; begin < width; begin += screen_tile) {
+    float top = of(begin);
+    for (int64_t i = begin + 1; i < std::min(begin + screen_tile, width); ++i)
+      if (!(of(i) <= top) && top == top) top = of(i);
+    tiles.push_back(top);
+  }
+  return tiles;
+}
+
+ScreenedEncoder require_encoder(const char* op, const View& x, const View& W, const View& b) {
+  require_rows(op, "x", x, {-1, -1}, 4);
+  require_rows(op, "W", W, {-1, x.shape[1]}, 4);
+  require_dense(op, "b", b, {W.shape[0]}, 4);
+  return {x.as<float>(), x.strides[0], W.as<float>(), W.strides[0], b.as<float>(), x.shape[1]};
+}
+
+// Calls f(begin, end, scratch) on pieces of n rows, each thread with its own scratch.
+template <class F>
+void for_rows(int64_t n, int64_t work, int64_t bytes, const F& f) {
+  const int64_t size = (bytes + 63) / 64 * 64;
+  const std::unique_ptr<char[]> scratch(new char[size * max_threads() + 64]);
+  char* aligned = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64);
+  parallel_for(n, work, [&](int64_t begin, int64_t end, int thread) { f(begin, end, aligned + thread * size); });
+}
+
+}  // namespace
+
+void screen_block(const View& y, int64_t first, const View& bias, const View& norms, const View* rests,
+                  const View& x_norms, const View* x_rests, double gamma, double rho, int64_t k, const View* thresholds,
+                  const CandidateViews& views) {
+  const char* op = "screen_block";
+  require(y.itemsize == 2 || y.itemsize == 4,
+          std::string(op) + ": y must be bfloat16 or float32, got " + std::to_string(y.itemsize) + " bytes an element");
+  require_rows(op, "y", y, {-1, -1}, y.itemsize);
+  const int64_t n = y.shape[0], width = y.shape[1];
+  require(first >= 0 && first + width <= INT32_MAX,
+          std::string(op) + ": ids are int32, got features " + std::to_string(first) + ".." +
+              std::to_string(first + width - 1));
+  require_dense(op, "bias", bias, {width}, 4);
+  require_dense(op, "norms", norms, {width}, 4);
+  if (rests) require_dense(op, "rests", *rests, {width}, 4);
+  require_dense(op, "x_norms", x_norms, {n}, 4);
+  if (x_rests) require_dense(op, "x_rests", *x_rests, {n}, 4);
+  if (thresholds) require_dense(op, "thresholds", *thresholds, {width}, 4);
+  require(thresholds || k >= 1, std::string(op) + ": k must be at least 1, got " + std::to_string(k));
+  const Candidates candidates = require_candidates(op, views, n);
+  if (n == 0 || width == 0) return;
+
+  const float* b = bias.as<float>();
+  const float r = static_cast<float>(rho);
+  const std::vector<float> zeros(n, 0.0f);
+  const auto tile_norms = of_tiles(width, [&](int64_t i) { return norms.as<float>()[i]; });
+  const auto tile_rests = of_tiles(width, [&](int64_t i) { return rests ? rests->as<float>()[i] : 0.0f; });
+  const auto tile_biases = of_tiles(width, [&](int64_t i) { return r * std::abs(b[i]); });
+  std::vector<float> lowest;
+  if (thresholds) {
+    const float* theta = thresholds->as<float>();
+    lowest = of_tiles(width, [&](int64_t i) { return -theta[i]; });
+    for (float& t : lowest) t = -t;
+  }
+  const ScreenBlock block = {y.data,
+                             y.strides[0],
+                             first,
+                             width,
+                             k,
+                             b,
+                             tile_norms.data(),
+                             tile_rests.data(),
+                             tile_biases.data(),
+                             x_norms.as<float>(),
+                             x_rests ? x_rests->as<float>() : zeros.data(),
+                             static_cast<float>(gamma),
+                             r,
+                             thresholds ? thresholds->as<float>() : nullptr,
+                             thresholds ? lowest.data() : nullptr};
+  const auto kernel = y.itemsize == 2 ? kernels().screen_bf16 : kernels().screen_f32;
+  const int64_t floats = 3 * width + candidates.capacity + 64;
+  for_rows(n, n * width, floats * sizeof(float),
+           [&](int64_t begin, int64_t end, void* scratch) { kernel(block, candidates, begin, end, scratch); });
+}
+
+namespace {
+
+// The candidates of all rows by feature, in order of row: each row of W is then read once for all of them.
+struct ByFeature {
+  std::vector<int64_t> starts, slots;
+
+  ByFeature(const Candidates& c, int64_t n, int64_t F) : starts(F + 1, 0) {
+    const auto each = [&](const auto& f) {
+      for (int64_t row = 0; row < n; ++row)
+        for (int64_t i = 0; i < c.counts[row]; ++i) f(c.ids[row * c.capacity + i], row * c.capacity + i);
+    };
+    each([&](int32_t id, int64_t) { ++starts[id + 1]; });
+    for (int64_t f = 0; f < F; ++f) starts[f + 1] += starts[f];
+    slots.resize(starts[F]);
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    each([&](int32_t id, int64_t slot) { slots[next[id]++] = slot; });
+  }
+};
+
+void evaluate(const ScreenedEncoder& encoder, const Candidates& candidates, int64_t n, int64_t F) {
+  const ByFeature order(candidates, n, F);
+  const auto kernel = kernels().evaluate_features;
+  for_rows(F, order.starts[F] * encoder.d, encoder.d * sizeof(double),
+           [&](int64_t begin, int64_t end, void* scratch) {
+             kernel(encoder, candidates, order.starts.data(), order.slots.data(), begin, end, scratch);
+           });
+}
+
+}  // namespace
+
+void settle_topk(const View& x, const View& W, const View& b, const CandidateViews& views, const View& values,
+                 const View& indices, bool relu) {
+  const char* op = "settle_topk";
+  const ScreenedEncoder encoder = require_encoder(op, x, W, b);
+  const int64_t n = x.shape[0], F = W.shape[0];
+  require_dense(op, "values", values, {n, -1}, 4);
+  const int64_t k = values.shape[1];
+  require(1 <= k && k <= F,
+          std::string(op) + ": k must be in 1..F=" + std::to_string(F) + ", got " + std::to_string(k));
+  require_dense(op, "indices", indices, {n, k}, 4);
+  const Candidates candidates = require_candidates(op, views, n);
+  const int64_t bytes = candidates.capacity * sizeof(float), work = n * candidates.capacity;
+  const Kernels& kernel = kernels();
+  for_rows(n, work, bytes,
+           [&](int64_t begin, int64_t end, void* scratch) { kernel.tighten_rows(candidates, k, begin, end, scratch); });
+  evaluate(encoder, candidates, n, F);
+  for_rows(n, work, bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    kernel.choose_topk(candidates, k, relu, begin, end, values.as<float>(), indices.as<int32_t>(), scratch);
+  });
+}
+
+void settle_threshold(const View& x, const View& W, const View& b, const View& thresholds,
+                      const CandidateViews& views) {
+  const char* op = "settle_threshold";
+  const ScreenedEncoder encoder = require_encoder(op, x, W, b);
+  const int64_t n = x.shape[0], F = W.shape[0];
+  require_dense(op, "thresholds", thresholds, {F}, 4);
+  const Candidates candidates = require_candidates(op, views, n);
+  evaluate(encoder, candidates, n, F);
+  const auto kernel = kernels().choose_above;
+  parallel_for(n, n * candidates.capacity, [&](int64_t begin, int64_t end, int) {
+    kernel(candidates, thresholds.as<float>(), begin, end);
+  });
+}
+
+void norm_rows(const View& rows, const View& norms) {
+  require_rows("norm_rows", "rows", rows, {-1, -1}, 4);
+  const int64_t n = rows.shape[0], d = rows.shape[1];
+  require_dense("norm_rows", "norms", norms, {n}, 4);
+  const auto kernel = kernels().norm_rows;
+  parallel_for(n, n * d, [&](int64_t begin, int64_t end, int) {
+    kernel(rows.as<float>(), rows.strides[0], d, begin, end, norms.as<float>());
+  });
+}
 
 void shadow_rows(const View& rows, const View& w16, const View& norms, const View& rests) {
   const char* op = "shadow_rows";

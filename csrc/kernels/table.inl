@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <utility>
 
+#ifdef __AVX2__
+#  include <immintrin.h>
+#endif
+
 #include "../kernels.h"
 
 namespace pullback {
@@ -12,6 +16,7 @@ namespace {
 
 #include "dots.inl"
 #include "gather.inl"
+#include "screen.inl"
 #include "shadow.inl"
 #include "topk.inl"
 
@@ -22,7 +27,6 @@ constexpr Table<T> table() {
 
 }  // namespace
 
-const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME, table<float>(), table<double>(), topk_certified_rows, row_norms,
-                                  shadow_rows};
+const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME, table<float>(), table<double>(), screen_rows<float>, screen_rows<uint16_t>, tighten_rows, evaluate_features, choose_topk, choose_above, norm_rows, shadow_rows};
 
 }  // namespace pullback

@@ -6,6 +6,8 @@ what the public functions pass on.
 
 from __future__ import annotations
 
+from typing import NamedTuple, TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,10 @@ from pullback import _C
 _C.isa()
 
 
-def _view(t: Tensor) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+_View: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+def _view(t: Tensor) -> _View:
     """(address, bytes an element, shape, strides): all that the kernels know of a tensor."""
     return t.data_ptr(), t.element_size(), tuple(t.shape), t.stride()
 
@@ -27,26 +32,59 @@ def topk_select(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def topk_certified(
-    h: Tensor, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_norms: Tensor, k: int, relu: bool
-) -> tuple[Tensor, Tensor]:
-    """Top-k of h = x W_enc^T + b_enc (float32) as accumulation in float64 would have it.
+class Candidates(NamedTuple):
+    """Of each row, the features that may matter: see csrc/kernels.h."""
 
-    What the rounding error of h leaves within reach of the k-th largest is evaluated again, in float64, and rounded
-    once: about k + 1 inner products a row. W_norms (F) are the :func:`row_norms` of W_enc.
-    """
-    values = h.new_empty(h.shape[0], k)
-    indices = torch.empty(h.shape[0], k, dtype=torch.int32)
-    x_norms = row_norms(x)  # by name: a view only borrows
-    inputs = _view(h), _view(x), _view(W_enc), _view(b_enc), _view(x_norms), _view(W_norms)
-    _C.topk_certified(*inputs, _view(values), _view(indices), relu)
-    return values, indices
+    ids: Tensor
+    lows: Tensor
+    highs: Tensor
+    counts: Tensor
+    bounds: Tensor
+    limits: Tensor
 
 
-def row_norms(rows: Tensor) -> Tensor:
-    """Euclidean norms of float32 rows (n, d), in float64."""
-    norms = torch.empty(rows.shape[0], dtype=torch.float64)
-    _C.row_norms(_view(rows), _view(norms))
+def _optional(t: Tensor | None) -> _View | None:
+    return None if t is None else _view(t)
+
+
+def screen_block(
+    y: Tensor,
+    first: int,
+    bias: Tensor,
+    norms: Tensor,
+    rests: Tensor | None,
+    x_norms: Tensor,
+    x_rests: Tensor | None,
+    gamma: float,
+    rho: float,
+    k: int,
+    thresholds: Tensor | None,
+    candidates: Candidates,
+) -> None:
+    """Add what may matter of the columns y (R, w) ~ x W^T of features first, first + 1, ... to the candidates."""
+    weights = _view(bias), _view(norms), _optional(rests), _view(x_norms), _optional(x_rests)
+    _C.screen_block(
+        _view(y), first, *weights, gamma, rho, k, _optional(thresholds), [_view(t) for t in candidates]
+    )
+
+
+def settle_topk(
+    x: Tensor, W: Tensor, b: Tensor, candidates: Candidates, values: Tensor, indices: Tensor, relu: bool
+) -> None:
+    """Write the exact top-k of the rows whose candidates settle it."""
+    views = [_view(t) for t in candidates]
+    _C.settle_topk(_view(x), _view(W), _view(b), views, _view(values), _view(indices), relu)
+
+
+def settle_threshold(x: Tensor, W: Tensor, b: Tensor, thresholds: Tensor, candidates: Candidates) -> None:
+    """Leave of the candidates those above their threshold, with their exact pre-activation in `lows`."""
+    _C.settle_threshold(_view(x), _view(W), _view(b), _view(thresholds), [_view(t) for t in candidates])
+
+
+def norm_rows(rows: Tensor) -> Tensor:
+    """Float32[Tensor, 'n'], not below the Euclidean norms of float32 rows (n, d)."""
+    norms = torch.empty(rows.shape[0])
+    _C.norm_rows(_view(rows), _view(norms))
     return norms
 
 

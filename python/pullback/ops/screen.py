@@ -5,27 +5,73 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from pullback import _C
+
 from . import _cpu
+
+
+class ScreenCounts(NamedTuple):
+    """What a screen was used for so far."""
+
+    rows: int
+    """rows encoded"""
+    evaluated: int
+    """pre-activations evaluated again in float64"""
+    unsettled: int
+    """rows that the bound did not settle: computed whole in float64"""
 
 
 class Screen:
     """bfloat16 shadow of W_enc (float32, on the CPU), with a norm and a rounding residual a row.
 
+    It serves `topk_encode(..., screen=screen)` for as long as it follows the weights: `refresh` after each change. The
+    fused optimizer does so by itself.
+
     Attributes:
         W16: BFloat16[Tensor, "F d_in"], the nearest bfloat16 of W_enc, subnormal results flushed to 0.
         norms: Float32[Tensor, "F"], not below ||W_enc[f]||.
         rests: Float32[Tensor, "F"], not below ||W_enc[f] - W16[f]||.
+        counts: how often it was used, and how often its bound did not settle a row.
+
+    Raises:
+        ValueError: W_enc is not a float32 matrix on the CPU.
     """
 
     def __init__(self, W_enc: Tensor) -> None:
+        if W_enc.ndim != 2 or W_enc.dtype != torch.float32 or not W_enc.is_cpu:
+            raise ValueError(
+                f"Screen: W_enc must be a float32 matrix [F, d_in] on the CPU, got {W_enc.dtype} {list(W_enc.shape)} on "
+                f"{W_enc.device}"
+            )
         F, d_in = W_enc.shape
         self.W16 = torch.empty(F, d_in, dtype=torch.bfloat16)
         self.norms, self.rests = torch.empty(F), torch.empty(F)
+        self.counts = ScreenCounts(0, 0, 0)
         self.refresh(W_enc)
 
     def refresh(self, W_enc: Tensor) -> None:
         """Follow W_enc after it has changed."""
-        _cpu.shadow_rows(W_enc.detach(), self.W16, self.norms, self.rests)
+        rows = W_enc.detach()
+        _cpu.shadow_rows(rows if rows.stride(-1) == 1 else rows.contiguous(), self.W16, self.norms, self.rests)
+
+    def count(self, rows: int, evaluated: int, unsettled: int) -> None:
+        """Add to the counts."""
+        self.counts = ScreenCounts(*(a + b for a, b in zip(self.counts, (rows, evaluated, unsettled), strict=True)))
+
+
+@lru_cache
+def _torch_multiplies_bf16() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32, and the kernels' instruction set allows it."""
+    features = _C.cpu_features()
+    fast = features.get("avx512bf16", False) or features.get("amx_bf16", False)
+    return bool(fast) and _C.isa() == "avx512" and _torch_multiplies_bf16()
