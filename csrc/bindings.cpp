@@ -42,9 +42,10 @@ void decode_with_bias(const View& indptr, const View& indices, const View& value
 
 const View* pointer(const std::optional<View>& view) { return view ? &*view : nullptr; }
 
-void screen_block_of(const View& y, int64_t first, const View& bias, const View& norms, const std::optional<View>& rests,
-                     const View& x_norms, const std::optional<View>& x_rests, double gamma, double rho, int64_t k,
-                     const std::optional<View>& thresholds, const CandidateViews& candidates) {
+void screen_block_of(const View& y, int64_t first, const View& bias, const View& norms,
+                     const std::optional<View>& rests, const View& x_norms, const std::optional<View>& x_rests,
+                     double gamma, double rho, int64_t k, const std::optional<View>& thresholds,
+                     const CandidateViews& candidates) {
   screen_block(y, first, bias, norms, pointer(rests), x_norms, pointer(x_rests), gamma, rho, k, pointer(thresholds),
                candidates);
 }

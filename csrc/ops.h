@@ -13,8 +13,8 @@ void topk_select(const View& h, const View& values, const View& indices, bool re
 // kernels.h.
 using CandidateViews = std::vector<View>;
 
-// Adds what may matter of y (R, w) ~ x W^T, the columns of features first, first + 1, ..., to the candidates of its rows:
-// for the k largest, or above thresholds (w). bias, norms and rests (w), x_norms and x_rests (R); no rests: 0.
+// Adds what may matter of y (R, w) ~ x W^T, the columns of features first, first + 1, ..., to the candidates of its
+// rows: for the k largest, or above thresholds (w). bias, norms and rests (w), x_norms and x_rests (R); no rests: 0.
 void screen_block(const View& y, int64_t first, const View& bias, const View& norms, const View* rests,
                   const View& x_norms, const View* x_rests, double gamma, double rho, int64_t k, const View* thresholds,
                   const CandidateViews& candidates);

@@ -22,7 +22,7 @@ Candidates require_candidates(const char* op, const CandidateViews& views, int64
   require_dense(op, "counts", views[3], {n}, 4);
   require_dense(op, "bounds", views[4], {n}, 4);
   require_dense(op, "limits", views[5], {n}, 4);
-  return {views[0].as<int32_t>(), views[1].as<float>(), views[2].as<float>(), capacity,
+  return {views[0].as<int32_t>(), views[1].as<float>(), views[2].as<float>(),  capacity,
           views[3].as<int32_t>(), views[4].as<float>(), views[5].as<int32_t>()};
 }
 
@@ -65,9 +65,9 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
           std::string(op) + ": y must be bfloat16 or float32, got " + std::to_string(y.itemsize) + " bytes an element");
   require_rows(op, "y", y, {-1, -1}, y.itemsize);
   const int64_t n = y.shape[0], width = y.shape[1];
-  require(first >= 0 && first + width <= INT32_MAX,
-          std::string(op) + ": ids are int32, got features " + std::to_string(first) + ".." +
-              std::to_string(first + width - 1));
+  require(first >= 0 && first + width <= INT32_MAX, std::string(op) + ": ids are int32, got features " +
+                                                        std::to_string(first) + ".." +
+                                                        std::to_string(first + width - 1));
   require_dense(op, "bias", bias, {width}, 4);
   require_dense(op, "norms", norms, {width}, 4);
   if (rests) require_dense(op, "rests", *rests, {width}, 4);
@@ -133,10 +133,9 @@ struct ByFeature {
 void evaluate(const ScreenedEncoder& encoder, const Candidates& candidates, int64_t n, int64_t F) {
   const ByFeature order(candidates, n, F);
   const auto kernel = kernels().evaluate_features;
-  for_rows(F, order.starts[F] * encoder.d, encoder.d * sizeof(double),
-           [&](int64_t begin, int64_t end, void* scratch) {
-             kernel(encoder, candidates, order.starts.data(), order.slots.data(), begin, end, scratch);
-           });
+  for_rows(F, order.starts[F] * encoder.d, encoder.d * sizeof(double), [&](int64_t begin, int64_t end, void* scratch) {
+    kernel(encoder, candidates, order.starts.data(), order.slots.data(), begin, end, scratch);
+  });
 }
 
 }  // namespace
@@ -171,9 +170,8 @@ void settle_threshold(const View& x, const View& W, const View& b, const View& t
   const Candidates candidates = require_candidates(op, views, n);
   evaluate(encoder, candidates, n, F);
   const auto kernel = kernels().choose_above;
-  parallel_for(n, n * candidates.capacity, [&](int64_t begin, int64_t end, int) {
-    kernel(candidates, thresholds.as<float>(), begin, end);
-  });
+  parallel_for(n, n * candidates.capacity,
+               [&](int64_t begin, int64_t end, int) { kernel(candidates, thresholds.as<float>(), begin, end); });
 }
 
 void norm_rows(const View& rows, const View& norms) {
@@ -195,8 +193,7 @@ void shadow_rows(const View& rows, const View& w16, const View& norms, const Vie
   require_dense(op, "rests", rests, {n}, 4);
   const auto kernel = kernels().shadow_rows;
   parallel_for(n, n * d, [&](int64_t begin, int64_t end, int) {
-    kernel(rows.as<float>(), rows.strides[0], d, begin, end, w16.as<uint16_t>(), norms.as<float>(),
-           rests.as<float>());
+    kernel(rows.as<float>(), rows.strides[0], d, begin, end, w16.as<uint16_t>(), norms.as<float>(), rests.as<float>());
   });
 }
 

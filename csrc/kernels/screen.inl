@@ -138,8 +138,7 @@ inline void keep_tile(const float* v, const float* bounds, float bound, int64_t 
   int64_t i = 0;
   for (; i + lanes<float> <= width; i += lanes<float>)
     keep(load(v + i), first + static_cast<int32_t>(i), bounds ? load(bounds + i) : same, slack, rho, kept);
-  for (; i < width; ++i)
-    keep(v[i], first + static_cast<int32_t>(i), bounds ? bounds[i] : bound, slack, rho, kept);
+  for (; i < width; ++i) keep(v[i], first + static_cast<int32_t>(i), bounds ? bounds[i] : bound, slack, rho, kept);
 }
 
 template <class Y>

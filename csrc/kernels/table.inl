@@ -27,6 +27,8 @@ constexpr Table<T> table() {
 
 }  // namespace
 
-const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME, table<float>(), table<double>(), screen_rows<float>, screen_rows<uint16_t>, tighten_rows, evaluate_features, choose_topk, choose_above, norm_rows, shadow_rows};
+const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,     table<float>(), table<double>(),   screen_rows<float>,
+                                  screen_rows<uint16_t>, tighten_rows,   evaluate_features, choose_topk,
+                                  choose_above,          norm_rows,      shadow_rows};
 
 }  // namespace pullback

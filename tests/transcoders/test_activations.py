@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, activations
+from pullback.ops import _encoder
+from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
 
 
 def weights(F=19, d=7, seed=0, dtype=torch.float64):
@@ -23,7 +24,7 @@ RULES = [TopK(3), TopK(3, relu=False), TopK(19), BatchTopK(3), BatchTopK(3, 0.5)
 @pytest.mark.parametrize("n", [0, 1, 10])
 def test_encode_is_dense_of_the_preactivations_whatever_the_chunk(rule, chunk_rows, n, monkeypatch):
     W_enc, b_enc = weights()
-    monkeypatch.setattr(activations, "CHUNK_BYTES", chunk_rows * W_enc.numel() // W_enc.shape[1] * 8)
+    monkeypatch.setattr(_encoder, "CPU_ROWS", (1, chunk_rows))
     x = torch.randn(n, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     acts = rule.encode(x, W_enc, b_enc).validate()
     assert (acts.n_rows, acts.n_features, acts.dtype) == (n, 19, torch.float64)

@@ -4,22 +4,30 @@ Each op has a reference in plain torch (`reference`), a compiled CPU version, an
 gradients and work under `torch.compile`.
 """
 
+from ._screened import ScreenCounts, screen_counts
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
+from .encoders import batch_topk_encode, threshold_encode
 from .functional import contract, decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
+from .screen import Screen
 from .sparse import SparseActivations
 
 __all__ = [
+    "Screen",
+    "ScreenCounts",
     "SparseActivations",
     "available_backends",
     "available_isas",
+    "batch_topk_encode",
     "contract",
     "decode_csr",
     "decode_topk",
     "describe",
     "isa",
     "sampled_dot",
+    "screen_counts",
     "segment_outer",
     "set_isa",
+    "threshold_encode",
     "topk_encode",
     "topk_select",
     "use_backend",

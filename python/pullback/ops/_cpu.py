@@ -63,9 +63,7 @@ def screen_block(
 ) -> None:
     """Add what may matter of the columns y (R, w) ~ x W^T of features first, first + 1, ... to the candidates."""
     weights = _view(bias), _view(norms), _optional(rests), _view(x_norms), _optional(x_rests)
-    _C.screen_block(
-        _view(y), first, *weights, gamma, rho, k, _optional(thresholds), [_view(t) for t in candidates]
-    )
+    _C.screen_block(_view(y), first, *weights, gamma, rho, k, _optional(thresholds), [_view(t) for t in candidates])
 
 
 def settle_topk(

@@ -1,66 +1,77 @@
-"""The encoder of a top-k dictionary: GEMM and select in row chunks, so that the N x F matrix never exists."""
+"""The encoders in row chunks, so that the N x F matrix never exists: on a GPU, and in float64 on a CPU.
+
+Float32 on a CPU has its own, exact ones: `_screened`.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from . import _cpu, dispatch
+from . import _screened, dispatch, reference
+from .sparse import SparseActivations
 
 # Pre-activations held at a time: the product of a row chunk and F stays at or below it.
-CPU_SCRATCH = 2**25
+CPU_SCRATCH = 2**24
 GPU_SCRATCH = 2**26
-
-# Turns a chunk of pre-activations, and the inputs they came from, into (values, indices).
-_Select = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class _Kept(threading.local):
-    """The scratch a thread keeps between calls, by dtype."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[torch.dtype, Tensor] = {}
+# The fewest and most rows of a chunk.
+CPU_ROWS = 64, 512
+GPU_ROWS = 256, 8192
 
 
-_kept = _Kept()
-
-
-def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
-    """Top-k of x @ W_enc.T + b_enc, through one reused buffer: faster than with the whole matrix.
-
-    On a CPU the answer is that of float64 accumulation, rounded once (see `_cpu.topk_certified`). On a GPU it is the
-    top-k of what the GEMM gave.
-    """
-    n, F = x.shape[0], W_enc.shape[0]
-    # On a CPU, 512 rows measured best: fewer starve the GEMM, more leave the cache.
-    scratch, fewest, most = (CPU_SCRATCH, 64, 512) if x.is_cpu else (GPU_SCRATCH, 256, 8192)
-    chunk = max(1, min(n, most, max(fewest, scratch // F)))
-    select = _selector(x, W_enc, b_enc, k, relu)
-    h = _scratch(chunk * F, x).view(chunk, F)
-    values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int32)
-    for start in range(0, n, chunk):
-        rows = x[start : start + chunk]
-        torch.addmm(b_enc, rows, W_enc.T, out=h[: len(rows)])
-        values[start : start + chunk], indices[start : start + chunk] = select(h[: len(rows)], rows)
+def topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, shadow: _screened.Factor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Top-k of x @ W_enc.T + b_enc. On a CPU the answer is that of float64 accumulation, rounded once; on a GPU it is
+    the top-k of what the GEMM gave."""
+    if dispatch.forced() == "reference":
+        return reference.topk_encode(x, W_enc, b_enc, k, relu)
+    if screens(x):
+        return _screened.topk_encode(x, W_enc, b_enc, k, relu, shadow)
+    select = dispatch.lookup("topk_select", x.device)
+    values, indices = x.new_empty(len(x), k), x.new_empty(len(x), k, dtype=torch.int32)
+    for rows, h in _chunks(x, W_enc, b_enc):
+        values[rows], indices[rows] = select(h, k, relu)
     return values, indices
 
 
-def _selector(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> _Select:
-    if x.is_cpu and x.dtype == torch.float32:
-        W_norms = _cpu.row_norms(W_enc)
-        return lambda h, rows: _cpu.topk_certified(h, rows, W_enc, b_enc, W_norms, k, relu)
-    select = dispatch.lookup("topk_select", x.device)
-    return lambda h, _: select(h, k, relu)
+def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
+    """What of x @ W_enc.T + b_enc is above theta (F), or NaN."""
+    if screens(x):
+        return _screened.threshold_encode(x, W_enc, b_enc, theta)
+    parts = [SparseActivations.from_dense(torch.where(h <= theta, 0, h)) for _, h in _chunks(x, W_enc, b_enc)]
+    return SparseActivations.stacked(parts, len(W_enc), x)
 
 
-def _scratch(size: int, like: Tensor) -> Tensor:
-    """A flat buffer of `size` elements. On a CPU it is kept: fresh pages cost a tenth of the GEMM that fills them."""
-    if not like.is_cpu:
-        return like.new_empty(size)
-    if like.dtype not in _kept.buffers or _kept.buffers[like.dtype].numel() < size:
-        with torch.inference_mode(False):  # a tensor made under inference mode could not be written outside it
-            _kept.buffers[like.dtype] = torch.empty(size, dtype=like.dtype)
-    return _kept.buffers[like.dtype][:size]
+def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseActivations:
+    """The k n largest positive of x @ W_enc.T + b_enc; ties go to the lower (row, id)."""
+    budget = k * len(x)
+    if screens(x):
+        return _screened.batch_candidates(x, W_enc, b_enc, k).largest(budget)
+    kept = SparseActivations.stacked([], len(W_enc), x)
+    for _, h in _chunks(x, W_enc, b_enc):
+        # What is beaten by k n earlier entries can never come back, so at most budget + one chunk is held.
+        part = SparseActivations.from_dense(torch.where(h <= 0, 0, h))
+        kept = SparseActivations.stacked([kept, part], len(W_enc), x).largest(budget)
+    return kept
+
+
+def screens(x: Tensor) -> bool:
+    """Whether x goes the way of the certified screen."""
+    return x.is_cpu and x.dtype == torch.float32 and dispatch.forced() != "reference"
+
+
+def _chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Pre-activations of a few rows at a time; on a CPU accumulated in float64."""
+    n, F = len(x), len(W_enc)
+    (fewest, most), scratch = (CPU_ROWS, CPU_SCRATCH) if x.is_cpu else (GPU_ROWS, GPU_SCRATCH)
+    rows = max(1, min(n, most, max(fewest, scratch // F)))
+    for start in range(0, n, rows):
+        part = slice(start, min(start + rows, n))
+        if x.is_cpu:
+            h = torch.addmm(b_enc.double(), x[part].double(), W_enc.double().T).to(x.dtype)
+        else:
+            h = torch.addmm(b_enc, x[part], W_enc.T)
+        yield part, h

@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _encoder, dispatch, reference
+from . import _encoder, _screened, dispatch
 
 _lib = torch.library.Library("pullback", "DEF")
 _ops = torch.ops.pullback
 
 _lib.define("topk_select(Tensor h, int k, bool relu) -> (Tensor, Tensor)")
-_lib.define("topk_encode(Tensor x, Tensor W_enc, Tensor b_enc, int k, bool relu) -> (Tensor, Tensor)")
+_lib.define(
+    "topk_encode(Tensor x, Tensor W_enc, Tensor b_enc, int k, bool relu, Tensor? W16=None, Tensor? norms=None, "
+    "Tensor? rests=None) -> (Tensor, Tensor)"
+)
 _lib.define("decode_csr(Tensor indptr, Tensor indices, Tensor values, Tensor W_dec, Tensor? b_dec) -> Tensor")
 _lib.define("sampled_dot(Tensor g, Tensor W, Tensor indptr, Tensor indices) -> Tensor")
 _lib.define("segment_outer(Tensor indptr, Tensor indices, Tensor values, Tensor x, SymInt n_features) -> Tensor")
@@ -30,10 +33,18 @@ _lib.define("contract(Tensor G, Tensor indptr, Tensor indices, Tensor values, Te
 # ---- implementations -------------------------------------------------------------------------------------------------
 
 
-def _encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
-    if dispatch.forced() == "reference":
-        return reference.topk_encode(x, W_enc, b_enc, k, relu)
-    return _encoder.topk_encode(x, W_enc, b_enc, k, relu)
+def _encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    relu: bool,
+    W16: Tensor | None = None,
+    norms: Tensor | None = None,
+    rests: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    shadow = None if W16 is None or norms is None else _screened.Factor(W16, norms, rests)
+    return _encoder.topk_encode(x, W_enc, b_enc, k, relu, shadow)
 
 
 def _dispatched(op: str, device_of: int) -> Any:
@@ -65,7 +76,7 @@ def _(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
 
 
 @torch.library.register_fake("pullback::topk_encode", lib=_lib)
-def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, *shadow: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int32)
 
 
@@ -111,7 +122,7 @@ def _topk_backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
 
 
 def _encode_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, W_enc, _, _, ctx.relu = inputs
+    x, W_enc, _, _, ctx.relu, *_shadow = inputs
     ctx.save_for_backward(x, W_enc, *output)
 
 
@@ -125,7 +136,7 @@ def _encode_backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     dW = _ops.segment_outer(indptr, ids, dh, x, F) if need_W else None
     # The bias is a weight of an input that is always 1.
     db = _ops.segment_outer(indptr, ids, dh, x.new_ones(n, 1), F)[:, 0] if need_b else None
-    return dx, dW, db, None, None
+    return dx, dW, db, None, None, None, None, None
 
 
 def _decode_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001

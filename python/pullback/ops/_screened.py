@@ -25,6 +25,8 @@ ROWS, COLUMNS = 512, 4096
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
 FEWEST_TO_ROUND = 64
+# Below this the kernel has no room to take in a tile of features.
+MIN_CAPACITY = 128
 # Pre-activations computed whole at a time, for rows that the bound does not settle.
 WHOLE = 2**23
 
@@ -46,84 +48,171 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-class _Factor(NamedTuple):
+class Factor(NamedTuple):
     """Rows of x or W as they are multiplied, with upper bounds of their norms and of what rounding took from them."""
 
     rows: Tensor
     norms: Tensor
     rests: Tensor | None
 
-    def __getitem__(self, part: slice) -> _Factor:  # type: ignore[override]
-        return _Factor(self.rows[part], self.norms[part], None if self.rests is None else self.rests[part])
+    def __getitem__(self, part: slice) -> Factor:  # type: ignore[override]
+        return Factor(self.rows[part], self.norms[part], None if self.rests is None else self.rests[part])
 
 
-def _rounded(rows: Tensor) -> _Factor:
+def _rounded(rows: Tensor) -> Factor:
     shadow = Screen(rows)
-    return _Factor(shadow.W16, shadow.norms, shadow.rests)
+    return Factor(shadow.W16, shadow.norms, shadow.rests)
 
 
-def _unrounded(rows: Tensor) -> _Factor:
+def _unrounded(rows: Tensor) -> Factor:
     norms = _cpu.norm_rows(rows)
     # In the lower precisions torch may itself round float32 factors to bfloat16.
     exact = torch.get_float32_matmul_precision() == "highest"
-    return _Factor(rows, norms, None if exact else norms * 2.0**-8)
+    return Factor(rows, norms, None if exact else norms * 2.0**-8)
+
+
+class ScreenCounts(NamedTuple):
+    """What the screen did so far in this process."""
+
+    rows: int
+    """rows encoded"""
+    evaluated: int
+    """pre-activations evaluated again in float64"""
+    unsettled: int
+    """rows that the bound did not settle: computed whole in float64"""
+
+
+_counts = ScreenCounts(0, 0, 0)
+
+
+def _count(rows: int = 0, evaluated: Tensor | None = None, unsettled: int = 0) -> None:
+    global _counts
+    found = 0 if evaluated is None else int(evaluated.clamp(min=0).sum())
+    _counts = ScreenCounts(_counts.rows + rows, _counts.evaluated + found, _counts.unsettled + unsettled)
+
+
+def screen_counts() -> ScreenCounts:
+    """How many rows the exact encoders took on the CPU so far, and how many of them the error bound did not settle."""
+    return _counts
 
 
 def topk_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, screen: Screen | None = None
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, shadow: Factor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The exact top-k of x W_enc^T + b_enc: values Float32[Tensor, "n k"], indices Int32[Tensor, "n k"]."""
+    """The exact top-k of x W_enc^T + b_enc: values Float32[Tensor, "n k"], indices Int32[Tensor, "n k"].
+
+    shadow: W_enc in bfloat16, where it is at hand.
+    """
     n, F = len(x), len(W_enc)
     values, indices = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32)
-    for rows, candidates in _sifted(x, W_enc, b_enc, screen, 16 * k + 512, k=k):
+    for rows, candidates in _sifted(x, W_enc, b_enc, 16 * k + 512, k=k, shadow=shadow):
         _cpu.settle_topk(x[rows], W_enc, b_enc, candidates, values[rows], indices[rows], relu)
-        for some in _unsettled(candidates, screen, F):
+        _count(evaluated=candidates.counts)
+        for some in _unsettled(candidates, F):
             h = _whole(x[rows][some], W_enc, b_enc)
             values[rows][some], indices[rows][some] = _cpu.topk_select(h, k, relu)
     return values, indices
 
 
-def threshold_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, screen: Screen | None = None
-) -> SparseActivations:
+def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
     """What of x W_enc^T + b_enc is above theta, Float32[Tensor, "F"], or NaN: exactly, in CSR form."""
-    n, F = len(x), len(W_enc)
-    entries: list[tuple[Tensor, Tensor, Tensor]] = []
-    for rows, candidates in _sifted(x, W_enc, b_enc, screen, 2048, theta=theta):
-        _cpu.settle_threshold(x[rows], W_enc, b_enc, theta, candidates)
-        row, slot = (torch.arange(candidates.ids.shape[1]) < candidates.counts[:, None]).nonzero(as_tuple=True)
-        entries.append((row + rows.start, candidates.ids[row, slot], candidates.lows[row, slot]))
-        for some in _unsettled(candidates, screen, F):
+    entries = _Entries()
+    for rows, candidates in _sifted(x, W_enc, b_enc, 2048, theta=theta):
+        _settle_above(entries, x[rows], W_enc, b_enc, theta, candidates, rows.start)
+        for some in _unsettled(candidates, len(W_enc)):
             h = _whole(x[rows][some], W_enc, b_enc)
             row, ids = (~(h <= theta)).nonzero(as_tuple=True)
-            entries.append((some[row] + rows.start, ids.int(), h[row, ids]))
-    row, ids, h = (torch.cat(parts) for parts in zip(*entries, strict=True))
-    order = row.argsort(stable=True)
-    indptr = torch.nn.functional.pad(row.bincount(minlength=n).cumsum(0), (1, 0))
-    return SparseActivations(indptr, ids[order], h[order], F)
+            entries.add(some[row] + rows.start, ids.int(), h[row, ids])
+    return entries.stacked(len(x), len(W_enc))
+
+
+def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseActivations:
+    """The positive pre-activations that may be among the k n largest of x W_enc^T + b_enc, exact, in CSR form.
+
+    Every row first gives what may be among its own 2 k largest. The k n-th largest of their lower bounds is a lower
+    bound for the batch; a row whose own bound is higher may hold more than it gave, and is asked again.
+    """
+    n, F = len(x), len(W_enc)
+    groups = []
+    for rows, candidates in _sifted(x, W_enc, b_enc, 32 * k + 512, k=min(2 * k, F)):
+        width = max(int(candidates.counts.max()), MIN_CAPACITY)
+        held = (t[:, :width].clone() if t.ndim == 2 else t.clone() for t in candidates)
+        groups.append((rows, _cpu.Candidates(*held)))
+    lows = torch.cat([held.lows[_given(held)] for _, held in groups])
+    lows = lows[lows > 0]
+    bound = float(lows.topk(k * n, sorted=False).values.min()) if len(lows) >= k * n else 0.0
+    theta = torch.full((F,), bound).nextafter(torch.zeros(())) if bound > 0 else torch.zeros(F)
+    entries, again = _Entries(), []
+    for rows, held in groups:
+        asked_again = (held.counts < 0) | (held.bounds > bound)
+        again.append(asked_again.nonzero().flatten() + rows.start)
+        reach = _given(held) & (held.highs >= bound)
+        order = (~reach).to(torch.int8).argsort(dim=1, stable=True)
+        ids, lows, highs = (t.gather(1, order) for t in held[:3])
+        counts = torch.where(asked_again, -1, reach.sum(1)).int()
+        some = held._replace(ids=ids, lows=lows, highs=highs, counts=counts)
+        _settle_above(entries, x[rows], W_enc, b_enc, theta, some, rows.start)
+    rows = torch.cat(again)
+    if len(rows):
+        more = threshold_encode(x[rows], W_enc, b_enc, theta)
+        entries.add(rows[more.rows()], more.indices, more.values)
+    return entries.stacked(n, F)
+
+
+class _Entries:
+    """Entries of a sparse matrix in the making: row by row ascending in id, rows in any order."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, rows: Tensor, ids: Tensor, values: Tensor) -> None:
+        self._parts.append((rows, ids, values))
+
+    def stacked(self, n: int, F: int) -> SparseActivations:
+        none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)
+        rows, ids, values = (torch.cat(part) for part in zip(none, *self._parts, strict=True))
+        order = rows.argsort(stable=True)
+        indptr = torch.nn.functional.pad(rows.bincount(minlength=n).cumsum(0), (1, 0))
+        return SparseActivations(indptr, ids[order], values[order], F)
+
+
+def _settle_above(
+    entries: _Entries,
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor,
+    candidates: _cpu.Candidates,
+    first_row: int,
+) -> None:
+    """Adds the candidates that are above theta; leaves the rows that are not settled alone."""
+    _count(evaluated=candidates.counts)
+    _cpu.settle_threshold(x, W_enc, b_enc, theta, candidates)
+    row, slot = _given(candidates).nonzero(as_tuple=True)
+    entries.add(row + first_row, candidates.ids[row, slot], candidates.lows[row, slot])
+
+
+def _given(candidates: _cpu.Candidates) -> Tensor:
+    """Bool[Tensor, "rows capacity"]: the slots that hold a candidate."""
+    return torch.arange(candidates.ids.shape[1]) < candidates.counts[:, None]
 
 
 def _sifted(
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,
-    screen: Screen | None,
     capacity: int,
     k: int = 0,
     theta: Tensor | None = None,
+    shadow: Factor | None = None,
 ) -> Iterator[tuple[slice, _cpu.Candidates]]:
     """(rows, what in them may be among the k largest or above theta), a group of rows at a time.
 
     The candidates are good until the next group is asked for.
     """
     (n, d), F = x.shape, len(W_enc)
-    in_bf16 = multiplies_bf16() and (screen is not None or n >= FEWEST_TO_ROUND)
-    if not in_bf16:
-        weights = _unrounded(W_enc)
-    elif screen is not None:
-        weights = _Factor(screen.W16, screen.norms, screen.rests)
-    else:
-        weights = None
+    in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
+    weights = shadow if in_bf16 else _unrounded(W_enc)
     # A rounding to the nearest bfloat16 takes half of this, one towards zero all of it.
     rho = 2.0**-8 if in_bf16 else 2.0**-22
     roundings = (d + 4) * 2.0**-24
@@ -131,7 +220,7 @@ def _sifted(
     for start in range(0, n, GROUP):
         rows = slice(start, min(start + GROUP, n))
         inputs = _rounded(x[rows]) if in_bf16 else _unrounded(x[rows])
-        candidates = _no_candidates(len(inputs.rows), min(capacity, F) + 128, 4 * k + 64)
+        candidates = _no_candidates(len(inputs.rows), min(capacity, F) + MIN_CAPACITY, 4 * k + 64)
         for first in range(0, F, COLUMNS):
             block = slice(first, min(first + COLUMNS, F))
             factor = _rounded(W_enc[block]) if weights is None else weights[block]
@@ -164,11 +253,10 @@ def _no_candidates(n: int, capacity: int, limit: int) -> _cpu.Candidates:
     return _cpu.Candidates(ids, lows, highs, counts, torch.full((n,), -math.inf), limits)
 
 
-def _unsettled(candidates: _cpu.Candidates, screen: Screen | None, F: int) -> tuple[Tensor, ...]:
+def _unsettled(candidates: _cpu.Candidates, F: int) -> tuple[Tensor, ...]:
     """The rows of the group that have to be computed whole, in portions that fit in memory."""
     lost = (candidates.counts < 0).nonzero().flatten()
-    if screen is not None:
-        screen.count(len(candidates.counts), int(candidates.counts.clamp(min=0).sum()), len(lost))
+    _count(len(candidates.counts), unsettled=len(lost))
     return lost.split(max(1, WHOLE // F)) if len(lost) else ()
 
 

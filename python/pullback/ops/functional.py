@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _registry
+from . import _encoder, _registry
+from .screen import Screen
 from .sparse import INT32_MAX, SparseActivations
 
 _ops = torch.ops.pullback
@@ -34,8 +35,10 @@ def topk_select(h: Tensor, k: int, relu: bool = True) -> tuple[Tensor, Tensor]:
     return _ops.topk_select(_rows(h), k, relu)
 
 
-def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool = True) -> tuple[Tensor, Tensor]:
-    """`topk_select(x @ W_enc.T + b_enc, k, relu)` in row chunks: the N x F matrix never exists.
+def topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool = True, screen: Screen | None = None
+) -> tuple[Tensor, Tensor]:
+    """`topk_select(x @ W_enc.T + b_enc, k, relu)` without the N x F matrix.
 
     On a CPU the pre-activations compared and returned are exact: accumulated in float64 and rounded once, whatever the
     GEMM, the chunks, the threads or the instruction set. On a GPU they are what the GEMM gives.
@@ -47,6 +50,8 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool = Tr
         b_enc: Float[Tensor, "F"].
         k: 1..F.
         relu: as in :func:`topk_select`.
+        screen: the bfloat16 shadow of W_enc as it is now. It saves rounding the weights at every call; the answer is
+            the same without it.
 
     Returns:
         values Float[Tensor, "n k"], indices Int32[Tensor, "n k"] ascending within a row.
@@ -54,13 +59,12 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool = Tr
     Raises:
         ValueError: shapes that do not fit, or a wrong k.
     """
-    _check(x.ndim == 2, "topk_encode", "x must be [n, d_in]", x)
-    _check_weights("topk_encode", "W_enc", W_enc, None, x.shape[1])
-    F = W_enc.shape[0]
-    _check(b_enc.shape == (F,), "topk_encode", f"b_enc must be [F]=[{F}]", b_enc)
-    _check_k("topk_encode", k, F)
-    x, W_enc, b_enc = _floats(x, W_enc, b_enc)
-    return _ops.topk_encode(_rows(x), _rows(W_enc), b_enc.contiguous(), k, relu)
+    x, W_enc, b_enc = encoder_arguments("topk_encode", x, W_enc, b_enc)
+    _check_k("topk_encode", k, len(W_enc))
+    if screen is None or not _encoder.screens(x):
+        return _ops.topk_encode(x, W_enc, b_enc, k, relu)
+    _check(screen.W16.shape == W_enc.shape, "topk_encode", f"screen must be of W_enc {list(W_enc.shape)}", screen.W16)
+    return _ops.topk_encode(x, W_enc, b_enc, k, relu, screen.W16, screen.norms, screen.rests)
 
 
 def decode_topk(values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
@@ -196,6 +200,16 @@ def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Ten
 
 
 # ---- the door --------------------------------------------------------------------------------------------------------
+
+
+def encoder_arguments(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [n, d_in], W_enc [F, d_in] and b_enc [F], checked and in order."""
+    _check(x.ndim == 2, op, "x must be [n, d_in]", x)
+    _check_weights(op, "W_enc", W_enc, None, x.shape[1])
+    F = W_enc.shape[0]
+    _check(b_enc.shape == (F,), op, f"b_enc must be [F]=[{F}]", b_enc)
+    x, W_enc, b_enc = _floats(x, W_enc, b_enc)
+    return _rows(x), _rows(W_enc), b_enc.contiguous()
 
 
 def _check(fits: bool, op: str, sentence: str, got: Tensor) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,17 +13,6 @@ from torch import Tensor
 from pullback import _C
 
 from . import _cpu
-
-
-class ScreenCounts(NamedTuple):
-    """What a screen was used for so far."""
-
-    rows: int
-    """rows encoded"""
-    evaluated: int
-    """pre-activations evaluated again in float64"""
-    unsettled: int
-    """rows that the bound did not settle: computed whole in float64"""
 
 
 class Screen:
@@ -37,7 +25,6 @@ class Screen:
         W16: BFloat16[Tensor, "F d_in"], the nearest bfloat16 of W_enc, subnormal results flushed to 0.
         norms: Float32[Tensor, "F"], not below ||W_enc[f]||.
         rests: Float32[Tensor, "F"], not below ||W_enc[f] - W16[f]||.
-        counts: how often it was used, and how often its bound did not settle a row.
 
     Raises:
         ValueError: W_enc is not a float32 matrix on the CPU.
@@ -46,23 +33,18 @@ class Screen:
     def __init__(self, W_enc: Tensor) -> None:
         if W_enc.ndim != 2 or W_enc.dtype != torch.float32 or not W_enc.is_cpu:
             raise ValueError(
-                f"Screen: W_enc must be a float32 matrix [F, d_in] on the CPU, got {W_enc.dtype} {list(W_enc.shape)} on "
-                f"{W_enc.device}"
+                "Screen: W_enc must be a float32 matrix [F, d_in] on the CPU, "
+                f"got {W_enc.dtype} {list(W_enc.shape)} on {W_enc.device}"
             )
         F, d_in = W_enc.shape
         self.W16 = torch.empty(F, d_in, dtype=torch.bfloat16)
         self.norms, self.rests = torch.empty(F), torch.empty(F)
-        self.counts = ScreenCounts(0, 0, 0)
         self.refresh(W_enc)
 
     def refresh(self, W_enc: Tensor) -> None:
         """Follow W_enc after it has changed."""
         rows = W_enc.detach()
         _cpu.shadow_rows(rows if rows.stride(-1) == 1 else rows.contiguous(), self.W16, self.norms, self.rests)
-
-    def count(self, rows: int, evaluated: int, unsettled: int) -> None:
-        """Add to the counts."""
-        self.counts = ScreenCounts(*(a + b for a, b in zip(self.counts, (rows, evaluated, unsettled), strict=True)))
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -157,6 +158,24 @@ class SparseActivations:
             values = values.gather(1, order)
         keep = values != 0
         return cls(_pointers(keep.sum(1)), indices[keep].int(), values[keep], n_features)
+
+    @classmethod
+    def stacked(cls, parts: list[SparseActivations], n_features: int, like: Tensor) -> SparseActivations:
+        """The rows of all parts, one after the other; of no parts, no rows, in dtype and on the device of `like`."""
+        if not parts:
+            return cls.from_dense(like.new_zeros(0, n_features))
+        counts = torch.cat([part.indptr.diff() for part in parts])
+        ids, values = (torch.cat(column) for column in zip(*((p.indices, p.values) for p in parts), strict=True))
+        return cls(_pointers(counts), ids, values, n_features)
+
+    def largest(self, count: int) -> SparseActivations:
+        """The `count` largest entries of all rows together; ties go to the lower (row, id), NaN counts as largest."""
+        if count >= self.nnz:
+            return self
+        cut = self.values.topk(count, sorted=False).values.nan_to_num(nan=math.inf, posinf=math.inf).min()
+        above = ~(self.values <= cut)
+        ties = (self.values == cut).nonzero().flatten()[: count - int(above.sum())]
+        return self.where(above.index_fill(0, ties, True))
 
     def validate(self) -> SparseActivations:
         """Read the data: pointers grow from 0 to nnz, ids lie in 0..F-1 and ascend within a row, no value is zero.

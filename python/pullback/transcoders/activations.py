@@ -9,16 +9,13 @@ refuse it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pullback.ops import SparseActivations, topk_encode, topk_select
-
-CHUNK_BYTES = 1 << 26
+from pullback.ops import SparseActivations, batch_topk_encode, threshold_encode, topk_encode, topk_select
 
 
 @dataclass(frozen=True)
@@ -69,23 +66,13 @@ class BatchTopK:
         if self.threshold is not None:
             return torch.where(h <= self.threshold, 0, h)
         positive = torch.where(h <= 0, 0, h)
-        keep = _largest(positive.flatten(), self.k * len(h)).view_as(h)
-        return torch.where(keep, positive, 0)
+        return SparseActivations.from_dense(positive).largest(self.k * len(h)).to_dense()
 
     def encode(self, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> SparseActivations:
         """x Float[Tensor, 'n d_in'], W_enc Float[Tensor, 'F d_in'], b_enc Float[Tensor, 'F'] -> n rows of features"""
-        budget, n_features = self.k * len(x), W_enc.shape[0]
-        chunks = (
-            self.dense(h) if self.threshold is not None else torch.where(h <= 0, 0, h) for h in _chunks(x, W_enc, b_enc)
-        )
         if self.threshold is not None:
-            return _stack([SparseActivations.from_dense(z) for z in chunks], n_features, x, W_enc)
-        kept = SparseActivations.from_dense(x.new_zeros(0, n_features, dtype=W_enc.dtype))
-        for z in chunks:
-            # What is beaten by k * n earlier entries can never come back, so at most budget + one chunk is held.
-            kept = _stack([kept, SparseActivations.from_dense(z)], n_features, x, W_enc)
-            kept = _select(kept, _largest(kept.values, budget))
-        return kept
+            return threshold_encode(x, W_enc, b_enc, self.threshold)
+        return batch_topk_encode(x, W_enc, b_enc, self.k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +95,7 @@ class JumpReLU:
 
     def encode(self, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> SparseActivations:
         """x Float[Tensor, 'n d_in'], W_enc Float[Tensor, 'F d_in'], b_enc Float[Tensor, 'F'] -> n rows of features"""
-        return _encode_rowwise(self, x, W_enc, b_enc)
+        return threshold_encode(x, W_enc, b_enc, self.theta)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JumpReLU):
@@ -131,7 +118,7 @@ class ReLU:
 
     def encode(self, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> SparseActivations:
         """x Float[Tensor, 'n d_in'], W_enc Float[Tensor, 'F d_in'], b_enc Float[Tensor, 'F'] -> n rows of features"""
-        return _encode_rowwise(self, x, W_enc, b_enc)
+        return threshold_encode(x, W_enc, b_enc)
 
 
 Activation: TypeAlias = TopK | BatchTopK | JumpReLU | ReLU
@@ -140,43 +127,3 @@ Activation: TypeAlias = TopK | BatchTopK | JumpReLU | ReLU
 def _require_count(name: str, k: int) -> None:
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"{name}: k must be an integer of at least 1, got {k!r}")
-
-
-def _encode_rowwise(activation: JumpReLU | ReLU, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> SparseActivations:
-    parts = [SparseActivations.from_dense(activation.dense(h)) for h in _chunks(x, W_enc, b_enc)]
-    return _stack(parts, W_enc.shape[0], x, W_enc)
-
-
-def _chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
-    """Pre-activations of a few rows at a time, so that no more than CHUNK_BYTES of them exist."""
-    rows = max(1, CHUNK_BYTES // (W_enc.shape[0] * W_enc.element_size()))
-    for part in x.split(rows):
-        yield torch.addmm(b_enc, part, W_enc.T)
-
-
-def _stack(parts: list[SparseActivations], n_features: int, x: Tensor, W_enc: Tensor) -> SparseActivations:
-    """The rows of all parts, one after the other."""
-    if not parts:
-        return SparseActivations.from_dense(x.new_zeros(0, n_features, dtype=W_enc.dtype))
-    counts = torch.cat([part.indptr.diff() for part in parts])
-    return SparseActivations(
-        torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
-        torch.cat([part.indices for part in parts]),
-        torch.cat([part.values for part in parts]),
-        n_features,
-    )
-
-
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Bool mask of the `count` largest entries of a vector; ties go to the earlier one, NaN counts as largest."""
-    if count >= len(values):
-        return torch.ones_like(values, dtype=torch.bool)
-    cut = values.topk(count, sorted=False).values.nan_to_num(nan=math.inf, posinf=math.inf).min()
-    above = ~(values <= cut)
-    ties = (values == cut).nonzero().flatten()[: count - int(above.sum())]
-    return above.index_fill(0, ties, True)
-
-
-def _select(acts: SparseActivations, keep: Tensor) -> SparseActivations:
-    passed = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
-    return SparseActivations(passed[acts.indptr], acts.indices[keep], acts.values[keep], acts.n_features)

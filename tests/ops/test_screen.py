@@ -1,0 +1,240 @@
+"""The certified screen: its intervals hold, on rows made to break them, and what they cannot settle is not guessed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pullback import ops
+from pullback.ops import _cpu, _screened, reference
+from pullback.ops.screen import Screen
+
+
+def canonical(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """Accumulated in float64, rounded once."""
+    return torch.addmm(b.double(), x.double(), W.double().T).float()
+
+
+def _normal(*shape: int, g: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=g)
+
+
+def _rounds_one_way(*shape: int, g: torch.Generator) -> Tensor:
+    """Every element just below the middle of two bfloat16: all lose nearly half a unit, in the same direction."""
+    whole = torch.randint(128, 256, shape, generator=g) / 128.0
+    return whole * (1 + 2.0**-9 * (1 - 2.0**-10)) * torch.where(torch.rand(shape, generator=g) < 0.5, -1.0, 1.0)
+
+
+def _heavy(*shape: int, g: torch.Generator) -> Tensor:
+    """A few elements carry nearly everything."""
+    return torch.randn(*shape, generator=g) * torch.exp(4 * torch.randn(*shape, generator=g))
+
+
+def _denormal(*shape: int, g: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=g) * 2.0**-126
+
+
+def _scales(*shape: int, g: torch.Generator) -> Tensor:
+    """Rows from 2^-40 to 2^40."""
+    return torch.randn(*shape, generator=g) * 2.0 ** torch.randint(-40, 41, (shape[0], 1), generator=g)
+
+
+def _few_values(*shape: int, g: torch.Generator) -> Tensor:
+    """Exact ties by the dozen."""
+    return torch.randint(-1, 2, shape, generator=g).float()
+
+
+KINDS: dict[str, Callable[..., Tensor]] = {
+    "normal": _normal,
+    "rounds one way": _rounds_one_way,
+    "heavy": _heavy,
+    "denormal": _denormal,
+    "scales": _scales,
+    "few values": _few_values,
+}
+
+
+def case(x_kind: str, W_kind: str, n: int, d: int, F: int, bias: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return KINDS[x_kind](n, d, g=g), KINDS[W_kind](F, d, g=g), bias * torch.randn(F, generator=g)
+
+
+cases = st.fixed_dictionaries(
+    {
+        "x_kind": st.sampled_from(list(KINDS)),
+        "W_kind": st.sampled_from(list(KINDS)),
+        "n": st.integers(1, 5),
+        "d": st.sampled_from([1, 2, 7, 16, 33, 128, 300]),
+        "F": st.sampled_from([1, 3, 64, 65, 200, 700]),
+        "bias": st.sampled_from([0.0, 1e-3, 1.0, 1e3]),
+        "seed": st.integers(0, 2**16),
+    }
+)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+@settings(deadline=None, max_examples=60)
+@given(case_=cases)
+def test_intervals_hold_the_truth(in_bf16: bool, case_: dict) -> None:
+    """With no threshold every feature is a candidate, so every interval can be looked at."""
+    x, W, b = case(**case_)
+    h = canonical(x, W, b)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_screened, "multiplies_bf16", lambda: in_bf16)
+        patch.setattr(_screened, "FEWEST_TO_ROUND", 0)
+        lowest = torch.full((len(W),), -3e38)
+        for _, held in _screened._sifted(x, W, b, len(W), theta=lowest):
+            for n in (held.counts >= 0).nonzero().flatten().tolist():
+                assert held.counts[n] == len(W)
+                assert torch.equal(held.ids[n, : len(W)].long(), torch.arange(len(W)))
+                assert (held.lows[n, : len(W)] <= h[n]).all()
+                assert (held.highs[n, : len(W)] >= h[n]).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(case_=cases, k=st.integers(1, 40), relu=st.booleans())
+def test_topk_is_exact_on_adversarial_rows(case_: dict, k: int, relu: bool) -> None:
+    x, W, b = case(**case_)
+    k = min(k, len(W))
+    values, indices = reference.topk_select(canonical(x, W, b), k, relu)
+    for screen in (None, Screen(W)):
+        got = ops.topk_encode(x, W, b, k, relu, screen=screen)
+        assert torch.equal(got[1], indices)
+        assert torch.equal(got[0], values)
+
+
+@settings(deadline=None, max_examples=100)
+@given(case_=cases, quantile=st.floats(0.0, 1.0), each=st.booleans())
+def test_thresholds_are_exact_on_adversarial_rows(case_: dict, quantile: float, each: bool) -> None:
+    x, W, b = case(**case_)
+    h = canonical(x, W, b)
+    # A threshold that is one of the values: the feature it came from must not pass.
+    theta = h.flatten().sort().values[int(quantile * (h.numel() - 1))]
+    thetas = h[0] if each else theta.expand(len(W))
+    acts = ops.threshold_encode(x, W, b, thetas if each else float(theta)).validate()
+    expected = torch.where(h > thetas, h, 0)
+    assert torch.equal(acts.to_dense(), expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(case_=cases, k=st.integers(1, 40))
+def test_batch_topk_is_exact_on_adversarial_rows(case_: dict, k: int) -> None:
+    x, W, b = case(**case_)
+    positive = canonical(x, W, b).clamp(min=0)
+    order = positive.flatten().sort(descending=True, stable=True).indices[: min(k, len(W)) * len(x)]
+    expected = torch.zeros_like(positive).flatten().scatter(0, order, positive.flatten()[order]).view_as(positive)
+    assert torch.equal(ops.batch_topk_encode(x, W, b, k).to_dense(), expected)
+
+
+def test_batch_topk_asks_again_where_one_row_holds_nearly_everything() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, W, b = torch.randn(90, 24, generator=g), torch.randn(5000, 24, generator=g), torch.zeros(5000)
+    x[7] *= 50
+    acts = ops.batch_topk_encode(x, W, b, 10)
+    positive = canonical(x, W, b).clamp(min=0)
+    order = positive.flatten().sort(descending=True, stable=True).indices[:900]
+    assert torch.equal(acts.to_dense().flatten().nonzero().flatten(), order.sort().values)
+    assert acts.indptr.diff()[7] > 800
+
+
+@pytest.mark.parametrize("F", [700, 9000])
+def test_rounding_to_bfloat16_alone_would_be_wrong(F: int) -> None:
+    """The case is worth something: the product that the screen sees chooses other features."""
+    x, W, b = case("rounds one way", "rounds one way", 70, 256, F, 0.0, 1)
+    expected = reference.topk_select(canonical(x, W, b), 16, True)[1]
+    rounded = reference.topk_select((x.bfloat16() @ W.bfloat16().T).float(), 16, True)[1]
+    assert not torch.equal(rounded, expected)
+    assert torch.equal(ops.topk_encode(x, W, b, 16, screen=Screen(W))[1], expected)
+
+
+def test_unsettled_rows_are_counted_and_right() -> None:
+    """A thousand equal features: no bound separates them, the definition does."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 40, generator=g).expand(3, -1).contiguous()
+    W = x[:1].expand(3000, -1).contiguous()
+    W[::3] = torch.randn(1000, 40, generator=g)
+    b = torch.zeros(3000)
+    before = ops.screen_counts()
+    got = ops.topk_encode(x, W, b, 5, screen=Screen(W))
+    after = ops.screen_counts()
+    expected = reference.topk_select(canonical(x, W, b), 5, True)
+    assert after.rows - before.rows == 3
+    assert after.unsettled - before.unsettled == 3
+    assert torch.equal(got[1], expected[1])
+    assert torch.equal(got[0], expected[0])
+
+
+def test_ordinary_rows_are_settled_by_few_evaluations() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, W, b = torch.randn(200, 128, generator=g), torch.randn(8192, 128, generator=g), torch.zeros(8192)
+    before = ops.screen_counts()
+    ops.topk_encode(x, W, b, 32, screen=Screen(W))
+    after = ops.screen_counts()
+    assert after.unsettled == before.unsettled
+    assert after.evaluated - before.evaluated < 200 * 4 * 32
+
+
+def test_lower_precision_of_torch_changes_nothing() -> None:
+    x, W, b = case("rounds one way", "rounds one way", 9, 200, 900, 0.1, 3)
+    expected = ops.topk_encode(x, W, b, 12)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        got = ops.topk_encode(x, W, b, 12)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("d", [1, 15, 16, 17, 70])
+def test_shadow(isa: str, d: int) -> None:
+    W = torch.randn(50, d, generator=torch.Generator().manual_seed(d)) * 2.0 ** torch.arange(-25, 25)[:, None]
+    W[0] = 2.0**-130
+    W[1] = -W[1]
+    W[2, 0] = 3.4e38
+    screen = Screen(W)
+    flushed = torch.where(W.bfloat16().float().abs() < 2.0**-126, 0.0, W.bfloat16().float())
+    assert torch.equal(screen.W16.float(), flushed)
+    finite = flushed.isfinite().all(1)
+    for bound, rows in ((screen.norms, W), (screen.rests, W - flushed)):
+        norms = rows.double().norm(dim=1)
+        assert (bound.double() >= norms)[finite].all()
+        assert (bound.double() <= norms * (1 + 2.0**-18) + 1e-45)[finite].all()
+    assert not screen.rests[2].isfinite()
+
+
+def test_shadow_keeps_nan_and_inf(isa: str) -> None:
+    screen = Screen(torch.tensor([[math.nan, 1.0], [-math.inf, 1.0]]))
+    assert screen.W16.isnan().tolist() == [[True, False], [False, False]]
+    assert screen.W16.isinf().tolist() == [[False, False], [True, False]]
+    assert not (screen.norms < math.inf).any()
+
+
+def test_a_screen_of_other_weights_is_refused() -> None:
+    x, W, b = torch.randn(2, 8), torch.randn(50, 8), torch.randn(50)
+    with pytest.raises(ValueError, match=r"topk_encode: screen must be of W_enc \[50, 8\], got \[49, 8\]"):
+        ops.topk_encode(x, W, b, 5, screen=Screen(W[1:]))
+    with pytest.raises(ValueError, match="Screen: W_enc must be a float32 matrix"):
+        Screen(W.double())
+
+
+def test_blocks_out_of_shape_are_refused() -> None:
+    candidates = _screened._no_candidates(3, 200, 64)
+    y, b, norms, x_norms = torch.zeros(3, 40), torch.zeros(40), torch.zeros(40), torch.zeros(3)
+    for wrong in (
+        {"y": y[:2]},
+        {"bias": b[1:]},
+        {"norms": norms.double()},
+        {"x_norms": x_norms[1:]},
+        {"candidates": candidates._replace(ids=candidates.ids[:, :50])},
+    ):
+        arguments = {"y": y, "bias": b, "norms": norms, "x_norms": x_norms, "candidates": candidates} | wrong
+        with pytest.raises(ValueError, match="screen_block"):
+            _cpu.screen_block(first=0, rests=None, x_rests=None, gamma=0.0, rho=0.0, k=3, thresholds=None, **arguments)

@@ -1,0 +1,125 @@
+"""The exact top-k encoder against its definition, through a product in float32 and through one in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pullback import ops
+from pullback.ops import _screened, reference
+from tests.ops.cases import FLOATS
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The precision of the product that candidates come from. Any CPU can multiply bfloat16, if slowly."""
+    monkeypatch.setattr(_screened, "multiplies_bf16", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(_screened, "FEWEST_TO_ROUND", 0)
+    return request.param
+
+
+def encoder(n: int, d: int, F: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    x, W, b = (torch.randn(*s, generator=g, dtype=dtype) for s in [(n, d), (F, d), (F,)])
+    return x, W, b
+
+
+def assert_encodes(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor, k: int, relu: bool = True) -> None:
+    """The very bits of accumulation in float64, rounded once."""
+    values, indices = ops.topk_encode(x, W, b, k, relu)
+    expected_values, expected_indices = reference.topk_encode(x, W, b, k, relu)
+    assert torch.equal(indices, expected_indices)
+    rtol = 0 if x.dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(values, expected_values, rtol=rtol, atol=rtol, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("n", "d", "F", "k"), [(9, 24, 300, 8), (5, 1, 40, 40), (3, 131, 5000, 7), (2, 16, 1, 1)])
+def test_encode(isa: str, product: str, dtype: torch.dtype, relu: bool, n: int, d: int, F: int, k: int) -> None:
+    assert_encodes(*encoder(n, d, F, dtype), k, relu)
+
+
+@pytest.mark.parametrize("F", [400, 6000])
+def test_encode_settles_near_ties_that_the_gemm_gets_wrong(isa: str, product: str, F: int) -> None:
+    """Decoders a few ulps apart: the order of their float32 products is noise."""
+    x, W, b = encoder(6, 200, F, torch.float32)
+    W = W[:1] * (1 + 2e-8 * torch.randint(-20, 20, (F, 1)).double()).float() + 1e-8 * W
+    b = torch.zeros(F)
+    x = x * (x @ W[0]).sign()[:, None]
+    by_gemm = reference.topk_select(torch.addmm(b, x, W.T), 9, True)[1]
+    assert not torch.equal(by_gemm, reference.topk_encode(x, W, b, 9, True)[1])
+    assert_encodes(x, W, b, 9)
+
+
+@pytest.mark.parametrize("F", [400, 6000])
+def test_encode_sees_through_cancellation(isa: str, product: str, F: int) -> None:
+    """Pre-activations a million times smaller than the norms: what the GEMM gives is mostly its own rounding."""
+    x, W, b = (t.double() for t in encoder(1, 200, F, torch.float32))
+    base = W[:1] - (W[:1] @ x.T) / x.square().sum() * x
+    x, W, b = x.float(), (base + 1e-7 * W).float(), 1e-7 * b.float()
+    by_gemm = reference.topk_select(torch.addmm(b, x, W.T), 30, True)[1]
+    assert not torch.equal(by_gemm, reference.topk_encode(x, W, b, 30, True)[1])
+    assert_encodes(x, W, b, 30)
+
+
+def test_encode_degenerate_inputs(isa: str, product: str) -> None:
+    """Zero rows, dead features, tiny and huge scales, more slots than positives, equal features."""
+    x, W, b = encoder(6, 33, 700, torch.float32)
+    x[0] = 0
+    W[100:400] = 0
+    b[100:400] = 0
+    W[500:] = W[500]
+    b[500:] = b[500]
+    for scale in (1.0, 1e-25, 1e12):
+        for k in (3, 30, 650):
+            assert_encodes(x * scale, W, b, k)
+            assert_encodes(x * scale, W, torch.zeros(700), k)
+
+
+def test_encode_lets_nan_and_inf_surface(isa: str, product: str) -> None:
+    x, W, b = encoder(4, 33, 700, torch.float32)
+    x[1, 3] = torch.nan
+    x[2, 3] = torch.inf
+    values, indices = ops.topk_encode(x, W, b, 5)
+    expected = reference.topk_encode(x, W, b, 5, True)
+    assert values[1].isnan().all()
+    assert values[2].isinf().all()
+    assert torch.equal(indices[[0, 1, 3]], expected[1][[0, 1, 3]])
+    W[7, 0] = torch.nan
+    values, indices = ops.topk_encode(x[:1], W, b, 5)
+    assert 7 in indices[0].tolist()
+    assert int(values.isnan().sum()) == 1
+
+
+def test_encode_in_several_chunks() -> None:
+    assert_encodes(*encoder(2300, 8, 50, torch.float32), 5)
+    x, W, b = encoder(1300, 8, 50, torch.float32)
+    assert ops.topk_encode(x[:0], W, b, 5)[0].shape == (0, 5)
+
+
+def test_encode_takes_strided_inputs(isa: str, product: str) -> None:
+    x, W, b = encoder(12, 48, 600, torch.float32)
+    assert_encodes(x[::2, :24], W[:, :24], b, 4)
+    assert_encodes(x[:, ::2], W[::2, ::2], b[::2], 4)
+    assert_encodes(x[:1].expand(3, -1), W, b[:1].expand(600), 4)
+
+
+def test_encode_scratch_survives_inference_mode() -> None:
+    x, W, b = torch.randn(4, 8), torch.randn(50, 8), torch.randn(50)
+    with torch.inference_mode():
+        inside = ops.topk_encode(x, W, b, 5)
+    outside = ops.topk_encode(x, W, b, 5)
+    assert torch.equal(inside[0], outside[0])
+
+
+def test_encode_names_a_transposed_matrix() -> None:
+    x, W, b = torch.randn(4, 8), torch.randn(50, 8), torch.randn(50)
+    with pytest.raises(
+        ValueError, match=r"topk_encode: W_enc must be \[F, d\]=\[\?, 8\], got \[8, 50\] \(transposed\?\)"
+    ):
+        ops.topk_encode(x, W.T, b, 5)
+    with pytest.raises(ValueError, match=r"b_enc must be \[F\]=\[50\], got \[8\]"):
+        ops.topk_encode(x, W, b[:8], 5)
