@@ -1,8 +1,9 @@
 // Exact row-wise top-k.
 //
 // The k-th largest of the block maxima is a lower bound of the k-th largest element (k blocks reach it, each with an
-// element of its own), so only the blocks whose maximum reaches it are read again; what they hold at or above the bound
-// is a superset of the answer, in order of id. The k-th largest candidate then splits it exactly, ties included.
+// element of its own), so only the blocks whose maximum reaches it are read again; what they hold above the bound, with
+// the first k of those equal to it, holds the answer, in order of id. The k-th largest candidate then splits it
+// exactly.
 
 #pragma once
 
@@ -51,6 +52,11 @@ inline bool block_maxima(const T* h, int64_t F, int64_t block, T* maxima) {
   return nan;
 }
 
+template <class T>
+inline T clamped(T v, bool relu) {
+  return relu && v <= 0 ? T(0) : v;
+}
+
 // Writes the k foremost of n candidates, given in order of id, in that order. ids is null where an id is the position.
 template <class T>
 inline void write_topk(const T* candidates, const int32_t* ids, int64_t n, int64_t k, bool relu, T* copy, T* values,
@@ -62,7 +68,7 @@ inline void write_topk(const T* candidates, const int32_t* ids, int64_t n, int64
   for (int64_t i = 0, slot = 0; slot < k; ++i) {
     const T v = candidates[i];
     if (before(v, kth) || (!before(kth, v) && ties-- > 0)) {
-      values[slot] = relu && v <= 0 ? T(0) : v;
+      values[slot] = clamped(v, relu);
       indices[slot] = ids ? ids[i] : static_cast<int32_t>(i);
       ++slot;
     }
@@ -74,24 +80,106 @@ template <class T>
 inline int64_t block_size(int64_t F, int64_t k) {
   int64_t block = 16;
   while (block < 1024 && 4 * block * block * k <= 8 * F) block *= 2;
-  return F >= 2 * block * k ? block : 0;
+  return F >= 64 * k ? block : 0;
 }
 
-// Elements of `row` at or above `bound`, in order of id, out of the blocks whose maximum reaches it; returns how many.
+// The elements of a row above `bound`, and the first `equals` of those equal to it, in order of id.
 template <class T>
-inline int64_t collect(const T* row, int64_t F, const T* maxima, int64_t block, T bound, T* candidates, int32_t* ids) {
+struct Above {
+  T bound;
+  int64_t equals;
+  T* values;
+  int32_t* ids;
   int64_t found = 0;
-  for (int64_t begin = 0; begin < F; begin += block) {
-    if (*maxima++ < bound) continue;
-    const int64_t end = begin + block < F ? begin + block : F;
+
+  void take(const T* row, int64_t begin, int64_t end) {
+    int64_t i = begin;
+    for (; i + lanes<T> <= end; i += lanes<T>) {
+      const Vec<T> v = load(row + i);
+      const Mask<T> reach = equals > 0 ? v >= bound : v > bound;
+      if (fold<Or, T>(reach) != 0) take_each(row, i, i + lanes<T>);
+    }
+    take_each(row, i, end);
+  }
+  void take_each(const T* row, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       // Written always, kept or overwritten: no branch to mispredict.
-      candidates[found] = row[i];
+      const bool equal = row[i] == bound && equals > 0;
+      values[found] = row[i];
       ids[found] = static_cast<int32_t>(i);
-      found += row[i] >= bound;
+      found += row[i] > bound || equal;
+      equals -= equal;
     }
   }
-  return found;
+};
+
+// Integers in the order of the floats, and back.
+template <class T>
+using Key = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+template <class T>
+inline Key<T> ordered(Key<T> bits) {
+  return bits < 0 ? bits ^ std::numeric_limits<Key<T>>::max() : bits;
+}
+template <class T>
+inline Key<T> key_of(T v) {
+  Key<T> bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  return ordered<T>(bits);
+}
+template <class T>
+inline T of_key(Key<T> key) {
+  const Key<T> bits = ordered<T>(key);
+  T v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+template <class T>
+inline int64_t count_reaching(const T* row, int64_t F, T bound) {
+  Mask<T> counts = {};
+  int64_t i = 0;
+  for (; i + lanes<T> <= F; i += lanes<T>) counts -= load(row + i) >= bound;
+  int64_t count = fold<Add, T>(counts);
+  for (; i < F; ++i) count += row[i] >= bound;
+  return count;
+}
+
+// The k-th largest of a row without NaN, found by bisection, as a bound with its share of ties: for rows so short, or k
+// so large, that blocks do not pay. Each step is one pass over a row that lies in the cache.
+template <class T>
+inline Above<T> bisect(const T* row, int64_t F, int64_t k, T least, T most, const Above<T>& into) {
+  Above<T> above = into;
+  Key<T> low = key_of(least), high = key_of(most) + 1;  // at least k reach low, `reaching` < k reach high
+  int64_t reaching = 0;
+  for (int step = 0; high - 1 > low; ++step) {
+    // Halves of the value first, which settle ordinary rows; halves of the key end after as many steps as it has bits.
+    const Key<T> inner = key_of(of_key<T>(low) / 2 + of_key<T>(high) / 2);
+    const Key<T> middle =
+        step < 12 && low < inner && inner < high ? inner : (low >> 1) + (high >> 1) + (low & high & 1);
+    const int64_t count = count_reaching(row, F, of_key<T>(middle));
+    (count >= k ? low : high) = middle;
+    if (count < k) reaching = count;
+    if (count == k) {
+      reaching = 0;
+      break;
+    }
+  }
+  above.bound = of_key<T>(low);
+  above.equals = k - reaching;
+  return above;
+}
+
+// The least and the largest of a row; returns whether a NaN was met.
+template <class T>
+inline bool extremes(const T* row, int64_t F, T& least, T& most) {
+  bool nan = false;
+  least = most = row[0];
+  for (int64_t i = 0; i < F; ++i) {
+    nan |= row[i] != row[i];
+    least = row[i] < least ? row[i] : least;
+    most = row[i] > most ? row[i] : most;
+  }
+  return nan;
 }
 
 template <class T>
@@ -115,15 +203,27 @@ void topk_rows(const T* h, int64_t h_stride, int64_t F, int64_t k, bool relu, in
 
   for (int64_t n = begin; n < end; ++n) {
     const T* row = h + n * h_stride;
-    T* row_values = values + n * k;
-    int32_t* row_indices = indices + n * k;
-    if (!block || block_maxima(row, F, block, s.maxima)) {
-      write_topk<T>(row, nullptr, F, k, relu, s.copy, row_values, row_indices);
+    T least = 0, most = 0;
+    if (block ? block_maxima(row, F, block, s.maxima) : extremes(row, F, least, most)) {
+      write_topk<T>(row, nullptr, F, k, relu, s.copy, values + n * k, indices + n * k);
       continue;
     }
-    std::copy(s.maxima, s.maxima + n_blocks, s.copy);
-    const T bound = kth_largest(s.copy, n_blocks, k);
-    const int64_t found = collect(row, F, s.maxima, block, bound, s.candidates, s.ids);
-    write_topk(s.candidates, s.ids, found, k, relu, s.copy, row_values, row_indices);
+    Above<T> above = {0, k, s.candidates, s.ids};
+    if (block) {
+      std::copy(s.maxima, s.maxima + n_blocks, s.copy);
+      above.bound = kth_largest(s.copy, n_blocks, k);
+      for (int64_t b = 0; b < n_blocks; ++b)
+        if (s.maxima[b] > above.bound || (s.maxima[b] == above.bound && above.equals > 0))
+          above.take(row, b * block, b * block + block < F ? b * block + block : F);
+    } else {
+      above = bisect(row, F, k, least, most, above);
+      above.take(row, 0, F);
+    }
+    if (above.found > k) {
+      write_topk(s.candidates, s.ids, above.found, k, relu, s.copy, values + n * k, indices + n * k);
+      continue;
+    }
+    for (int64_t slot = 0; slot < k; ++slot) values[n * k + slot] = clamped(s.candidates[slot], relu);
+    std::copy(s.ids, s.ids + k, indices + n * k);
   }
 }
