@@ -68,7 +68,7 @@ def _unrounded(rows: Tensor) -> Factor:
     norms = _cpu.norm_rows(rows)
     # In the lower precisions torch may itself round float32 factors to bfloat16.
     exact = torch.get_float32_matmul_precision() == "highest"
-    return Factor(rows, norms, None if exact else norms * 2.0**-8)
+    return Factor(rows, norms, None if exact else norms * 2.0**-7)
 
 
 class ScreenCounts(NamedTuple):
@@ -213,8 +213,8 @@ def _sifted(
     (n, d), F = x.shape, len(W_enc)
     in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
     weights = shadow if in_bf16 else _unrounded(W_enc)
-    # A rounding to the nearest bfloat16 takes half of this, one towards zero all of it.
-    rho = 2.0**-8 if in_bf16 else 2.0**-22
+    # Half a unit of bfloat16, with something to spare for the roundings to float32.
+    rho = 2.0**-8 + 2.0**-16 if in_bf16 else 2.0**-22
     roundings = (d + 4) * 2.0**-24
     gamma = roundings / (1 - roundings) + d * 2.0**-50
     for start in range(0, n, GROUP):
