@@ -144,10 +144,10 @@ double gradient_norm(const GradientViews& grad, const View& W_dec, bool remove_p
   std::vector<double> squared_norms(F);
   with_float_type(op, x.itemsize, [&](auto zero) {
     using T = decltype(zero);
-    const SparseGradient<T> gradient = borrowed<T>(grad);
+    const SortedGradient<T> sorted(grad);
+    const SparseGradient<T> gradient = sorted.entries();
     for_features<T>(gradient, F, [&](int64_t begin, int64_t end, T* scratch) {
-      table<T>().gradient_features(gradient, W_dec.as<T>(), remove_parallel, begin, end, scratch,
-                                   squared_norms.data());
+      table<T>().gradient_features(gradient, W_dec.as<T>(), remove_parallel, begin, end, scratch, squared_norms.data());
     });
   });
   return std::accumulate(squared_norms.begin(), squared_norms.end(), 0.0);

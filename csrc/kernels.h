@@ -1,24 +1,23 @@
 // The contract between the instruction sets and the rest: one table of plain functions per set.
 //
 // A kernel is single-threaded, allocates nothing, and trusts its arguments: the callers (topk.cpp, sparse.cpp,
-// contract.cpp, gradient.cpp, update.cpp) check shapes and ids, own the scratch and share the work among threads. Strides count elements.
+// contract.cpp, gradient.cpp, update.cpp) check shapes and ids, own the scratch and share the work among threads.
+// Strides count elements.
 #pragma once
 
 #include <cstdint>
 
 namespace pullback {
 
-// A gradient by its entries e, sorted by feature: dW_enc[f] = sum_e dvalues[e] x[rows[e] % n], db_enc[f] = sum_e
-// dvalues[e], dW_dec[f] = sum_e values[e] g[rows[e]], over e = order[s], starts[f] <= s < starts[f + 1].
+// A gradient by its entries s, starts[f] <= s < starts[f + 1] those of feature f: dW_enc[f] = sum_s dvalues[s]
+// x[x_rows[s]], db_enc[f] = sum_s dvalues[s], dW_dec[f] = sum_s values[s] g[g_rows[s]].
 template <class T>
 struct SparseGradient {
   const int64_t* starts;
-  const int32_t* order;
-  const int32_t* rows;
-  const T* dvalues;
-  const T* values;
+  const int32_t *x_rows, *g_rows;
+  const T *dvalues, *values;
   const T* x;
-  int64_t x_stride, n, d_in;
+  int64_t x_stride, d_in;
   const T* g;
   int64_t g_stride, d_out;
 };

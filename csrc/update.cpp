@@ -56,7 +56,8 @@ void adam(const GradientViews& grad, const DictionaryViews& weights, const Dicti
                                lazy};
   with_float_type(op, x.itemsize, [&](auto zero) {
     using T = decltype(zero);
-    const SparseGradient<T> gradient = borrowed<T>(grad);
+    const SortedGradient<T> sorted(grad);
+    const SparseGradient<T> gradient = sorted.entries();
     for_features<T>(gradient, F, [&](int64_t begin, int64_t end, T* scratch) {
       table<T>().adam_features(gradient, borrowed<T>(weights), borrowed<T>(exp_avg), borrowed<T>(exp_avg_sq), factors,
                                shadow ? &followed : nullptr, begin, end, scratch);

@@ -23,8 +23,8 @@ inline double squares(const T* row, int64_t d) {
 
 template <class T>
 void residual_rows(const T* values, const int32_t* indices, int64_t k, const T* W, int64_t W_stride, const T* bias,
-                   const T* y, int64_t y_stride, int64_t d, bool relu, int64_t begin, int64_t end, T* residual,
-                   T* dots, double* losses) {
+                   const T* y, int64_t y_stride, int64_t d, bool relu, int64_t begin, int64_t end, T* residual, T* dots,
+                   double* losses) {
   for (int64_t n = begin; n < end; ++n) {
     const T* __restrict target = y + n * y_stride;
     T* __restrict row = residual + n * d;
@@ -62,31 +62,80 @@ void moments_rows(const T* y, int64_t y_stride, int64_t d, const double* center,
   for (int64_t i = 0; i < lanes_at_once; ++i) *square += parts[i];
 }
 
-// enc = dW_enc[f], dec = dW_dec[f]; returns db_enc[f].
+// Columns that are summed in registers before they are used: enough to keep the memory of all rows busy at once.
+constexpr int column_vectors = 4;
 template <class T>
-inline T gradient_row(const SparseGradient<T>& grad, int64_t f, T* enc, T* dec) {
-  constexpr int64_t block = 32;
-  int32_t x_rows[block], g_rows[block];
-  T dvalues[block], values[block];
-  T bias = 0;
-  for (int64_t c = 0; c < grad.d_in; ++c) enc[c] = 0;
-  for (int64_t c = 0; c < grad.d_out; ++c) dec[c] = 0;
-  const int64_t end = grad.starts[f + 1];
-  for (int64_t s = grad.starts[f]; s < end; s += block) {
-    const int64_t count = end - s < block ? end - s : block;
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t e = grad.order[s + i];
-      g_rows[i] = grad.rows[e];
-      x_rows[i] = static_cast<int32_t>(static_cast<uint32_t>(grad.rows[e]) % static_cast<uint32_t>(grad.n));
-      dvalues[i] = grad.dvalues[e];
-      values[i] = grad.values[e];
-      bias += dvalues[i];
+constexpr int64_t columns = column_vectors * lanes<T>;
+
+// A row of a gradient that is yet to be summed: base (null: zero) + sum_j weights[j] rows[j].
+template <class T>
+struct RowSum {
+  static constexpr int64_t capacity = 32;
+  const T* base;
+  int64_t count;
+  const T* rows[capacity];
+  T weights[capacity];
+
+  // Columns c ... c + columns.
+  void sum(int64_t c, Vec<T>* out) const {
+#pragma GCC unroll 4
+    for (int u = 0; u < column_vectors; ++u) out[u] = base ? load(base + c + u * lanes<T>) : Vec<T>{};
+    for (int64_t j = 0; j < count; ++j) {
+#pragma GCC unroll 4
+      for (int u = 0; u < column_vectors; ++u) out[u] += weights[j] * load(rows[j] + c + u * lanes<T>);
     }
-    add_gathered(grad.x, grad.x_stride, x_rows, dvalues, 0, count, grad.d_in, enc);
-    add_gathered(grad.g, grad.g_stride, g_rows, values, 0, count, grad.d_out, dec);
   }
-  return bias;
-}
+  T at(int64_t c) const {
+    T total = base ? base[c] : T(0);
+    for (int64_t j = 0; j < count; ++j) total += weights[j] * rows[j][c];
+    return total;
+  }
+  // All d columns; out may be base.
+  void sum_into(T* out, int64_t d) const {
+    int64_t c = 0;
+    for (; c + columns<T> <= d; c += columns<T>) {
+      Vec<T> part[column_vectors];
+      sum(c, part);
+      for (int u = 0; u < column_vectors; ++u) store(out + c + u * lanes<T>, part[u]);
+    }
+    for (; c < d; ++c) out[c] = at(c);
+  }
+};
+
+template <class T>
+struct FeatureGradient {
+  RowSum<T> enc, dec;
+  T bias;
+
+  // scratch holds d_in + d_out values: what a feature has beyond the capacity of a sum is summed there beforehand.
+  FeatureGradient(const SparseGradient<T>& grad, int64_t f, T* scratch) {
+    enc.base = dec.base = nullptr;
+    bias = 0;
+    int64_t s = grad.starts[f];
+    const int64_t end = grad.starts[f + 1];
+    for (;;) {
+      take(grad, s, end - s < RowSum<T>::capacity ? end - s : RowSum<T>::capacity);
+      s += enc.count;
+      if (s == end) return;
+      enc.sum_into(scratch, grad.d_in);
+      dec.sum_into(scratch + grad.d_in, grad.d_out);
+      enc.base = scratch;
+      dec.base = scratch + grad.d_in;
+    }
+  }
+
+ private:
+  void take(const SparseGradient<T>& grad, int64_t s, int64_t count) {
+    enc.count = dec.count = count;
+    for (int64_t i = 0; i < count; ++i) {
+      enc.rows[i] = grad.x + grad.x_rows[s + i] * grad.x_stride;
+      enc.weights[i] = grad.dvalues[s + i];
+      dec.rows[i] = grad.g + grad.g_rows[s + i] * grad.g_stride;
+      dec.weights[i] = grad.values[s + i];
+      bias += grad.dvalues[s + i];
+    }
+  }
+};
 
 // row -= its component along w.
 template <class T>
@@ -106,8 +155,11 @@ void gradient_features(const SparseGradient<T>& grad, const T* W_dec, bool perpe
   for (int64_t f = begin; f < end; ++f) {
     squared_norms[f] = 0;
     if (grad.starts[f] == grad.starts[f + 1]) continue;
-    const double bias = gradient_row(grad, f, enc, dec);
+    const FeatureGradient<T> gradient(grad, f, scratch);
+    gradient.enc.sum_into(enc, grad.d_in);
+    gradient.dec.sum_into(dec, grad.d_out);
     if (perpendicular) remove_parallel(dec, W_dec + f * grad.d_out, grad.d_out);
+    const double bias = gradient.bias;
     squared_norms[f] = squares(enc, grad.d_in) + bias * bias + squares(dec, grad.d_out);
   }
 }

@@ -21,14 +21,13 @@ namespace {
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,     decode_rows<T>,   sampled_rows<T>, segment_features<T>,
-          contract_tile<T>, residual_rows<T>, moments_rows<T>, gradient_features<T>,
-          adam_features<T>};
+  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>,      segment_features<T>, contract_tile<T>,
+          residual_rows<T>, moments_rows<T>, gradient_features<T>, adam_features<T>};
 }
 
 }  // namespace
 
-const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME, table<float>(), table<double>(), topk_certified_rows, row_norms,
-                                  shadow_rows};
+const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,   table<float>(), table<double>(),
+                                  topk_certified_rows, row_norms,      shadow_rows};
 
 }  // namespace pullback
