@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pullback import ops
-from pullback.ops import _cpu, _screened, reference
+from pullback.ops import _cpu_screen, _screened, reference
 from pullback.ops.screen import Screen
 
 
@@ -237,4 +237,6 @@ def test_blocks_out_of_shape_are_refused() -> None:
     ):
         arguments = {"y": y, "bias": b, "norms": norms, "x_norms": x_norms, "candidates": candidates} | wrong
         with pytest.raises(ValueError, match="screen_block"):
-            _cpu.screen_block(first=0, rests=None, x_rests=None, gamma=0.0, rho=0.0, k=3, thresholds=None, **arguments)
+            _cpu_screen.screen_block(
+                first=0, rests=None, x_rests=None, gamma=0.0, rho=0.0, k=3, thresholds=None, **arguments
+            )

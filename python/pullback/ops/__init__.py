@@ -8,20 +8,36 @@ from ._screened import ScreenCounts, screen_counts
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
 from .encoders import batch_topk_encode, threshold_encode
 from .functional import contract, decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
+from .gradient import (
+    DictionaryParams,
+    SparseGradient,
+    adam_,
+    column_moments,
+    decode_residual,
+    feature_order,
+    gradient_norm,
+)
 from .screen import Screen
 from .sparse import SparseActivations
 
 __all__ = [
+    "DictionaryParams",
     "Screen",
     "ScreenCounts",
     "SparseActivations",
+    "SparseGradient",
+    "adam_",
     "available_backends",
     "available_isas",
     "batch_topk_encode",
+    "column_moments",
     "contract",
     "decode_csr",
+    "decode_residual",
     "decode_topk",
     "describe",
+    "feature_order",
+    "gradient_norm",
     "isa",
     "sampled_dot",
     "screen_counts",
