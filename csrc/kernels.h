@@ -6,7 +6,16 @@
 
 #include <cstdint>
 
+#include "bf16.h"
+
 namespace pullback {
+
+// One position: out[b, e] = values[e] <G[b], W[indices[e]]> for n_targets rows of G and n_entries entries; added to
+// what stands there, if told.
+template <class T, class TG, class TW>
+using ContractTile = void (*)(const TG* G, int64_t G_stride, int64_t n_targets, const int32_t* indices, const T* values,
+                              int64_t n_entries, const TW* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride,
+                              bool add);
 
 template <class T>
 struct Table {
@@ -27,9 +36,7 @@ struct Table {
   void (*segment_features)(const int64_t* starts, const int64_t* rows, const T* values, const T* x, int64_t x_stride,
                            int64_t d, int64_t begin, int64_t end, T* out);
 
-  // One position: out[b, e] = values[e] <G[b], W[indices[e]]> for n_targets rows of G and n_entries entries.
-  void (*contract_tile)(const T* G, int64_t G_stride, int64_t n_targets, const int32_t* indices, const T* values,
-                        int64_t n_entries, const T* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride);
+  ContractTile<T, T, T> contract_tile;
 };
 
 // What h = x W^T + b came from, in float32, with the norms of the rows of x and W.
@@ -60,6 +67,11 @@ struct Kernels {
   // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.
   void (*shadow_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16,
                       float* norms, float* rests);
+
+  // With bfloat16 targets, decoder rows, or both, summed in float32.
+  ContractTile<float, bf16, float> contract_bf16_targets;
+  ContractTile<float, float, bf16> contract_bf16_weights;
+  ContractTile<float, bf16, bf16> contract_bf16;
 };
 
 extern const Kernels kernels_generic;

@@ -26,9 +26,10 @@ void decode_csr(const View& indptr, const View& indices, const View& values, con
 void sampled_dot(const View& g, const View& W, const View& indptr, const View& indices, const View& out);
 void segment_outer(const View& indptr, const View& indices, const View& values, const View& x, const View& out);
 
-// G (B, P, d), a CSR pattern of P rows with values, W (F, d) -> out (B, nnz).
+// G (L, B, P, d), a CSR pattern of P rows with values, W (F, L, d) -> out (B, nnz), summed over the L layers; added to
+// what stands there, if told. Values and out are float32 with G and W float32 or bfloat16 (2 bytes), or all is float64.
 void contract(const View& G, const View& indptr, const View& indices, const View& values, const View& W,
-              const View& out);
+              const View& out, bool add);
 
 // A CSR pattern of n rows whose ids lie in 0..F-1: its shapes, its pointers and its ids.
 void require_pattern(const char* op, const View& indptr, const View& indices, int64_t n, int64_t F);

@@ -4,8 +4,9 @@ Each op has a reference in plain torch (`reference`), a compiled CPU version, an
 gradients and work under `torch.compile`.
 """
 
+from .contraction import contract, contract_topk
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
-from .functional import contract, decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
+from .functional import decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
 from .sparse import SparseActivations
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "available_backends",
     "available_isas",
     "contract",
+    "contract_topk",
     "decode_csr",
     "decode_topk",
     "describe",

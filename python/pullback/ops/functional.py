@@ -159,30 +159,6 @@ def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_
     return _ops.segment_outer(indptr.contiguous(), _int32(indices), values.contiguous(), _rows(x), n_features)
 
 
-def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor) -> Tensor:
-    """Edges of a batch of pulled-back targets: out[b, e] = values[e] * <G[b, row of e], W_dec[indices[e]]>.
-
-    The rows of G and W_dec are read where they lie, whatever the strides of their leading dimensions; nothing of size
-    (nnz, d) is built. Not differentiable.
-
-    Args:
-        G: Float[Tensor, "b p d"], a gradient per target and position.
-        acts: p rows over F features.
-        W_dec: Float[Tensor, "F d"].
-
-    Returns:
-        Float[Tensor, "b nnz"].
-
-    Raises:
-        ValueError: shapes that do not fit, or a feature id outside 0..F-1.
-    """
-    _check(G.ndim == 3, "contract", "G must be [b, p, d]", G)
-    _check(G.shape[1] == acts.n_rows, "contract", f"G must be [b, p, d]=[?, {acts.n_rows}, ?]", G)
-    _check_weights("contract", "W_dec", W_dec, acts.n_features, G.shape[2])
-    G, values, W_dec = _floats(G.detach(), acts.values.detach(), W_dec.detach())
-    return _ops.contract(_rows(G), acts.indptr.contiguous(), _int32(acts.indices), values.contiguous(), _rows(W_dec))
-
-
 def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     _check_weights(op, "W_dec", W_dec, None, None)
     if b_dec is None:

@@ -1,0 +1,80 @@
+// The contraction of one position: every target against every entry, in tiles that stay in registers and the first
+// cache.
+
+#pragma once
+
+#include "bf16.inl"
+#include "dots.inl"
+#include "vector.inl"
+
+// Sums held at a time: wide sets have 32 vector registers, the others 16.
+constexpr int tile_targets = PULLBACK_VECTOR_BYTES == 64 ? 6 : 4;
+constexpr int tile_entries = PULLBACK_VECTOR_BYTES == 64 ? 4 : 2;
+
+// Columns done at a time: those of a tile's targets and entries fit the first cache together.
+constexpr int64_t tile_bytes = 3072;
+template <class T>
+constexpr int64_t tile_columns = tile_bytes / sizeof(T);
+
+// Rows of targets as T: where they lie, or widened into `panel`.
+template <class T, int B>
+inline void target_rows(const T* G, int64_t G_stride, int64_t, T (*)[tile_columns<T>], const T** g) {
+  for (int b = 0; b < B; ++b) g[b] = G + b * G_stride;
+}
+template <class T, int B>
+inline void target_rows(const bf16* G, int64_t G_stride, int64_t d, T (*panel)[tile_columns<T>], const T** g) {
+  for (int b = 0; b < B; ++b) {
+    const bf16* row = G + b * G_stride;
+    int64_t c = 0;
+    for (; c + lanes<T> <= d; c += lanes<T>) store(panel[b] + c, load(row + c));
+    for (; c < d; ++c) panel[b][c] = widen(row[c]);
+    g[b] = panel[b];
+  }
+}
+
+// B targets, at most tile_columns columns.
+template <class T, class TG, class TW, int B>
+inline void contract_targets(const TG* G, int64_t G_stride, const int32_t* indices, const T* values, int64_t n_entries,
+                             const TW* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride, bool add) {
+  constexpr int E = tile_entries;
+  T panel[std::is_same_v<T, TG> ? 1 : B][tile_columns<T>];
+  const T* g[B];
+  target_rows<T, B>(G, G_stride, d, panel, g);
+  for (int64_t e = 0; e < n_entries; e += E) {
+    const int64_t left = n_entries - e;
+    const TW* w[E];
+    T result[B][E];
+    entry_rows<TW, E>(indices + e, left, W, W_stride, w);
+    dots<T, TW, B, E>(g, w, d, result);
+    for (int b = 0; b < B; ++b) {
+      T* row = out + b * out_stride + e;
+      for (int i = 0; i < E && i < left; ++i) row[i] = (add ? row[i] : T(0)) + values[e + i] * result[b][i];
+    }
+  }
+}
+
+// The same for n targets, n = 1 .. B.
+template <class T, class TG, class TW, int B, class... Rest>
+inline void contract_up_to(int64_t n, Rest... rest) {
+  if constexpr (B > 1) {
+    if (n < B) return contract_up_to<T, TG, TW, B - 1>(n, rest...);
+  }
+  contract_targets<T, TG, TW, B>(rest...);
+}
+
+template <class T, class TG, class TW>
+void contract_tile(const TG* G, int64_t G_stride, int64_t n_targets, const int32_t* indices, const T* values,
+                   int64_t n_entries, const TW* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride, bool add) {
+  // As many tiles as it takes, all about as tall: no tile of one target at the end.
+  const int64_t n_tiles = (n_targets + tile_targets - 1) / tile_targets;
+  int64_t c = 0;
+  do {  // d may be 0: out is written all the same
+    const int64_t width = std::min<int64_t>(tile_columns<T>, d - c);
+    for (int64_t i = 0; i < n_tiles; ++i) {
+      const int64_t b = i * n_targets / n_tiles, end = (i + 1) * n_targets / n_tiles;
+      contract_up_to<T, TG, TW, tile_targets>(end - b, G + b * G_stride + c, G_stride, indices, values, n_entries,
+                                              W + c, W_stride, width, out + b * out_stride, out_stride, add || c > 0);
+    }
+    c += width;
+  } while (c < d);
+}
