@@ -53,20 +53,20 @@ void contract(const View& G, const View& indptr, const View& indices, const View
   require_rows(op, "W", W, {-1, n_layers, d}, W.itemsize);
   require_pattern(op, indptr, indices, P, W.shape[0]);
   const int64_t nnz = indices.shape[0];
+  const bool narrow = (G.itemsize == 2 || G.itemsize == 4) && (W.itemsize == 2 || W.itemsize == 4);
+  const bool fits = values.itemsize == 8 ? G.itemsize == 8 && W.itemsize == 8 : values.itemsize == 4 && narrow;
+  require(fits, "contract: G and W must be float32 or bfloat16 with float32 values, or all float64; got " +
+                    to_string({G.itemsize, W.itemsize, values.itemsize}) + " bytes an element of G, W and values");
   require_dense(op, "values", values, {nnz}, values.itemsize);
   require_rows(op, "out", out, {B, nnz}, values.itemsize);
 
   const Kernels& k = kernels();
-  const int64_t g = G.itemsize, w = W.itemsize, v = values.itemsize;
   const auto with = [&](auto kernel) { run(kernel, G, indptr, indices, values, W, out, add); };
-  if (v == 8 && g == 8 && w == 8) return with(k.f64.contract_tile);
-  if (v == 4 && g == 4 && w == 4) return with(k.f32.contract_tile);
-  if (v == 4 && g == 2 && w == 4) return with(k.contract_bf16_targets);
-  if (v == 4 && g == 4 && w == 2) return with(k.contract_bf16_weights);
-  if (v == 4 && g == 2 && w == 2) return with(k.contract_bf16);
-  throw std::invalid_argument(
-      "contract: G and W must be float32 or bfloat16 with float32 values, or all float64; got " + std::to_string(g) +
-      ", " + std::to_string(w) + " and " + std::to_string(v) + " bytes an element of G, W and values");
+  if (values.itemsize == 8) return with(k.f64.contract_tile);
+  if (G.itemsize == 4 && W.itemsize == 4) return with(k.f32.contract_tile);
+  if (G.itemsize == 4) return with(k.contract_bf16_weights);
+  if (W.itemsize == 4) return with(k.contract_bf16_targets);
+  with(k.contract_bf16);
 }
 
 }  // namespace pullback

@@ -61,14 +61,25 @@ inline void fold_each(const Vec<T>* v, T* out) {
   }
 }
 
+// Rows that will be read soon, asked into the second cache on the way: they are elsewhere in memory, and no hardware
+// prefetcher can guess them. None where `itemsize` is 0.
+struct Ahead {
+  const char* rows[4];
+  int64_t itemsize = 0;
+};
+
 template <class T, class TW, int B, int E>
-inline void dots(const T* const* g, const TW* const* w, int64_t d, T (*out)[E]) {
+inline void dots(const T* const* g, const TW* const* w, const Ahead& ahead, int64_t d, T (*out)[E]) {
   Vec<T> sum[B * E] = {};
   int64_t c = 0;
   for (; c + lanes<T> <= d; c += lanes<T>) {
     Vec<T> wc[E];
 #pragma GCC unroll 8
     for (int e = 0; e < E; ++e) wc[e] = load(w[e] + c);
+    if (ahead.itemsize) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) __builtin_prefetch(ahead.rows[i] + c * ahead.itemsize, 0, 2);
+    }
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       const Vec<T> gc = load(g[b] + c);
@@ -89,6 +100,16 @@ inline void entry_rows(const int32_t* indices, int64_t left, const T* W, int64_t
   for (int e = 0; e < E; ++e) w[e] = W + indices[e < left ? e : left - 1] * W_stride;
 }
 
+template <class TW>
+inline Ahead entries_ahead(const int32_t* indices, int64_t left, const TW* W, int64_t W_stride) {
+  Ahead ahead;
+  if (left <= 0) return ahead;
+  for (int i = 0; i < 4; ++i)
+    ahead.rows[i] = reinterpret_cast<const char*>(W + indices[i < left ? i : left - 1] * W_stride);
+  ahead.itemsize = sizeof(TW);
+  return ahead;
+}
+
 template <class T>
 void sampled_rows(const T* g, int64_t g_stride, const T* W, int64_t W_stride, int64_t d, const int64_t* indptr,
                   const int32_t* indices, int64_t begin, int64_t end, T* out) {
@@ -100,7 +121,7 @@ void sampled_rows(const T* g, int64_t g_stride, const T* W, int64_t W_stride, in
       const T* w[E];
       T result[1][E];
       entry_rows<T, E>(indices + e, left, W, W_stride, w);
-      dots<T, T, 1, E>(&row, w, d, result);
+      dots<T, T, 1, E>(&row, w, entries_ahead(indices + e + E, left - E, W, W_stride), d, result);
       for (int i = 0; i < E && i < left; ++i) out[e + i] = result[0][i];
     }
   }

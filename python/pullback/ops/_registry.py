@@ -26,9 +26,7 @@ _lib.define("decode_csr(Tensor indptr, Tensor indices, Tensor values, Tensor W_d
 _lib.define("sampled_dot(Tensor g, Tensor W, Tensor indptr, Tensor indices) -> Tensor")
 _lib.define("segment_outer(Tensor indptr, Tensor indices, Tensor values, Tensor x, SymInt n_features) -> Tensor")
 _lib.define("contract(Tensor G, Tensor indptr, Tensor indices, Tensor values, Tensor W_dec) -> Tensor")
-_lib.define(
-    "contract_into(Tensor(a!) out, Tensor G, Tensor indptr, Tensor indices, Tensor values, Tensor W_dec) -> ()"
-)
+_lib.define("contract_into(Tensor(a!) out, Tensor G, Tensor indptr, Tensor indices, Tensor values, Tensor W_dec) -> ()")
 
 # ---- implementations -------------------------------------------------------------------------------------------------
 
@@ -48,9 +46,7 @@ def _dispatched(op: str, device_of: int) -> Any:
     return run
 
 
-def _contract_into(
-    out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor
-) -> None:
+def _contract_into(out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> None:
     contract = dispatch.lookup("contract", G.device)
     if contract is _cpu.contract:
         return _cpu.contract_into(out, G, indptr, indices, values, W_dec)

@@ -22,13 +22,14 @@ def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor, out: Tensor | No
         G: Float[Tensor, "b p d"] or Float[Tensor, "t b p d"], a gradient per target and position.
         acts: p rows over F features.
         W_dec: Float[Tensor, "F d"], or Float[Tensor, "F t d"] with a 4-dimensional G.
-        out: Float[Tensor, "b nnz"] to add to (rows may lie apart), or None for a new one.
+        out: Float[Tensor, "b nnz"] to add to, or None for a new one. Written in place where its dtype is that of the
+            sums and its rows are contiguous (they may lie apart), else through a copy.
 
     Returns:
         Float[Tensor, "b nnz"]: `out`, or a new tensor, float64 if an input is and else float32.
 
     Raises:
-        ValueError: shapes that do not fit, a feature id outside 0..F-1, or an `out` of another dtype.
+        ValueError: shapes that do not fit, a feature id outside 0..F-1.
     """
     p = acts.n_rows
     if G.ndim == 4:
@@ -70,9 +71,7 @@ def contract_topk(G: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor) -> 
     return contract(G, slots, W_dec).unflatten(1, (p, k))
 
 
-def _contract(
-    G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, out: Tensor | None
-) -> Tensor:
+def _contract(G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, out: Tensor | None) -> Tensor:
     G, W_dec, values = G.detach(), W_dec.detach(), values.detach()
     double = torch.float64 in (G.dtype, W_dec.dtype, values.dtype)
     G, W_dec = _readable(G, double), _readable(W_dec, double)
@@ -80,15 +79,13 @@ def _contract(
     pattern = indptr.contiguous(), _int32(indices)
     if G.ndim == 3 and out is None:
         return _ops.contract(G, *pattern, values, W_dec)
-    if out is None:
-        out = values.new_zeros(G.shape[1], indices.shape[0])
-    if out.dtype != values.dtype or (out.shape[1] > 1 and out.stride(1) != 1):
-        raise ValueError(
-            f"contract: out must be {values.dtype} with contiguous rows, got {out.dtype} with strides {out.stride()}"
-        )
+    fits = out is not None and out.dtype == values.dtype and (out.shape[1] <= 1 or out.stride(1) == 1)
+    total = out if out is not None and fits else values.new_zeros(G.shape[-3], indices.shape[0])
     layers = (G, W_dec) if G.ndim == 4 else (G[None], W_dec[:, None])
-    _ops.contract_into(out, layers[0], *pattern, values, layers[1])
-    return out
+    _ops.contract_into(total, layers[0], *pattern, values, layers[1])
+    if out is None or fits:
+        return total
+    return out.add_(total)
 
 
 def _readable(t: Tensor, double: bool) -> Tensor:

@@ -161,13 +161,16 @@ def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_
 
 def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     _check_weights(op, "W_dec", W_dec, None, None)
-    if b_dec is None:
+    d = W_dec.shape[1]
+    if b_dec is not None:
+        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
+        b_dec = b_dec.contiguous()
+    if _widened_by_kernel(W_dec, values, b_dec):
+        values, b_dec = values.float(), None if b_dec is None else b_dec.float()
+    elif b_dec is None:
         values, W_dec = _floats(values, W_dec)
     else:
-        d = W_dec.shape[1]
-        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
         values, W_dec, b_dec = _floats(values, W_dec, b_dec)
-        b_dec = b_dec.contiguous()
     return _ops.decode_csr(indptr.contiguous(), _int32(indices), values.contiguous(), _rows(W_dec), b_dec)
 
 
@@ -211,6 +214,11 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
             raise ValueError(f"expected floating point tensors, got {t.dtype} {list(t.shape)}")
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return [t.to(dtype) for t in tensors]
+
+
+def _widened_by_kernel(W: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels read 16-bit weights W in place, in a sum that is float32: those on a GPU do."""
+    return W.is_cuda and W.element_size() == 2 and all(t is None or t.dtype != torch.float64 for t in others)
 
 
 def _int32(ids: Tensor) -> Tensor:
