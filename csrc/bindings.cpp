@@ -69,4 +69,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("sampled_dot", &sampled_dot, unlocked);
   m.def("segment_outer", &segment_outer, unlocked);
   m.def("contract", &contract, unlocked);
+  m.def("coactivation_counts", &coactivation_counts, unlocked);
+  m.def("coactivation_sums", &coactivation_sums, unlocked);
+  m.def("coactivation_block", &coactivation_block, unlocked);
+  m.def("union_counts", &union_counts, unlocked);
+  m.def("union_sums", &union_sums, unlocked);
 }

@@ -29,3 +29,47 @@ def segment_outer(indptr: _View, indices: _View, values: _View, x: _View, out: _
 def contract(
     G: _View, indptr: _View, indices: _View, values: _View, W_dec: _View, out: _View, add: bool
 ) -> None: ...
+def coactivation_counts(
+    A_indptr: _View, A_indices: _View, B_indptr: _View, B_indices: _View, counts: _View, F_b: int
+) -> None: ...
+def coactivation_sums(
+    A_indptr: _View,
+    A_indices: _View,
+    A_values: _View,
+    B_indptr: _View,
+    B_indices: _View,
+    B_values: _View,
+    indptr: _View,
+    indices: _View,
+    products: _View,
+    gated: _View,
+    F_b: int,
+) -> None: ...
+def coactivation_block(
+    A_indptr: _View,
+    A_indices: _View,
+    A_values: _View,
+    B_indptr: _View,
+    B_indices: _View,
+    B_values: _View,
+    products: _View,
+    gated: _View,
+) -> None: ...
+def union_counts(
+    X_indptr: _View, X_indices: _View, Y_indptr: _View, Y_indices: _View, counts: _View, F_b: int
+) -> None: ...
+def union_sums(
+    X_indptr: _View,
+    X_indices: _View,
+    X_products: _View,
+    X_gated: _View,
+    Y_indptr: _View,
+    Y_indices: _View,
+    Y_products: _View,
+    Y_gated: _View,
+    indptr: _View,
+    indices: _View,
+    products: _View,
+    gated: _View,
+    F_b: int,
+) -> None: ...

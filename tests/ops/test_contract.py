@@ -50,7 +50,7 @@ def test_any_mixture_of_dtypes_and_layers(
 
 @pytest.mark.parametrize("d", [*range(1, 71), 767, 768, 769, 1535, 1536, 1540])
 def test_every_width_and_height(isa: str, d: int) -> None:
-    """Tails of columns, targets and entries, for widened panels too; 7 targets and 5 entries leave a rest everywhere."""
+    """Tails of columns, targets and entries, for widened panels too."""
     acts = pattern(1, 40, 1, torch.float32, seed=d)
     acts = ops.SparseActivations.from_dense(random(d, 1, 40) * (torch.arange(40) < d % 11))
     for B in (1, 7):
@@ -68,8 +68,8 @@ def from_bits(*bits: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("d", [1, 64])
 def test_bfloat16_is_read_as_its_bits_say(isa: str, d: int) -> None:
-    """Widening is exact: the smallest subnormal, the largest number, both zeros, infinities and NaN, in the vectors of a
-    row and in its tail, as a gradient and as a decoder row."""
+    """Widening is exact: the smallest subnormal, the largest number, both zeros, infinities and NaN, in the vectors of
+    a row and in its tail, as a gradient and as a decoder row."""
     one = ops.SparseActivations.from_dense(torch.ones(1, 1))
     finite = from_bits(0x0001, 0x8001, 0x007F, 0x0080, 0x7F7F, 0x3F81, 0x0000, 0x8000)
     endless = from_bits(0x7F80, 0xFF80, 0x7FC0)

@@ -1,4 +1,4 @@
-"""The contraction of attribution: pulled-back gradients against the decoder rows of the features active at each position."""
+"""The contraction of attribution: pulled-back gradients against decoder rows of what is active at each position."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor, out: Tensor | No
 
     Where features write to several layers t, give all gradients and decoders at once,
     out[b, e] = values[e] * sum_t <G[t, b, row of e], W_dec[indices[e], t]>; or, with `out`, one layer after the other:
-    the same bits. The rows of G and W_dec are read where they lie, whatever the strides of their leading dimensions, and
-    in bfloat16 if they are bfloat16; sums are float32. Nothing of size (nnz, d) is built. Not differentiable.
+    the same bits. The rows of G and W_dec are read where they lie, whatever the strides of their leading dimensions,
+    and as bfloat16 if they are; sums are float32. Nothing of size (nnz, d) is built. Not differentiable.
 
     Args:
         G: Float[Tensor, "b p d"] or Float[Tensor, "t b p d"], a gradient per target and position.
