@@ -9,7 +9,7 @@
 
 // Sums held at a time: wide sets have 32 vector registers, the others 16.
 constexpr int tile_targets = PULLBACK_VECTOR_BYTES == 64 ? 6 : 4;
-constexpr int tile_entries = PULLBACK_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int tile_entries = PULLBACK_VECTOR_BYTES == 64 ? 4 : PULLBACK_VECTOR_BYTES == 32 ? 3 : 2;
 
 // Columns done at a time: those of a tile's targets and entries fit the first cache together.
 constexpr int64_t tile_bytes = 3072;
