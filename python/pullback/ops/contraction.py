@@ -34,8 +34,9 @@ def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor, out: Tensor | No
     p = acts.n_rows
     if G.ndim == 4:
         n_layers, b, _, d = G.shape
-        fits = W_dec.shape == (acts.n_features, n_layers, d)
-        _check(fits, "contract", f"W_dec must be [F, t, d]=[{acts.n_features}, {n_layers}, {d}]", W_dec)
+        expected = [acts.n_features, n_layers, d]
+        turned = " (transposed?)" if sorted(W_dec.shape) == sorted(expected) else ""
+        _check(list(W_dec.shape) == expected, "contract", f"W_dec must be [F, t, d]={expected}{turned}", W_dec)
         _check(G.shape[2] == p, "contract", f"G must be [t, b, p, d]=[?, ?, {p}, ?]", G)
         _check(n_layers > 0, "contract", "G must be [t, b, p, d] with a layer t", G)
     else:
@@ -65,6 +66,8 @@ def contract_topk(G: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor) -> 
     """
     _check(values.ndim == 2, "contract_topk", "values must be [p, k]", values)
     p, k = values.shape
+    if G.ndim == 3:
+        _check_weights("contract_topk", "W_dec", W_dec, None, G.shape[2])
     _check(indices.shape == (p, k), "contract_topk", f"indices must be [p, k]=[{p}, {k}]", indices)
     indptr = _registry.regular_indptr(p, k, values.device)
     slots = SparseActivations(indptr, _int32(indices.reshape(-1)), values.reshape(-1), W_dec.shape[0])

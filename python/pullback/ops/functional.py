@@ -163,7 +163,8 @@ def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Ten
     _check_weights(op, "W_dec", W_dec, None, None)
     d = W_dec.shape[1]
     if b_dec is not None:
-        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
+        turned = " (W_dec transposed?)" if b_dec.shape == W_dec.shape[:1] else ""
+        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]{turned}", b_dec)
         b_dec = b_dec.contiguous()
     if _widened_by_kernel(W_dec, values, b_dec):
         values, b_dec = values.float(), None if b_dec is None else b_dec.float()
