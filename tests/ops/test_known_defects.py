@@ -282,8 +282,8 @@ def test_sums_of_more_than_two_to_the_31_places() -> None:
 
 
 def test_bfloat16_by_its_bits(isa: str) -> None:
-    """A bfloat16 is the upper half of a float32: read as an integer, or as float16, it is another number. Subnormals are
-    kept; the same results, bit for bit, as from `float()`."""
+    """A bfloat16 is the upper half of a float32: read as an integer, or as float16, it is another number. Subnormals
+    are kept; the same results, bit for bit, as from `float()`."""
     bits = [0x0001, 0x8001, 0x007F, 0x0080, 0x7F7F, 0x3F81, 0xBF7F, 0x0000, 0x8000, 0x4049, 0x3F80, 0x2000]
     row = torch.tensor(bits).to(torch.int16).view(BF16)
     h = torch.stack([row, row.flip(0)])
