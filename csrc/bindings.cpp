@@ -91,4 +91,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("column_moments", &column_moments, unlocked);
   m.def("gradient_norm", &gradient_norm, unlocked);
   m.def("adam", &adam, unlocked);
+  m.def("coactivation_counts", &coactivation_counts, unlocked);
+  m.def("coactivation_sums", &coactivation_sums, unlocked);
+  m.def("coactivation_block", &coactivation_block, unlocked);
+  m.def("union_counts", &union_counts, unlocked);
+  m.def("union_sums", &union_sums, unlocked);
 }

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "bf16.h"
+
 namespace pullback {
 
 // A gradient by its entries s, starts[f] <= s < starts[f + 1] those of feature f: dW_enc[f] = sum_s dvalues[s]
@@ -43,6 +45,13 @@ struct Shadow {
   float* rests;
 };
 
+// One position: out[b, e] = values[e] <G[b], W[indices[e]]> for n_targets rows of G and n_entries entries; added to
+// what stands there, if told.
+template <class T, class TG, class TW>
+using ContractTile = void (*)(const TG* G, int64_t G_stride, int64_t n_targets, const int32_t* indices, const T* values,
+                              int64_t n_entries, const TW* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride,
+                              bool add);
+
 template <class T>
 struct Table {
   // Rows [begin, end) of h (n, F): the k largest of each, ties to the lower id, into values and indices (n, k).
@@ -62,9 +71,7 @@ struct Table {
   void (*segment_features)(const int64_t* starts, const int64_t* rows, const T* values, const T* x, int64_t x_stride,
                            int64_t d, int64_t begin, int64_t end, T* out);
 
-  // One position: out[b, e] = values[e] <G[b], W[indices[e]]> for n_targets rows of G and n_entries entries.
-  void (*contract_tile)(const T* G, int64_t G_stride, int64_t n_targets, const int32_t* indices, const T* values,
-                        int64_t n_entries, const T* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride);
+  ContractTile<T, T, T> contract_tile;
 
   // Rows [begin, end) of k slots: residual[n] = bias + sum_j values[n, j] W[indices[n, j]] - y[n], its inner products
   // dots (n, k) with those rows of W (0 in an empty slot), its square in losses. bias may be null.
@@ -160,6 +167,11 @@ struct Kernels {
   // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.
   void (*shadow_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16,
                       float* norms, float* rests);
+
+  // With bfloat16 targets, decoder rows, or both, summed in float32.
+  ContractTile<float, bf16, float> contract_bf16_targets;
+  ContractTile<float, float, bf16> contract_bf16_weights;
+  ContractTile<float, bf16, bf16> contract_bf16;
 };
 
 extern const Kernels kernels_generic;

@@ -43,9 +43,31 @@ void decode_csr(const View& indptr, const View& indices, const View& values, con
 void sampled_dot(const View& g, const View& W, const View& indptr, const View& indices, const View& out);
 void segment_outer(const View& indptr, const View& indices, const View& values, const View& x, const View& out);
 
-// G (B, P, d), a CSR pattern of P rows with values, W (F, d) -> out (B, nnz).
+// G (L, B, P, d), a CSR pattern of P rows with values, W (F, L, d) -> out (B, nnz), summed over the L layers; added to
+// what stands there, if told. Values and out are float32 with G and W float32 or bfloat16 (2 bytes), or all is float64.
 void contract(const View& G, const View& indptr, const View& indices, const View& values, const View& W,
-              const View& out);
+              const View& out, bool add);
+
+// How many pairs (i, j) of features of A and B, CSR patterns of n rows each, meet in a row: counts int64 (F_a), by i.
+void coactivation_counts(const View& A_indptr, const View& A_indices, const View& B_indptr, const View& B_indices,
+                         const View& counts, int64_t F_b);
+
+// The sums over those rows, in float64, as CSR with the ids j ascending: products of a b, and gated of a where b > 0.
+// indptr (F_a + 1) comes from the counts. The values of A and B are both float32 or both float64.
+void coactivation_sums(const View& A_indptr, const View& A_indices, const View& A_values, const View& B_indptr,
+                       const View& B_indices, const View& B_values, const View& indptr, const View& indices,
+                       const View& products, const View& gated, int64_t F_b);
+
+// The same sums added to dense blocks (F_a, F_b).
+void coactivation_block(const View& A_indptr, const View& A_indices, const View& A_values, const View& B_indptr,
+                        const View& B_indices, const View& B_values, const View& products, const View& gated);
+
+// The same in two steps for the sum of two such results X and Y.
+void union_counts(const View& X_indptr, const View& X_indices, const View& Y_indptr, const View& Y_indices,
+                  const View& counts, int64_t F_b);
+void union_sums(const View& X_indptr, const View& X_indices, const View& X_products, const View& X_gated,
+                const View& Y_indptr, const View& Y_indices, const View& Y_products, const View& Y_gated,
+                const View& indptr, const View& indices, const View& products, const View& gated, int64_t F_b);
 
 // values, indices (n, k), W (F, d), y (n, d) -> residual (n, d) = bias + sum_j values[n, j] W[indices[n, j]] - y, dots
 // (n, k) = <residual[n], W[indices[n, j]]>, losses (n) float64 = ||residual[n]||^2. bias may be null.

@@ -114,10 +114,10 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
 namespace {
 
 // The candidates of all rows by feature, in order of row: each row of W is then read once for all of them.
-struct ByFeature {
+struct CandidatesByFeature {
   std::vector<int64_t> starts, slots;
 
-  ByFeature(const Candidates& c, int64_t n, int64_t F) : starts(F + 1, 0) {
+  CandidatesByFeature(const Candidates& c, int64_t n, int64_t F) : starts(F + 1, 0) {
     const auto each = [&](const auto& f) {
       for (int64_t row = 0; row < n; ++row)
         for (int64_t i = 0; i < c.counts[row]; ++i) f(c.ids[row * c.capacity + i], row * c.capacity + i);
@@ -131,7 +131,7 @@ struct ByFeature {
 };
 
 void evaluate(const ScreenedEncoder& encoder, const Candidates& candidates, int64_t n, int64_t F) {
-  const ByFeature order(candidates, n, F);
+  const CandidatesByFeature order(candidates, n, F);
   const auto kernel = kernels().evaluate_features;
   for_rows(F, order.starts[F] * encoder.d, encoder.d * sizeof(double), [&](int64_t begin, int64_t end, void* scratch) {
     kernel(encoder, candidates, order.starts.data(), order.slots.data(), begin, end, scratch);

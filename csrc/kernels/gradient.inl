@@ -142,7 +142,7 @@ template <class T>
 inline void remove_parallel(T* row, const T* w, int64_t d) {
   const T* pair[2] = {w, row};
   T products[1][2];
-  dots<T, 1, 2>(pair, pair, d, products);
+  dots<T, T, 1, 2>(pair, pair, Ahead(), d, products);
   if (!(products[0][0] > 0)) return;
   const T along = products[0][1] / products[0][0];
   for (int64_t c = 0; c < d; ++c) row[c] -= along * w[c];

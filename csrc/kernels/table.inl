@@ -16,6 +16,7 @@
 namespace pullback {
 namespace {
 
+#include "contract.inl"
 #include "dots.inl"
 #include "gather.inl"
 #include "screen.inl"
@@ -28,14 +29,25 @@ namespace {
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>,      segment_features<T>, contract_tile<T>,
+  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>,      segment_features<T>, contract_tile<T, T, T>,
           residual_rows<T>, moments_rows<T>, gradient_features<T>, adam_features<T>};
 }
 
 }  // namespace
 
-const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,     table<float>(), table<double>(),   screen_rows<float>,
-                                  screen_rows<uint16_t>, tighten_rows,   evaluate_features, choose_topk,
-                                  choose_above,          norm_rows,      shadow_rows};
+const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,
+                                  table<float>(),
+                                  table<double>(),
+                                  screen_rows<float>,
+                                  screen_rows<uint16_t>,
+                                  tighten_rows,
+                                  evaluate_features,
+                                  choose_topk,
+                                  choose_above,
+                                  norm_rows,
+                                  shadow_rows,
+                                  contract_tile<float, bf16, float>,
+                                  contract_tile<float, float, bf16>,
+                                  contract_tile<float, bf16, bf16>};
 
 }  // namespace pullback

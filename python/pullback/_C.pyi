@@ -34,8 +34,6 @@ def shadow_rows(rows: _View, w16: _View, norms: _View, rests: _View) -> None: ..
 def decode_csr(indptr: _View, indices: _View, values: _View, W_dec: _View, b_dec: _View | None, out: _View) -> None: ...
 def sampled_dot(g: _View, W: _View, indptr: _View, indices: _View, out: _View) -> None: ...
 def segment_outer(indptr: _View, indices: _View, values: _View, x: _View, out: _View) -> None: ...
-def contract(G: _View, indptr: _View, indices: _View, values: _View, W_dec: _View, out: _View) -> None: ...
-def shadow_rows(rows: _View, w16: _View, norms: _View, rests: _View) -> None: ...
 def decode_residual(
     values: _View,
     indices: _View,
@@ -65,4 +63,49 @@ def adam(
     unit_norm: bool,
     lazy: bool,
     shadow: tuple[_View, _View, _View] | None,
+) -> None: ...
+def contract(G: _View, indptr: _View, indices: _View, values: _View, W_dec: _View, out: _View, add: bool) -> None: ...
+def coactivation_counts(
+    A_indptr: _View, A_indices: _View, B_indptr: _View, B_indices: _View, counts: _View, F_b: int
+) -> None: ...
+def coactivation_sums(
+    A_indptr: _View,
+    A_indices: _View,
+    A_values: _View,
+    B_indptr: _View,
+    B_indices: _View,
+    B_values: _View,
+    indptr: _View,
+    indices: _View,
+    products: _View,
+    gated: _View,
+    F_b: int,
+) -> None: ...
+def coactivation_block(
+    A_indptr: _View,
+    A_indices: _View,
+    A_values: _View,
+    B_indptr: _View,
+    B_indices: _View,
+    B_values: _View,
+    products: _View,
+    gated: _View,
+) -> None: ...
+def union_counts(
+    X_indptr: _View, X_indices: _View, Y_indptr: _View, Y_indices: _View, counts: _View, F_b: int
+) -> None: ...
+def union_sums(
+    X_indptr: _View,
+    X_indices: _View,
+    X_products: _View,
+    X_gated: _View,
+    Y_indptr: _View,
+    Y_indices: _View,
+    Y_products: _View,
+    Y_gated: _View,
+    indptr: _View,
+    indices: _View,
+    products: _View,
+    gated: _View,
+    F_b: int,
 ) -> None: ...

@@ -24,7 +24,8 @@ def decode(indptr=INDPTR, ids=IDS, values=V, weights=W, bias=B, out=OUT):  # noq
 
 
 def contract(targets=G, indptr=INDPTR, ids=IDS, values=V, weights=W, out=torch.empty(2, 2)):  # noqa: ANN001, ANN201, B008
-    return lambda: _C.contract(*(_view(t) for t in (targets, indptr, ids, values, weights, out)))
+    tensors = targets[None], indptr, ids, values, weights[:, None], out
+    return lambda: _C.contract(*(_view(t) for t in tensors), False)
 
 
 CASES: list[tuple[Callable[[], None], str]] = [
@@ -45,7 +46,12 @@ CASES: list[tuple[Callable[[], None], str]] = [
     (decode(bias=B[:7]), r"bias must be \[8\], got \[7\]"),
     (decode(out=OUT[:, :7]), r"out must be \[-1, 8\], got \[3, 7\]"),
     (contract(targets=G[:, :2]), r"indptr must be \[3\], got \[4\]"),
-    (contract(weights=W[:, :7]), r"W must be \[-1, 8\], got \[5, 7\]"),
+    (contract(weights=W[:, :7]), r"W must be \[-1, 1, 8\], got \[5, 1, 7\]"),
+    (contract(values=V.double()), r"all float64; got \[4, 4, 8\] bytes an element of G, W and values"),
+    (contract(weights=W.double()), r"all float64; got \[4, 8, 4\] bytes an element of G, W and values"),
+    (contract(out=torch.empty(2, 2, dtype=torch.float64)), "out must have 4 bytes an element, got 8"),
+    (contract(out=torch.empty(2, 4)[:, ::2]), "the last dimension of out must be contiguous"),
+    (contract(targets=torch.randn(2, 3, 16)[..., ::2]), "the last dimension of G must be contiguous"),
     (contract(out=torch.empty(2, 3)), r"out must be \[2, 2\], got \[2, 3\]"),
 ]
 

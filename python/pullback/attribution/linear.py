@@ -79,7 +79,7 @@ def _contract_mlp(local: LocalModel, i: int, G: Tensor, edges: Tensor, zeroed: T
     batch_major = G.transpose(0, 1)
     for src in local.sets.sources(i):
         acts = local.acts[src][:P]
-        edges[:, layout.features[src]][:, : acts.nnz] += contract(batch_major, acts, local.sets.decoder(src, i))
+        contract(batch_major, acts, local.sets.decoder(src, i), out=edges[:, layout.features[src]][:, : acts.nnz])
     edges[:, layout.errors[i]][:, :P] = _at_each_position(G, local.errors[i][:P])
     if i in local.mlp_bias:
         edges[:, layout.mlp_bias[i]][:, :P] = _at_each_position(G, local.mlp_bias[i][:P])

@@ -5,9 +5,11 @@ gradients and work under `torch.compile`.
 """
 
 from ._screened import ScreenCounts, screen_counts
+from .coactivation import Coactivation, PairSums
+from .contraction import contract, contract_topk
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
 from .encoders import batch_topk_encode, threshold_encode
-from .functional import contract, decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
+from .functional import decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
 from .gradient import (
     DictionaryParams,
     SparseGradient,
@@ -17,11 +19,14 @@ from .gradient import (
     feature_order,
     gradient_norm,
 )
+from .pullbacks import top_pullbacks
 from .screen import Screen
 from .sparse import SparseActivations
 
 __all__ = [
+    "Coactivation",
     "DictionaryParams",
+    "PairSums",
     "Screen",
     "ScreenCounts",
     "SparseActivations",
@@ -32,6 +37,7 @@ __all__ = [
     "batch_topk_encode",
     "column_moments",
     "contract",
+    "contract_topk",
     "decode_csr",
     "decode_residual",
     "decode_topk",
@@ -44,6 +50,7 @@ __all__ = [
     "segment_outer",
     "set_isa",
     "threshold_encode",
+    "top_pullbacks",
     "topk_encode",
     "topk_select",
     "use_backend",

@@ -1,7 +1,7 @@
 """The compiled CPU backend: hands borrowed memory to `pullback._C`, which checks shapes and ids before touching it.
 
-Signatures are those of `reference`. Inputs are float32 or float64, all of one dtype, with contiguous last dimensions:
-what the public functions pass on.
+Signatures are those of `reference`. Inputs are float32 or float64, all of one dtype unless a function says otherwise,
+with contiguous last dimensions: what the public functions pass on.
 """
 
 from __future__ import annotations
@@ -58,6 +58,20 @@ def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_
 
 
 def contract(G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
-    out = G.new_empty(G.shape[0], indices.shape[0])
-    _C.contract(_view(G), _view(indptr), _view(indices), _view(values), _view(W_dec), _view(out))
+    """G and W_dec may be bfloat16 beside float32 values."""
+    out = values.new_empty(G.shape[0], indices.shape[0])
+    _contract(out, G[None], indptr, indices, values, W_dec[:, None], False)
     return out
+
+
+def contract_into(out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> None:
+    """out (B, nnz) += the contractions of G (L, B, P, d) with W_dec (F, L, d), layer by layer."""
+    _contract(out, G, indptr, indices, values, W_dec, True)
+
+
+def _contract(
+    out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, add: bool
+) -> None:
+    if torch.float16 in (G.dtype, W_dec.dtype):
+        raise ValueError("contract (cpu): float16 is not supported, only float32, float64 and bfloat16")
+    _C.contract(_view(G), _view(indptr), _view(indices), _view(values), _view(W_dec), _view(out), add)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _encoder, _screened, dispatch
+from . import _cpu, _encoder, _screened, dispatch
 
 _lib = torch.library.Library("pullback", "DEF")
 _ops = torch.ops.pullback
@@ -29,6 +29,7 @@ _lib.define("decode_csr(Tensor indptr, Tensor indices, Tensor values, Tensor W_d
 _lib.define("sampled_dot(Tensor g, Tensor W, Tensor indptr, Tensor indices) -> Tensor")
 _lib.define("segment_outer(Tensor indptr, Tensor indices, Tensor values, Tensor x, SymInt n_features) -> Tensor")
 _lib.define("contract(Tensor G, Tensor indptr, Tensor indices, Tensor values, Tensor W_dec) -> Tensor")
+_lib.define("contract_into(Tensor(a!) out, Tensor G, Tensor indptr, Tensor indices, Tensor values, Tensor W_dec) -> ()")
 
 # ---- implementations -------------------------------------------------------------------------------------------------
 
@@ -56,7 +57,17 @@ def _dispatched(op: str, device_of: int) -> Any:
     return run
 
 
+def _contract_into(out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> None:
+    contract = dispatch.lookup("contract", G.device)
+    if contract is _cpu.contract:
+        return _cpu.contract_into(out, G, indptr, indices, values, W_dec)
+    for layer, gradient in enumerate(G):
+        out += contract(gradient, indptr, indices, values, W_dec[:, layer])
+    return None
+
+
 _lib.impl("topk_encode", _encode, "CompositeExplicitAutograd")
+_lib.impl("contract_into", _contract_into, "CompositeExplicitAutograd")
 for _name, _argument in {
     "topk_select": 0,
     "decode_csr": 3,
@@ -97,7 +108,12 @@ def _(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_features: in
 
 @torch.library.register_fake("pullback::contract", lib=_lib)
 def _(G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:  # noqa: ARG001
-    return G.new_empty(G.shape[0], indices.shape[0])
+    return values.new_empty(G.shape[0], indices.shape[0])
+
+
+@torch.library.register_fake("pullback::contract_into", lib=_lib)
+def _(out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> None:  # noqa: ARG001
+    return None
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------

@@ -163,39 +163,19 @@ def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_
     return _ops.segment_outer(indptr.contiguous(), _int32(indices), values.contiguous(), _rows(x), n_features)
 
 
-def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor) -> Tensor:
-    """Edges of a batch of pulled-back targets: out[b, e] = values[e] * <G[b, row of e], W_dec[indices[e]]>.
-
-    The rows of G and W_dec are read where they lie, whatever the strides of their leading dimensions; nothing of size
-    (nnz, d) is built. Not differentiable.
-
-    Args:
-        G: Float[Tensor, "b p d"], a gradient per target and position.
-        acts: p rows over F features.
-        W_dec: Float[Tensor, "F d"].
-
-    Returns:
-        Float[Tensor, "b nnz"].
-
-    Raises:
-        ValueError: shapes that do not fit, or a feature id outside 0..F-1.
-    """
-    _check(G.ndim == 3, "contract", "G must be [b, p, d]", G)
-    _check(G.shape[1] == acts.n_rows, "contract", f"G must be [b, p, d]=[?, {acts.n_rows}, ?]", G)
-    _check_weights("contract", "W_dec", W_dec, acts.n_features, G.shape[2])
-    G, values, W_dec = _floats(G.detach(), acts.values.detach(), W_dec.detach())
-    return _ops.contract(_rows(G), acts.indptr.contiguous(), _int32(acts.indices), values.contiguous(), _rows(W_dec))
-
-
 def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     _check_weights(op, "W_dec", W_dec, None, None)
-    if b_dec is None:
+    d = W_dec.shape[1]
+    if b_dec is not None:
+        turned = " (W_dec transposed?)" if b_dec.shape == W_dec.shape[:1] else ""
+        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]{turned}", b_dec)
+        b_dec = b_dec.contiguous()
+    if _widened_by_kernel(W_dec, values, b_dec):
+        values, b_dec = values.float(), None if b_dec is None else b_dec.float()
+    elif b_dec is None:
         values, W_dec = _floats(values, W_dec)
     else:
-        d = W_dec.shape[1]
-        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
         values, W_dec, b_dec = _floats(values, W_dec, b_dec)
-        b_dec = b_dec.contiguous()
     return _ops.decode_csr(indptr.contiguous(), _int32(indices), values.contiguous(), _rows(W_dec), b_dec)
 
 
@@ -249,6 +229,11 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
             raise ValueError(f"expected floating point tensors, got {t.dtype} {list(t.shape)}")
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return [t.to(dtype) for t in tensors]
+
+
+def _widened_by_kernel(W: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels read 16-bit weights W in place, in a sum that is float32: those on a GPU do."""
+    return W.is_cuda and W.element_size() == 2 and all(t is None or t.dtype != torch.float64 for t in others)
 
 
 def _int32(ids: Tensor) -> Tensor:

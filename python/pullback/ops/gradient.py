@@ -34,7 +34,9 @@ class DictionaryParams(NamedTuple):
 class SparseGradient(NamedTuple):
     """The gradient of a dictionary, with entries e of feature f:
 
-        dW_enc[f] = sum_e dvalues[e] x[rows[e] % n]     db_enc[f] = sum_e dvalues[e]     dW_dec[f] = sum_e values[e] g[rows[e]]
+        dW_enc[f] = sum_e dvalues[e] x[rows[e] % n]
+        db_enc[f] = sum_e dvalues[e]
+        dW_dec[f] = sum_e values[e] g[rows[e]]
 
     Sums run in order of `order`. An auxiliary loss on the same inputs stacks its own rows of g below the first n.
     """

@@ -87,6 +87,7 @@ def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_
 
 
 def contract(G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
-    """out[b, e] = values[e] * <G[b, row of e], W_dec[indices[e]]>."""
-    G_rows = G[:, rows_of(indptr, len(indices))]
-    return values * torch.einsum("bed,ed->be", G_rows, W_dec[checked("contract", indices, len(W_dec))])
+    """out[b, e] = values[e] * <G[b, row of e], W_dec[indices[e]]>, at the precision of values."""
+    G_rows = G[:, rows_of(indptr, len(indices))].to(values.dtype)
+    W_rows = W_dec[checked("contract", indices, len(W_dec))].to(values.dtype)
+    return values * torch.einsum("bed,ed->be", G_rows, W_rows)
