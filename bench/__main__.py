@@ -1,0 +1,110 @@
+"""`python -m bench`: measure this machine and write the results down."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import environment, registry, roofline, rows, run
+from .environment import ROOT
+from .ops import OPS
+from .step import compare
+
+SUITES = {
+    "quick": "the ops at a few shapes, and the training step of ours and of torch; minutes",
+    "full": "every op at every shape, and the training step of ours and of torch",
+    "peers": "the training step and the ops that other libraries have; for the environment of `make bench-peers`",
+    "tiny": "everything once, too small to mean anything: shows that the harness works",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--suite", choices=SUITES, default="quick", help="; ".join(f"{name}: {what}" for name, what in SUITES.items()))
+    add("--tiny", action="store_const", const="tiny", dest="suite", help="the same as --suite tiny")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--ops", nargs="+", metavar="OP", help=f"only these: {', '.join(OPS)}, step")
+    add("--threads", type=int, default=environment.cores(), help="CPU threads; default: all cores")
+    add("--budget", type=float, default=None, help="seconds of timing a case")
+    add("--rounds", type=int, default=None, help="timed training steps of each implementation")
+    add("--compile", action="store_true", help="torch.compile as well; compiling takes a minute or two")
+    add("--strict", action="store_true", help="refuse to start on a busy machine instead of flagging the results")
+    add("--out", type=Path, default=None, help="folder of the results; default: bench/results/<machine>")
+    options = parser.parse_args(arguments)
+    try:
+        return bench(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Returns 1 where a provider gave a wrong result or failed, else 0."""
+    device, suite = torch.device(options.device), options.suite
+    _check(options, device)
+    wanted = [name for name in options.ops or [] if name != "step"] if options.ops else None
+    ops = registry.select(OPS, wanted)
+    torch.set_num_threads(options.threads)
+    # Training steps run in processes of their own: the same threads and the same OpenMP policy for each.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
+
+    tiny = suite == "tiny"
+    group = "gpu" if device.type == "cuda" and not tiny else suite
+    header = {"kind": "run", "schema": rows.SCHEMA, "suite": group} | environment.describe(device, options.threads)
+    run.say_on_stderr(f"{header['cpu']}, {options.threads} threads" + (f", {header['gpu']}" if header["gpu"] else ""))
+    _look_around(options.strict)
+    ceilings = roofline.measure_ceilings(device, tiny)
+    header["ceilings"] = ceilings.as_dict()
+    run.say_on_stderr(
+        f"GEMM {ceilings.gemm_fp32:.0f} GFLOP/s fp32, {ceilings.gemm_bf16:.0f} bf16; copy {ceilings.stream:.0f} GB/s"
+    )
+    budget = options.budget or (0.01 if tiny else 1.0 if device.type == "cuda" else 2.0)
+    fewest, most = (1, 2) if tiny else (5, 50)
+    settings = run.Settings(device, ceilings, budget, fewest, most, options.compile)
+
+    found: list[dict[str, Any]] = []
+    for op in ops:
+        found += run.run_op(op, group, settings, run.say_on_stderr)
+    if options.ops is None or "step" in options.ops:
+        found += compare.run(group, settings, options.threads, options.rounds, run.say_on_stderr)
+
+    folder = options.out or ROOT / "bench" / "results" / header["machine"]
+    path = folder / f"{date.today().isoformat()}-{group}.jsonl"
+    rows.write(path, [header, *found])
+    print(path)
+    wrong = [row for row in found if row["status"] in ("refused", "failed")]
+    for row in wrong:
+        run.say_on_stderr(f"{row['op']}, {row['provider']}: {row['reason']}")
+    return 1 if wrong else 0
+
+
+def _check(options: argparse.Namespace, device: torch.device) -> None:
+    if options.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {options.threads}")
+    if options.budget is not None and options.budget <= 0:
+        raise ValueError(f"--budget must be positive seconds, got {options.budget}")
+    if options.rounds is not None and options.rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; leave --device out to measure the CPU")
+
+
+def _look_around(strict: bool) -> None:
+    load = os.getloadavg()[0]
+    if load > environment.cores():
+        sentence = f"the machine is busy: load {load:.1f} on {environment.cores()} cores"
+        if strict:
+            raise ValueError(f"{sentence}; wait, or leave --strict out to measure all the same")
+        run.say_on_stderr(f"{sentence}; results are flagged, and only their ratios mean something")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
