@@ -62,7 +62,6 @@ def bench(options: argparse.Namespace) -> int:
     run.say_on_stderr(f"{header['cpu']}, {options.threads} threads" + (f", {header['gpu']}" if header["gpu"] else ""))
     _look_around(options.strict)
     ceilings = roofline.measure_ceilings(device, tiny)
-    header["ceilings"] = ceilings.as_dict()
     run.say_on_stderr(
         f"GEMM {ceilings.gemm_fp32:.0f} GFLOP/s fp32, {ceilings.gemm_bf16:.0f} bf16; copy {ceilings.stream:.0f} GB/s"
     )
@@ -75,6 +74,11 @@ def bench(options: argparse.Namespace) -> int:
         found += run.run_op(op, group, settings, run.say_on_stderr)
     if options.ops is None or "step" in options.ops:
         found += compare.run(group, settings, options.threads, options.rounds, run.say_on_stderr)
+
+    # A second look: on a machine with other work to do, one alone may be too low for a ceiling.
+    ceilings = roofline.best_of(ceilings, roofline.measure_ceilings(device, tiny))
+    header["ceilings"] = ceilings.as_dict()
+    roofline.hold_against(found, ceilings)
 
     folder = options.out or ROOT / "bench" / "results" / header["machine"]
     path = folder / f"{date.today().isoformat()}-{group}.jsonl"

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,14 @@ def floor_ms(op: str, shape: Mapping[str, int], dtype: str, ceilings: Ceilings) 
     size = 4 if dtype == "float32" else 2
     rate, stream = ceilings.gemm(dtype) * 1e9, ceilings.stream * 1e9
     return 1e3 * sum(max(phase.flops / rate, phase.bytes / stream) for phase in cost(op, shape, size))
+
+
+def hold_against(rows: list[dict[str, Any]], ceilings: Ceilings) -> None:
+    """Give timed rows the floor of these ceilings."""
+    for row in rows:
+        if row["status"] == "ok":
+            row["floor_ms"] = floor_ms(row["op"], row["shape"], row["dtype"], ceilings)
+            row["fraction_of_floor"] = row["floor_ms"] / row["ms"]
 
 
 # ---- ceilings --------------------------------------------------------------------------------------------------------

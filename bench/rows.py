@@ -72,6 +72,8 @@ def check(line: dict[str, Any]) -> None:
         fields = ROW_FIELDS | (TIMED_FIELDS if line.get("status") == "ok" else {})
     else:
         raise ValueError(f'rows: kind must be "run" or "row", got {line.get("kind")!r}')
+    if line["kind"] == "row" and line.get("status") not in STATUSES:
+        raise ValueError(f"rows: status must be one of {', '.join(STATUSES)}, got {line.get('status')!r}")
     for name, types in fields.items():
         if name not in line:
             raise ValueError(f"rows: a {line['kind']} needs {name!r}")
@@ -80,8 +82,6 @@ def check(line: dict[str, Any]) -> None:
     unknown = line.keys() - fields.keys()
     if unknown:
         raise ValueError(f"rows: a {line['kind']} has no field {sorted(unknown)[0]!r}")
-    if line["kind"] == "row" and line["status"] not in STATUSES:
-        raise ValueError(f"rows: status must be one of {', '.join(STATUSES)}, got {line['status']!r}")
 
 
 def write(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -58,6 +58,9 @@ def run_case(op: Op, case: Case, settings: Settings, say: Say) -> list[dict[str,
             verdict, peak = _verify(op, provider, inputs, expected, run, device)
         except Absent as missing:
             rows.append(about | {"status": "absent", "reason": str(missing)})
+        except torch.OutOfMemoryError:
+            rows.append(about | {"status": "absent", "reason": "runs out of memory at this shape"})
+            torch.cuda.empty_cache()
         except Exception as error:
             rows.append(
                 about | {"status": "failed", "reason": environment.without_paths(f"{type(error).__name__}: {error}")}
@@ -88,6 +91,8 @@ def run_case(op: Op, case: Case, settings: Settings, say: Say) -> list[dict[str,
         say(line(rows[-1]))
     del runs, facts, inputs, expected
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return rows
 
 

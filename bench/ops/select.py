@@ -12,6 +12,8 @@ from bench import data, pullbacks
 from bench.registry import Case, Op, Provider, Run, Verdict
 from pullback import ops
 
+KINDS = ("normal", "ascending", "constant", "ties")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -29,7 +31,7 @@ def make(case: Case, device: torch.device, g: torch.Generator) -> Rows:
     elif case.data == "ties":  # seven values
         h = (2 * h).round().clamp(-3, 3)
     elif case.data != "normal":
-        raise ValueError(f"select: no data {case.data!r}; choose normal, ascending, constant or ties")
+        raise ValueError(f"select: no data {case.data!r}; choose from {', '.join(KINDS)}")
     return Rows(h.to(data.dtype_of(case)), k)
 
 
@@ -72,15 +74,13 @@ def _cases() -> tuple[Case, ...]:
         for k in (16, 64, 512):
             suites = ("quick", "full") if (F, k) in ((24576, 64), (131072, 64)) else ("full",)
             cases.append(Case({"N": N, "F": F, "k": k}, suites))
-    for kind in ("ascending", "constant", "ties"):
+    for kind in KINDS[1:]:
         cases.append(Case({"N": 32, "F": 131072, "k": 64}, ("quick", "full"), data=kind))
     for F, N in ((4096, 8192), (24576, 8192), (131072, 2048), (2**20, 128)):
         for dtype in ("float32", "bfloat16"):
             cases.append(Case({"N": N, "F": F, "k": 64}, ("gpu",), dtype))
     cases += [Case({"N": 8192, "F": 24576, "k": k}, ("gpu",)) for k in (16, 512)]
-    cases += [
-        Case({"N": 2048, "F": 131072, "k": 64}, ("gpu",), data=kind) for kind in ("ascending", "constant", "ties")
-    ]
+    cases += [Case({"N": 2048, "F": 131072, "k": 64}, ("gpu",), data=kind) for kind in KINDS[1:]]
     return tuple(cases)
 
 

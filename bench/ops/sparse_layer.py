@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,12 @@ def dots(g: Tensor, W: Tensor, ids: Tensor) -> Tensor:
         part = slice(start, start + 128)
         torch.bmm(W[ids[part].long()], g[part, :, None], out=out[part, :, None])
     return out
+
+
+with warnings.catch_warnings():
+    # torch says once a process that its CSR support is in beta; it may say so here, unheard.
+    warnings.simplefilter("ignore")
+    torch.eye(1).to_sparse_csr()
 
 
 class Transposed:

@@ -83,14 +83,16 @@ class Worker:
                 pipe.close()
 
     def _ask(self, order: str) -> dict[str, Any]:
-        assert self.process is not None and self.process.stdin is not None
+        assert self.process is not None
+        assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # the answer says why
             self.process.stdin.write(order + "\n")
             self.process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         text = self.process.stdout.readline()
         if text:
             return json.loads(text)
