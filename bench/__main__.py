@@ -18,8 +18,8 @@ from .step import compare
 
 SUITES = {
     "quick": "the ops at a few shapes, and the training step of ours and of torch; minutes",
-    "full": "every op at every shape, and the training step of ours and of torch",
-    "peers": "the training step and the ops that other libraries have; for the environment of `make bench-peers`",
+    "full": "every op at every shape, and the training step",
+    "peers": "the same as full, in an environment that has the other libraries: see `make bench-peers`",
     "tiny": "everything once, too small to mean anything: shows that the harness works",
 }
 
@@ -57,8 +57,9 @@ def bench(options: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
 
     tiny = suite == "tiny"
-    group = "gpu" if device.type == "cuda" and not tiny else suite
-    header = {"kind": "run", "schema": rows.SCHEMA, "suite": group} | environment.describe(device, options.threads)
+    name = "gpu" if device.type == "cuda" and not tiny else suite
+    cases = "full" if name == "peers" else name
+    header = {"kind": "run", "schema": rows.SCHEMA, "suite": name} | environment.describe(device, options.threads)
     run.say_on_stderr(f"{header['cpu']}, {options.threads} threads" + (f", {header['gpu']}" if header["gpu"] else ""))
     _look_around(options.strict)
     ceilings = roofline.measure_ceilings(device, tiny)
@@ -67,13 +68,13 @@ def bench(options: argparse.Namespace) -> int:
     )
     budget = options.budget or (0.01 if tiny else 1.0 if device.type == "cuda" else 2.0)
     fewest, most = (1, 2) if tiny else (5, 50)
-    settings = run.Settings(device, ceilings, budget, fewest, most, options.compile)
+    settings = run.Settings(device, ceilings, budget, fewest, most, options.compile, options.threads)
 
     found: list[dict[str, Any]] = []
     for op in ops:
-        found += run.run_op(op, group, settings, run.say_on_stderr)
+        found += run.run_op(op, cases, settings, run.say_on_stderr)
     if options.ops is None or "step" in options.ops:
-        found += compare.run(group, settings, options.threads, options.rounds, run.say_on_stderr)
+        found += compare.run(cases, settings, options.rounds, run.say_on_stderr)
 
     # A second look: on a machine with other work to do, one alone may be too low for a ceiling.
     ceilings = roofline.best_of(ceilings, roofline.measure_ceilings(device, tiny))
@@ -81,7 +82,7 @@ def bench(options: argparse.Namespace) -> int:
     roofline.hold_against(found, ceilings)
 
     folder = options.out or ROOT / "bench" / "results" / header["machine"]
-    path = folder / f"{date.today().isoformat()}-{group}.jsonl"
+    path = folder / f"{date.today().isoformat()}-{name}.jsonl"
     rows.write(path, [header, *found])
     print(path)
     wrong = [row for row in found if row["status"] in ("refused", "failed")]

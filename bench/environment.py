@@ -107,14 +107,11 @@ class Neighbours:
     def _look() -> tuple[float, float, float]:
         """Wall, busy seconds over all cores (NaN where the system does not say), our own CPU seconds."""
         try:
-            ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-        except OSError:
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+            ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+            # user, nice, system, idle, iowait, irq, softirq, steal
+            ticks = [[int(field) for field in line[1:9]] for line in lines if line[0] in ours]
+            busy = sum(sum(core) - core[3] - core[4] for core in ticks) / os.sysconf("SC_CLK_TCK")
+        except (OSError, AttributeError):
             busy = time.process_time()
         return time.perf_counter(), busy, time.process_time()
-
-
-def disturbed(load: float, others: float) -> bool:
-    """Whether a measurement shared the machine: half a core and more went to others, or the queue was full before we
-    began."""
-    return others >= 0.5 or load > cores() + 0.5

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import matplotlib  # pyright: ignore[reportMissingImports]
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from .results import Group, Row, is_ours  # noqa: E402
 

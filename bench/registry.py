@@ -16,7 +16,7 @@ import torch
 
 from .environment import without_paths
 
-SUITES = ("tiny", "quick", "full", "peers", "gpu")
+SUITES = ("tiny", "quick", "full", "gpu")
 
 Run = Callable[[], Any]
 

@@ -81,6 +81,9 @@ def cost(op: str, shape: Mapping[str, int], size: int = 4) -> list[Phase]:
             return [encode]
         if op == "decode":
             return [decode]
+        if op == "residual":
+            # Decode, read the target, and take k inner products with the rows that are already there.
+            return [Phase("residual", 2 * decode.flops, decode.bytes + size * (N * d + N * k) + 8.0 * N)]
         if op == "backward":
             return [backward]
         if op == "update":

@@ -25,6 +25,7 @@ class Settings:
         budget: seconds of timing a case.
         fewest, most: rounds.
         compiled: run the optional providers, torch.compile, as well.
+        threads: CPU threads an op may use.
     """
 
     device: torch.device
@@ -33,6 +34,12 @@ class Settings:
     fewest: int = 5
     most: int = 50
     compiled: bool = False
+    threads: int = 1
+
+    def disturbed(self, others: float) -> bool:
+        """Whether `others`, cores that other processes took, were taken from us: on a GPU we use one."""
+        wanted = 1 if self.device.type == "cuda" else self.threads
+        return others > environment.cores() - wanted + 0.5
 
 
 def run_op(op: Op, suite: str, settings: Settings, say: Say) -> Iterator[dict[str, Any]]:
@@ -86,7 +93,7 @@ def run_case(op: Op, case: Case, settings: Settings, say: Say) -> list[dict[str,
             | times
             | {"floor_ms": floor, "fraction_of_floor": floor / times["ms"], "peak_mb": peak}
             | {"error": None if about["role"] == "floor" else verdict.error, "notes": dict(verdict.notes)}
-            | {"load": load, "others": others, "disturbed": environment.disturbed(load, others)}
+            | {"load": load, "others": others, "disturbed": settings.disturbed(others)}
         )
         say(line(rows[-1]))
     del runs, facts, inputs, expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.registry import Op
 
-from . import backward, contract, decode, encode, select, threshold, update
+from . import backward, contract, decode, encode, residual, select, threshold, update
 
 OPS: dict[str, Op] = {
     op.name: op
@@ -12,6 +12,7 @@ OPS: dict[str, Op] = {
         encode.TOPK,
         select.SELECT,
         decode.DECODE,
+        residual.RESIDUAL,
         backward.BACKWARD,
         update.UPDATE,
         contract.CONTRACT,

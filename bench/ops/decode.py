@@ -83,8 +83,8 @@ DECODE = Op(
     name="decode",
     cases=(
         Case(data.TINY, ("tiny",)),
-        Case(data.SMALL, ("quick", "full", "peers"), label="A"),
-        Case(data.WIDE, ("quick", "full", "peers"), label="B"),
+        Case(data.SMALL, ("quick", "full"), label="A"),
+        Case(data.WIDE, ("quick", "full"), label="B"),
         Case({"N": 128, "d": 2304, "F": 131072, "k": 64}, ("full",), label="Gemma-2-2b"),
         *(
             Case(shape, ("gpu",), dtype, label=label)

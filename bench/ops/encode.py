@@ -118,8 +118,8 @@ TOPK = Op(
     name="topk_encode",
     cases=(
         Case(data.TINY, ("tiny",)),
-        Case(_SMALL, ("quick", "full", "peers"), label="A"),
-        Case(_WIDE, ("quick", "full", "peers"), label="B"),
+        Case(_SMALL, ("quick", "full"), label="A"),
+        Case(_WIDE, ("quick", "full"), label="B"),
         Case({"N": 64, "d": 2304, "F": 131072, "k": 64}, ("full",), label="Gemma-2-2b"),
         Case(data.GPT2, ("gpu",), "bfloat16", label="GPT-2 small"),
         Case(data.GPT2, ("gpu",), label="GPT-2 small"),

@@ -44,10 +44,11 @@ def make(case: Case, device: torch.device, g: torch.Generator) -> Layer:
 
 
 def dots(g: Tensor, W: Tensor, ids: Tensor) -> Tensor:
-    """<g[n], W[ids[n, j]]>: Float[Tensor, "n k"], by torch, in pieces that fit a cache."""
+    """<g[n], W[ids[n, j]]>: Float[Tensor, "n k"], by torch, in pieces: on a CPU of what fits a cache."""
     out = g.new_empty(ids.shape)
-    for start in range(0, len(g), 128):
-        part = slice(start, start + 128)
+    piece = 128 if g.is_cpu else 2048
+    for start in range(0, len(g), piece):
+        part = slice(start, start + piece)
         torch.bmm(W[ids[part].long()], g[part, :, None], out=out[part, :, None])
     return out
 

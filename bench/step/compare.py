@@ -19,12 +19,12 @@ from .implementations import IMPLEMENTATIONS, Implementation
 # (shape, label, suites)
 CASES: tuple[tuple[dict[str, int], str, tuple[str, ...]], ...] = (
     (data.TINY, "tiny", ("tiny",)),
-    (data.SMALL, "A", ("quick", "full", "peers")),
-    (data.WIDE, "B", ("full", "peers")),
+    (data.SMALL, "A", ("quick", "full")),
+    (data.WIDE, "B", ("full",)),
     (data.GPT2, "GPT-2 small", ("gpu",)),
     (data.GEMMA, "Gemma-2-2b", ("gpu",)),
 )
-ROUNDS = {"tiny": 3, "quick": 5, "full": 9, "peers": 9, "gpu": 15}
+ROUNDS = {"tiny": 3, "quick": 5, "full": 9, "gpu": 15}
 WARM_UP = 2
 
 
@@ -99,24 +99,24 @@ class Worker:
         return {"status": "failed", "reason": f"the process ended with code {self.process.wait()}"}
 
 
-def run(suite: str, settings: Settings, threads: int, rounds: int | None, say: Say) -> list[dict[str, Any]]:
+def run(suite: str, settings: Settings, rounds: int | None, say: Say) -> list[dict[str, Any]]:
     """The rows of all training steps of a suite."""
     found = []
     for shape, label, suites in CASES:
         if suite in suites:
             say(f"\nstep  {label}: " + " ".join(f"{name}={value}" for name, value in shape.items()))
-            found += compare(shape, label, suite, settings, threads, rounds or ROUNDS[suite], say)
+            found += compare(shape, label, suite, settings, rounds or ROUNDS[suite], say)
     return found
 
 
 def compare(
-    shape: dict[str, int], label: str, suite: str, settings: Settings, threads: int, rounds: int, say: Say
+    shape: dict[str, int], label: str, suite: str, settings: Settings, rounds: int, say: Say
 ) -> list[dict[str, Any]]:
     device = settings.device.type
     chosen = [one for one in IMPLEMENTATIONS.values() if device in one.devices and suite in one.suites]
     # Side by side they would not fit one GPU, and a GPU that nobody shares does not need turns.
     groups = [[one] for one in chosen] if device == "cuda" else [chosen]
-    return [row for group in groups for row in _side_by_side(group, shape, label, settings, threads, rounds, say)]
+    return [row for group in groups for row in _side_by_side(group, shape, label, settings, rounds, say)]
 
 
 def _side_by_side(
@@ -124,14 +124,13 @@ def _side_by_side(
     shape: dict[str, int],
     label: str,
     settings: Settings,
-    threads: int,
     rounds: int,
     say: Say,
 ) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         workers = {}
         for one in group:
-            workers[one.name] = Worker(one, shape, settings.device.type, threads)
+            workers[one.name] = Worker(one, shape, settings.device.type, settings.threads)
             stack.callback(workers[one.name].close)
         for worker in workers.values():
             worker.wait()
@@ -180,5 +179,5 @@ def _row(
         | times
         | {"floor_ms": floor, "fraction_of_floor": floor / times["ms"], "peak_mb": peak, "error": None}
         | {"notes": notes, "load": load, "others": others}
-        | {"disturbed": environment.disturbed(load, others)}
+        | {"disturbed": settings.disturbed(others)}
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bench import environment, rows
+from bench import environment, rows, run
+from bench.roofline import Ceilings
 
 from .made_up import RUN, timed
 
@@ -71,6 +73,11 @@ def test_neighbours_count_only_others() -> None:
     sum(range(300_000))
     assert 0 <= look.cores() <= environment.cores() * 1.5
     assert look.cores(own_elsewhere=1e9) == 0
-    assert environment.disturbed(load=0.0, others=0.6)
-    assert not environment.disturbed(load=0.0, others=0.1)
-    assert environment.disturbed(load=environment.cores() + 1.0, others=0.0)
+
+
+def test_disturbed_is_who_shares_the_cores_we_use() -> None:
+    cores = environment.cores()
+    everything = run.Settings(torch.device("cpu"), Ceilings(1, 1, 1), threads=cores)
+    assert everything.disturbed(others=0.6)
+    assert not everything.disturbed(others=0.4)
+    assert not run.Settings(torch.device("cuda"), Ceilings(1, 1, 1), threads=cores).disturbed(others=cores - 1)
