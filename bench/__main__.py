@@ -14,6 +14,7 @@ import torch
 from . import environment, registry, roofline, rows, run
 from .environment import ROOT
 from .ops import OPS
+from .registry import Op
 from .step import compare
 
 SUITES = {
@@ -41,43 +42,40 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", type=Path, default=None, help="folder of the results; default: bench/results/<machine>")
     options = parser.parse_args(arguments)
     try:
-        return bench(options)
+        _check(options)
+        ops = registry.select(OPS, options.ops and [name for name in options.ops if name != "step"])
+        _look_around(options.strict)
     except ValueError as error:
         parser.error(str(error))
+    return bench(ops, options)
 
 
-def bench(options: argparse.Namespace) -> int:
-    """Returns 1 where a provider gave a wrong result or failed, else 0."""
-    device, suite = torch.device(options.device), options.suite
-    _check(options, device)
-    wanted = [name for name in options.ops or [] if name != "step"] if options.ops else None
-    ops = registry.select(OPS, wanted)
-    torch.set_num_threads(options.threads)
-    # Training steps run in processes of their own: the same threads and the same OpenMP policy for each.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
-
-    tiny = suite == "tiny"
-    name = "gpu" if device.type == "cuda" and not tiny else suite
+def bench(ops: list[Op], options: argparse.Namespace) -> int:
+    """Measure, write the file, and return 1 where a result was wrong or a provider failed, else 0."""
+    device, tiny = torch.device(options.device), options.suite == "tiny"
+    name = "gpu" if device.type == "cuda" and not tiny else options.suite
     cases = "full" if name == "peers" else name
+    torch.set_num_threads(options.threads)
     header = {"kind": "run", "schema": rows.SCHEMA, "suite": name} | environment.describe(device, options.threads)
-    run.say_on_stderr(f"{header['cpu']}, {options.threads} threads" + (f", {header['gpu']}" if header["gpu"] else ""))
-    _look_around(options.strict)
+    say = run.say_on_stderr
+    say(f"{header['cpu']}, {options.threads} threads" + (f", {header['gpu']}" if header["gpu"] else ""))
     ceilings = roofline.measure_ceilings(device, tiny)
-    run.say_on_stderr(
-        f"GEMM {ceilings.gemm_fp32:.0f} GFLOP/s fp32, {ceilings.gemm_bf16:.0f} bf16; copy {ceilings.stream:.0f} GB/s"
-    )
+    say(f"GEMM {ceilings.gemm_fp32:.0f} GFLOP/s fp32, {ceilings.gemm_bf16:.0f} bf16; copy {ceilings.stream:.0f} GB/s")
     budget = options.budget or (0.01 if tiny else 1.0 if device.type == "cuda" else 2.0)
     fewest, most = (1, 2) if tiny else (5, 50)
     settings = run.Settings(device, ceilings, budget, fewest, most, options.compile, options.threads)
 
     found: list[dict[str, Any]] = []
-    for op in ops:
-        found += run.run_op(op, cases, settings, run.say_on_stderr)
+    broken: list[str] = []
+    try:
+        for op in ops:
+            found += run.run_op(op, cases, settings, say)
+        # A second look: on a machine with other work to do, one alone may be too low for a ceiling.
+        ceilings = roofline.best_of(ceilings, roofline.measure_ceilings(device, tiny))
+    except RuntimeError as error:  # a kernel that breaks the device ends the ops, not what they found so far
+        broken.append(f"ended early: {error}")
     if options.ops is None or "step" in options.ops:
-        found += compare.run(cases, settings, options.rounds, run.say_on_stderr)
-
-    # A second look: on a machine with other work to do, one alone may be too low for a ceiling.
-    ceilings = roofline.best_of(ceilings, roofline.measure_ceilings(device, tiny))
+        found += compare.run(cases, settings, options.rounds, say)
     header["ceilings"] = ceilings.as_dict()
     roofline.hold_against(found, ceilings)
 
@@ -86,19 +84,20 @@ def bench(options: argparse.Namespace) -> int:
     rows.write(path, [header, *found])
     print(path)
     wrong = [row for row in found if row["status"] in ("refused", "failed")]
-    for row in wrong:
-        run.say_on_stderr(f"{row['op']}, {row['provider']}: {row['reason']}")
-    return 1 if wrong else 0
+    broken += [f"{row['op']}, {row['provider']}: {row['reason']}" for row in wrong]
+    for sentence in broken:
+        say(sentence)
+    return 1 if broken else 0
 
 
-def _check(options: argparse.Namespace, device: torch.device) -> None:
+def _check(options: argparse.Namespace) -> None:
     if options.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {options.threads}")
     if options.budget is not None and options.budget <= 0:
         raise ValueError(f"--budget must be positive seconds, got {options.budget}")
     if options.rounds is not None and options.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; leave --device out to measure the CPU")
 
 

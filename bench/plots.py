@@ -50,6 +50,7 @@ def _steps(groups: Sequence[Group], path: Path) -> None:
         )
         axis.set_title(f"one training step, {group.title}", fontsize=9)
         axis.set_xlabel("tokens a second")
+        axis.locator_params(axis="x", nbins=6)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, **PNG)
     plt.close(figure)

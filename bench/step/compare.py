@@ -40,8 +40,16 @@ class Worker:
             self.answered: dict[str, Any] = {"status": "absent", "reason": f"{one.needs} is not there"}
             return
         command = [sys.executable, "-m", "bench.step.worker", one.name, json.dumps(shape), device, str(threads)]
+        # The same threads for each, and whatever OpenMP policy we run under ourselves.
+        environ = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env=environ,
         )
         self.answered = {"status": "starting", "reason": ""}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,18 @@ def test_strict_refuses_a_busy_machine(monkeypatch: pytest.MonkeyPatch, capsys: 
     with pytest.raises(SystemExit):
         command.main(["--tiny", "--strict", "--threads", str(torch.get_num_threads())])
     assert "the machine is busy: load 99.0" in capsys.readouterr().err
+
+
+def test_a_broken_device_does_not_lose_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    broken = replace(OPS["decode"], name="update", inputs=breaks)
+    monkeypatch.setattr(command, "OPS", {"decode": OPS["decode"], "update": broken})
+    threads = str(torch.get_num_threads())
+    assert command.main(["--tiny", "--ops", "decode", "update", "--threads", threads, "--out", str(tmp_path)]) == 1
+    assert "illegal memory access" in capsys.readouterr().err
+    _, found = rows.read(next(tmp_path.iterdir()))
+    assert {row["op"] for row in found} == {"decode"}

@@ -69,7 +69,7 @@ def test_what_the_tables_say(home: Path) -> None:
 
 def test_the_newest_measurement_of_a_case_counts(home: Path) -> None:
     later = RUN | {"time": "2026-02-02T03:04:05+00:00", "suite": "quick"}
-    rows.write(home / "results" / "made-up" / "2026-02-02-quick.jsonl", [later, timed("pullback", 1.0)])
+    rows.write(home / "results" / "made-up" / "0-quick.jsonl", [later, timed("pullback", 1.0)])
     rows.write(home / "results" / "made-up" / "2026-03-03-tiny.jsonl", [later | {"suite": "tiny"}, timed("torch", 9.0)])
     (groups,) = results.load(home / "results").values()
     assert [group.op for group in groups] == ["step", "decode"]

@@ -95,7 +95,7 @@ def test_providers_take_turns() -> None:
     def recorded(name: str) -> Run:
         def call() -> None:
             calls.append(name)
-            torch.randn(200, 200) @ torch.randn(200, 200)
+            torch.mm(torch.randn(200, 200), torch.randn(200, 200))
 
         return call
 
