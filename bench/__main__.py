@@ -60,7 +60,7 @@ def bench(ops: list[Op], options: argparse.Namespace) -> int:
     say = run.say_on_stderr
     say(f"{header['cpu']}, {options.threads} threads" + (f", {header['gpu']}" if header["gpu"] else ""))
     ceilings = roofline.measure_ceilings(device, tiny)
-    say(f"GEMM {ceilings.gemm_fp32:.0f} GFLOP/s fp32, {ceilings.gemm_bf16:.0f} bf16; copy {ceilings.stream:.0f} GB/s")
+    say(f"GEMM {ceilings.gemm_fp32:.0f} GFLOP/s fp32, {ceilings.gemm_bf16:.0f} bf16; memory {ceilings.stream:.0f} GB/s")
     budget = options.budget or (0.01 if tiny else 1.0 if device.type == "cuda" else 2.0)
     fewest, most = (1, 2) if tiny else (5, 50)
     settings = run.Settings(device, ceilings, budget, fewest, most, options.compile, options.threads)

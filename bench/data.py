@@ -58,7 +58,11 @@ class Sampled:
         return float(excess.nan_to_num(nan=torch.inf).max()) if excess.numel() else 0.0
 
 
-def rounding(terms: int, magnitude: Tensor, result: Tensor, dtype: torch.dtype) -> Tensor:
+def rounding(
+    terms: int, magnitude: Tensor, result: Tensor, dtype: torch.dtype, *, terms_in_dtype: bool = False
+) -> Tensor:
     """What a sum of `terms` products in float32 may be off, where the sum of their absolute values is `magnitude`, plus
-    one rounding of the result to `dtype`."""
-    return (terms + 2) * torch.finfo(torch.float32).eps * magnitude + torch.finfo(dtype).eps * result.abs()
+    one rounding of the result to `dtype`. With `terms_in_dtype` factors may be scaled, and sums kept, in `dtype`, as
+    implementations for 16-bit inputs are free to do."""
+    sums = (terms + 2) * torch.finfo(torch.float32).eps * magnitude
+    return sums + torch.finfo(dtype).eps * (magnitude if terms_in_dtype else result.abs())

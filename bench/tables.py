@@ -153,7 +153,7 @@ def _provenance(group: Group) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
     where = f"{run['time'][:10]}, revision {run['revision']}, {run['threads']} threads on {run['cores']} cores"
     gemm = f"GEMM {rates['gemm_fp32']:,.0f} GFLOP/s in fp32 and {rates['gemm_bf16']:,.0f} in bf16"
-    return f"{where}, {versions}; {gemm}, copy {rates['stream']:,.0f} GB/s."
+    return f"{where}, {versions}; {gemm}, memory {rates['stream']:,.0f} GB/s."
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ def reference(p: Problem) -> data.Sampled:
     gradients = p.G[:, p.acts.rows()[entries]].double()
     expected = (gradients * vectors).sum(2)
     magnitude = (gradients * vectors).abs().sum(2)
-    return data.Sampled(entries, expected, data.rounding(p.G.shape[2] + 1, magnitude, expected, p.G.dtype))
+    allowed = data.rounding(p.G.shape[2] + 1, magnitude, expected, p.G.dtype, terms_in_dtype=True)
+    return data.Sampled(entries, expected, allowed)
 
 
 def check(p: Problem, expected: data.Sampled, output: Tensor) -> Verdict:
