@@ -12,7 +12,11 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/* kernels/cuda/* kernels/triton/*)
 
-.PHONY: demo test build lint format aot wheel clean help
+PEERS := build/bench-peers
+# What `make bench` is given besides, e.g. BENCH_ARGS="--suite full --rounds 15".
+BENCH_ARGS ?=
+
+.PHONY: demo test build lint format aot bench bench-peers bench-report wheel clean help
 
 help:
 	@grep -E '^# make|^## ' Makefile
@@ -58,6 +62,33 @@ format: $(BUILT)
 ## make aot: compile every Triton kernel for sm_80, 90 and 100 without a GPU, and refuse spills
 aot: $(BUILT)
 	$(BIN)/python tools/aot.py
+
+## make bench: time every op and the training step against torch and this machine's floor; about 3 minutes
+bench: $(BUILT)
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+# An environment of their own: other libraries pin other versions. torchvision comes along and breaks torch for CPUs.
+$(PEERS)/.installed: pyproject.toml
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet "$(TORCH)"
+	$(PEERS)/bin/python -m pip install --quiet "$(TORCH)" eai-sparsify sae-lens \
+		"scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.22" ninja
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+$(PEERS)/.built: $(PEERS)/.installed $(NATIVE) $(shell find python -name '*.py')
+	PULLBACK_CUDA=OFF PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" $(PEERS)/bin/python -m pip install --quiet \
+		--no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+## make bench-peers: every op at every shape, beside eai-sparsify and sae-lens; 8 minutes once their environment is made
+bench-peers: $(PEERS)/.built
+	$(PEERS)/bin/python -m bench --suite peers $(BENCH_ARGS)
+
+## make bench-report: tables and plots from bench/results, into README.md and docs/BENCHMARKS.md
+bench-report: $(BUILT)
+	$(BIN)/python -c "import matplotlib" 2>/dev/null || $(BIN)/python -m pip install --quiet "matplotlib>=3.8"
+	$(BIN)/python -m bench.report
 
 ## make wheel: sdist and wheel in dist/
 wheel: $(BUILT)

@@ -1,0 +1,1 @@
+"""Whole training steps: forward, loss, backward, optimizer, each implementation in a process of its own."""
