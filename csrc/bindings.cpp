@@ -40,6 +40,11 @@ void decode_with_bias(const View& indptr, const View& indices, const View& value
   decode_csr(indptr, indices, values, W, bias ? &*bias : nullptr, out);
 }
 
+void residual_with_bias(const View& values, const View& indices, const View& W, const std::optional<View>& bias,
+                        const View& y, bool relu, const View& residual, const View& dots, const View& losses) {
+  decode_residual(values, indices, W, bias ? &*bias : nullptr, y, relu, residual, dots, losses);
+}
+
 }  // namespace
 }  // namespace pullback
 
@@ -69,4 +74,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("sampled_dot", &sampled_dot, unlocked);
   m.def("segment_outer", &segment_outer, unlocked);
   m.def("contract", &contract, unlocked);
+  m.def("decode_residual", &residual_with_bias, unlocked);
+  m.def("feature_order", &feature_order, unlocked);
+  m.def("column_moments", &column_moments, unlocked);
+  m.def("gradient_norm", &gradient_norm, unlocked);
+  m.def("adam", &adam, unlocked);
 }

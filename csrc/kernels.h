@@ -1,12 +1,48 @@
 // The contract between the instruction sets and the rest: one table of plain functions per set.
 //
 // A kernel is single-threaded, allocates nothing, and trusts its arguments: the callers (topk.cpp, sparse.cpp,
-// contract.cpp) check shapes and ids, own the scratch and share the work among threads. Strides count elements.
+// contract.cpp, gradient.cpp, update.cpp) check shapes and ids, own the scratch and share the work among threads. Strides count elements.
 #pragma once
 
 #include <cstdint>
 
 namespace pullback {
+
+// A gradient by its entries e, sorted by feature: dW_enc[f] = sum_e dvalues[e] x[rows[e] % n], db_enc[f] = sum_e
+// dvalues[e], dW_dec[f] = sum_e values[e] g[rows[e]], over e = order[s], starts[f] <= s < starts[f + 1].
+template <class T>
+struct SparseGradient {
+  const int64_t* starts;
+  const int32_t* order;
+  const int32_t* rows;
+  const T* dvalues;
+  const T* values;
+  const T* x;
+  int64_t x_stride, n, d_in;
+  const T* g;
+  int64_t g_stride, d_out;
+};
+
+// The rows of a dictionary's F features, or a moment of each: W_enc (F, d_in), b_enc (F), W_dec (F, d_out), no gaps.
+template <class T>
+struct Dictionary {
+  T* W_enc;
+  T* b_enc;
+  T* W_dec;
+};
+
+// p -= rate m / (correction sqrt(v) + eps), with the gradient times scale in m and v.
+struct AdamFactors {
+  double scale, rate, correction, beta1, beta2, eps;
+  bool remove_parallel, unit_norm, lazy;
+};
+
+// The bfloat16 shadow of W_enc with its bounds, as shadow_rows writes it.
+struct Shadow {
+  uint16_t* w16;
+  float* norms;
+  float* rests;
+};
 
 template <class T>
 struct Table {
@@ -30,6 +66,25 @@ struct Table {
   // One position: out[b, e] = values[e] <G[b], W[indices[e]]> for n_targets rows of G and n_entries entries.
   void (*contract_tile)(const T* G, int64_t G_stride, int64_t n_targets, const int32_t* indices, const T* values,
                         int64_t n_entries, const T* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride);
+
+  // Rows [begin, end) of k slots: residual[n] = bias + sum_j values[n, j] W[indices[n, j]] - y[n], its inner products
+  // dots (n, k) with those rows of W (0 in an empty slot), its square in losses. bias may be null.
+  void (*residual_rows)(const T* values, const int32_t* indices, int64_t k, const T* W, int64_t W_stride, const T* bias,
+                        const T* y, int64_t y_stride, int64_t d, bool relu, int64_t begin, int64_t end, T* residual,
+                        T* dots, double* losses);
+
+  // Adds to sums (d) the rows [begin, end) of y - center, and to *square their squares.
+  void (*moments_rows)(const T* y, int64_t y_stride, int64_t d, const double* center, int64_t begin, int64_t end,
+                       double* sums, double* square);
+
+  // Features [begin, end): the squared norm of each one's gradient. scratch holds d_in + d_out values.
+  void (*gradient_features)(const SparseGradient<T>& grad, const T* W_dec, bool remove_parallel, int64_t begin,
+                            int64_t end, T* scratch, double* squared_norms);
+
+  // Features [begin, end): one step of Adam. shadow may be null. scratch holds d_in + d_out values.
+  void (*adam_features)(const SparseGradient<T>& grad, const Dictionary<T>& weights, const Dictionary<T>& exp_avg,
+                        const Dictionary<T>& exp_avg_sq, const AdamFactors& adam, const Shadow* shadow, int64_t begin,
+                        int64_t end, T* scratch);
 };
 
 // What h = x W^T + b came from, in float32, with the norms of the rows of x and W.

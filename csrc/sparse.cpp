@@ -31,6 +31,19 @@ struct ByFeature {
 
 }  // namespace
 
+void require_ids(const char* op, const View& indices, int64_t F) {
+  const int32_t* ids = indices.as<int32_t>();
+  const int64_t nnz = indices.size();
+  const uint32_t bound = static_cast<uint32_t>(F);
+  bool inside = true;  // an id below 0 is a large unsigned number
+  for (int64_t e = 0; e < nnz; ++e) inside &= static_cast<uint32_t>(ids[e]) < bound;
+  for (int64_t e = 0; !inside && e < nnz; ++e) {
+    require(static_cast<uint32_t>(ids[e]) < bound, std::string(op) + ": feature id " + std::to_string(ids[e]) +
+                                                       " at entry " + std::to_string(e) +
+                                                       " is not in 0..F-1=" + std::to_string(F - 1));
+  }
+}
+
 void require_pattern(const char* op, const View& indptr, const View& indices, int64_t n, int64_t F) {
   require_dense(op, "indptr", indptr, {n + 1}, 8);
   require_dense(op, "indices", indices, {-1}, 4);
@@ -40,15 +53,7 @@ void require_pattern(const char* op, const View& indptr, const View& indices, in
   for (int64_t row = 0; row < n; ++row) grows &= pointers[row] <= pointers[row + 1];
   require(grows, std::string(op) + ": indptr must grow from 0 to nnz=" + std::to_string(nnz));
 
-  const int32_t* ids = indices.as<int32_t>();
-  const uint32_t bound = static_cast<uint32_t>(F);
-  bool inside = true;  // an id below 0 is a large unsigned number
-  for (int64_t e = 0; e < nnz; ++e) inside &= static_cast<uint32_t>(ids[e]) < bound;
-  for (int64_t e = 0; !inside && e < nnz; ++e) {
-    require(static_cast<uint32_t>(ids[e]) < bound, std::string(op) + ": feature id " + std::to_string(ids[e]) +
-                                                       " at entry " + std::to_string(e) +
-                                                       " is not in 0..F-1=" + std::to_string(F - 1));
-  }
+  require_ids(op, indices, F);
 }
 
 void decode_csr(const View& indptr, const View& indices, const View& values, const View& W, const View* bias,

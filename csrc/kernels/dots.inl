@@ -40,21 +40,26 @@ inline void entry_rows(const int32_t* indices, int64_t left, const T* W, int64_t
   for (int e = 0; e < E; ++e) w[e] = W + indices[e < left ? e : left - 1] * W_stride;
 }
 
+// out[j] = <row, W[indices[j]]>.
+template <class T>
+inline void row_dots(const T* row, const int32_t* indices, int64_t count, const T* W, int64_t W_stride, int64_t d,
+                     T* out) {
+  constexpr int E = 4;
+  for (int64_t j = 0; j < count; j += E) {
+    const int64_t left = count - j;
+    const T* w[E];
+    T result[1][E];
+    entry_rows<T, E>(indices + j, left, W, W_stride, w);
+    dots<T, 1, E>(&row, w, d, result);
+    for (int i = 0; i < E && i < left; ++i) out[j + i] = result[0][i];
+  }
+}
+
 template <class T>
 void sampled_rows(const T* g, int64_t g_stride, const T* W, int64_t W_stride, int64_t d, const int64_t* indptr,
                   const int32_t* indices, int64_t begin, int64_t end, T* out) {
-  constexpr int E = 4;
-  for (int64_t n = begin; n < end; ++n) {
-    const T* row = g + n * g_stride;
-    for (int64_t e = indptr[n]; e < indptr[n + 1]; e += E) {
-      const int64_t left = indptr[n + 1] - e;
-      const T* w[E];
-      T result[1][E];
-      entry_rows<T, E>(indices + e, left, W, W_stride, w);
-      dots<T, 1, E>(&row, w, d, result);
-      for (int i = 0; i < E && i < left; ++i) out[e + i] = result[0][i];
-    }
-  }
+  for (int64_t n = begin; n < end; ++n)
+    row_dots(g + n * g_stride, indices + indptr[n], indptr[n + 1] - indptr[n], W, W_stride, d, out + indptr[n]);
 }
 
 template <class T, int B>

@@ -15,9 +15,15 @@ namespace {
 #include "shadow.inl"
 #include "topk.inl"
 
+// They build on those above.
+#include "gradient.inl"
+#include "update.inl"
+
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>, decode_rows<T>, sampled_rows<T>, segment_features<T>, contract_tile<T>};
+  return {topk_rows<T>,     decode_rows<T>,   sampled_rows<T>, segment_features<T>,
+          contract_tile<T>, residual_rows<T>, moments_rows<T>, gradient_features<T>,
+          adam_features<T>};
 }
 
 }  // namespace

@@ -6,16 +6,32 @@ gradients and work under `torch.compile`.
 
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
 from .functional import contract, decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
+from .gradient import (
+    DictionaryParams,
+    SparseGradient,
+    adam_,
+    column_moments,
+    decode_residual,
+    feature_order,
+    gradient_norm,
+)
 from .sparse import SparseActivations
 
 __all__ = [
+    "DictionaryParams",
     "SparseActivations",
+    "SparseGradient",
+    "adam_",
     "available_backends",
     "available_isas",
+    "column_moments",
     "contract",
     "decode_csr",
+    "decode_residual",
     "decode_topk",
     "describe",
+    "feature_order",
+    "gradient_norm",
     "isa",
     "sampled_dot",
     "segment_outer",

@@ -11,13 +11,27 @@ from torch import Tensor
 
 from pullback import _C
 
+from ._borrow import view as _view
+from ._cpu_gradient import adam_, column_moments, decode_residual, feature_order, gradient_norm
+
+__all__ = [
+    "adam_",
+    "column_moments",
+    "contract",
+    "decode_csr",
+    "decode_residual",
+    "feature_order",
+    "gradient_norm",
+    "row_norms",
+    "sampled_dot",
+    "segment_outer",
+    "shadow_rows",
+    "topk_certified",
+    "topk_select",
+]
+
 # Importing the backend settles the instruction set, so that a wrong PULLBACK_ISA is reported here and now.
 _C.isa()
-
-
-def _view(t: Tensor) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """(address, bytes an element, shape, strides): all that the kernels know of a tensor."""
-    return t.data_ptr(), t.element_size(), tuple(t.shape), t.stride()
 
 
 def topk_select(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:

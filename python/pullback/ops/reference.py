@@ -9,6 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_norm
+
+__all__ = [
+    "adam_",
+    "checked",
+    "column_moments",
+    "contract",
+    "decode_csr",
+    "decode_residual",
+    "feature_order",
+    "gradient_norm",
+    "rows_of",
+    "sampled_dot",
+    "segment_outer",
+    "topk_encode",
+    "topk_select",
+]
+
 
 def rows_of(indptr: Tensor, nnz: int) -> Tensor:
     """Int64[Tensor, "nnz"]: the row of each CSR entry."""

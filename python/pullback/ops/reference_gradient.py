@@ -1,0 +1,111 @@
+"""The ops of the training step in plain torch, at the precision of their inputs: see `gradient` for what each means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .gradient import DictionaryParams, SparseGradient
+    from .screen import Screen
+
+
+def decode_residual(
+    values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor | None, y: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .reference import checked
+
+    ids = checked("decode_residual", indices.reshape(-1), len(W_dec)).view(indices.shape)
+    rows = W_dec[ids]
+    residual = torch.einsum("nk,nkd->nd", values, rows) - y
+    if b_dec is not None:
+        residual = residual + b_dec
+    dots = torch.einsum("nd,nkd->nk", residual, rows)
+    if relu:
+        dots = torch.where(values <= 0, 0, dots)
+    return residual, dots, residual.double().square().sum(1)
+
+
+def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
+    from .reference import checked
+
+    ids = checked("feature_order", indices, n_features)
+    starts = ids.new_zeros(n_features + 1)
+    starts[1:] = torch.bincount(ids, minlength=n_features).cumsum(0)
+    return starts, ids.argsort(stable=True).int()
+
+
+def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    off = y.double() - center
+    return off.sum(0), off.square().sum()
+
+
+def dense_gradient(grad: SparseGradient) -> DictionaryParams:
+    """The gradient as W_enc (F, d_in), b_enc (F), W_dec (F, d_out): for tests and small cases."""
+    from .gradient import DictionaryParams
+
+    F = len(grad.starts) - 1
+    feature = torch.arange(F, device=grad.order.device).repeat_interleave(grad.starts.diff())
+    e = grad.order.long()
+    row, dvalues, values = grad.rows[e].long(), grad.dvalues[e], grad.values[e]
+    x = grad.x[row % max(1, len(grad.x))]
+    return DictionaryParams(
+        W_enc=grad.x.new_zeros(F, grad.x.shape[1]).index_add(0, feature, dvalues[:, None] * x),
+        b_enc=grad.x.new_zeros(F).index_add(0, feature, dvalues),
+        W_dec=grad.g.new_zeros(F, grad.g.shape[1]).index_add(0, feature, values[:, None] * grad.g[row]),
+    )
+
+
+def _perpendicular(rows: Tensor, to: Tensor) -> Tensor:
+    """rows without their component along the rows of `to`."""
+    square = to.square().sum(1)
+    along = torch.where(square > 0, (rows * to).sum(1) / square, 0)
+    return rows - along[:, None] * to
+
+
+def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) -> Tensor:
+    dense = dense_gradient(grad)
+    if remove_parallel:
+        dense = dense._replace(W_dec=_perpendicular(dense.W_dec, W_dec))
+    return torch.stack([part.double().square().sum() for part in dense]).sum()
+
+
+def adam_(
+    grad: SparseGradient,
+    params: DictionaryParams,
+    exp_avg: DictionaryParams,
+    exp_avg_sq: DictionaryParams,
+    grad_scale: float | Tensor,
+    lr: float | Tensor,
+    step: int | Tensor,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    remove_parallel: bool,
+    unit_norm: bool,
+    lazy: bool,
+    screen: Screen | None = None,
+) -> None:
+    dense = dense_gradient(grad)
+    if remove_parallel:
+        dense = dense._replace(W_dec=_perpendicular(dense.W_dec, params.W_dec))
+    # Tensors all along, so that on a GPU nobody waits for a number.
+    scale = torch.as_tensor(grad_scale, dtype=torch.float64, device=grad.x.device)
+    t = torch.as_tensor(step, dtype=torch.float64, device=grad.x.device)
+    moving = scale.isfinite() & ((grad.starts.diff() > 0) | (not lazy))
+    for p, m, v, g in zip(params, exp_avg, exp_avg_sq, dense, strict=True):
+        rows = moving if p.ndim == 1 else moving[:, None]
+        g = g * scale.to(g.dtype)
+        new_m = betas[0] * m + (1 - betas[0]) * g
+        new_v = betas[1] * v + (1 - betas[1]) * g.square()
+        denominator = new_v.sqrt() / (1 - betas[1] ** t).sqrt().to(g.dtype) + eps
+        new_p = p - (lr / (1 - betas[0] ** t)).to(g.dtype) * new_m / denominator
+        if unit_norm and p is params.W_dec:
+            norm = new_p.norm(dim=1, keepdim=True)
+            new_p = torch.where(norm > 0, new_p / norm, new_p)
+        for old, new in ((p, new_p), (m, new_m), (v, new_v)):
+            old.copy_(torch.where(rows, new, old))
+    if screen is not None:
+        screen.refresh(params.W_enc)
