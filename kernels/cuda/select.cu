@@ -68,8 +68,8 @@ __device__ Range narrow_range(const Range range, int64_t k, const ForEach& for_e
   const int64_t above = range.above + block_scan(count).before;
   if (above < k && above + count >= k) {
     const uint32_t low = range.low + (static_cast<uint32_t>(bin) << shift);
-    const uint32_t last = low + ((1u << shift) - 1);
-    narrowed = {low, last < range.high ? last : range.high, above};
+    const uint32_t others = (1u << shift) - 1;  // of the same bin; low + others may not fit 32 bits
+    narrowed = {low, range.high - low < others ? range.high : low + others, above};
   }
   __syncthreads();
   return narrowed;
