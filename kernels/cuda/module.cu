@@ -1,41 +1,13 @@
 // Python module `_cuda`: kernels on borrowed device memory, torch-free. Pointers and the stream arrive as integers,
 // tensors are checked and allocated by the caller; sizes are checked here again, before any memory is touched.
 
-#include <pybind11/pybind11.h>
-
-#include <stdexcept>
-#include <string>
-
+#include "host.h"
 #include "sparse_decode.h"
 
 namespace py = pybind11;
 
 namespace pullback::cuda {
 namespace {
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
-}
-
-// Makes a device current and puts the previous one back: torch keeps its own idea of the current device.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
-    moved_ = device != previous_;
-  }
-  ~OnDevice() {
-    if (moved_) cudaSetDevice(previous_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int previous_ = 0;
-  bool moved_ = false;
-};
 
 // 0 where there is no driver or no GPU: asking must not fail on such a machine.
 int device_count() {
@@ -45,11 +17,8 @@ int device_count() {
   return 0;
 }
 
-DType parse_dtype(const std::string& name) {
-  if (name == "float32") return DType::f32;
-  if (name == "float64") return DType::f64;
-  if (name == "bfloat16") return DType::bf16;
-  if (name == "float16") return DType::f16;
+DType parse_weights(const std::string& name) {
+  if (name == "float32" || name == "float64" || name == "bfloat16" || name == "float16") return parse_dtype(name);
   throw std::invalid_argument("decode_csr (cuda): W_dtype must be float32, float64, bfloat16 or float16, got " + name);
 }
 
@@ -73,11 +42,6 @@ void check_job(const DecodeCsr& job) {
           "indices, values and W_dec must not be null, got " + sizes(job));
 }
 
-template <typename T>
-T pointer(uintptr_t address) {
-  return reinterpret_cast<T>(address);
-}
-
 void decode_csr_from_python(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintptr_t W_dec, uintptr_t b_dec,
                             uintptr_t out, int64_t n_rows, int64_t nnz, int64_t n_features, int64_t d, int64_t W_stride,
                             const std::string& W_dtype, int device, uintptr_t stream) {
@@ -92,7 +56,7 @@ void decode_csr_from_python(uintptr_t indptr, uintptr_t indices, uintptr_t value
                       n_features,
                       d,
                       W_stride,
-                      parse_dtype(W_dtype)};
+                      parse_weights(W_dtype)};
   check_job(job);
   if (n_rows == 0 || d == 0) return;
   py::gil_scoped_release unlocked;
@@ -105,6 +69,11 @@ void decode_csr_from_python(uintptr_t indptr, uintptr_t indices, uintptr_t value
 
 PYBIND11_MODULE(_cuda, m) {
   using namespace py::literals;
+#ifdef __CUDACC__
+  m.attr("device_type") = "cuda";
+#else
+  m.attr("device_type") = "cpu";  // the tests run kernels there
+#endif
   m.doc() = "CUDA kernels on borrowed device memory; imports without a GPU.";
   m.def("device_count", &pullback::cuda::device_count, "Number of usable CUDA devices, 0 without a driver.");
   m.def("decode_csr", &pullback::cuda::decode_csr_from_python, py::kw_only(), "indptr"_a, "indices"_a, "values"_a,
@@ -113,4 +82,5 @@ PYBIND11_MODULE(_cuda, m) {
         "Queue out[n] = b_dec + sum_e values[e] * W_dec[indices[e]] on a stream. Addresses are integers, b_dec 0 for\n"
         "none; values, b_dec and out are float64 for a float64 W_dec, else float32. ValueError: impossible sizes;\n"
         "RuntimeError: what CUDA reports.");
+  pullback::cuda::bind_ops(m);
 }

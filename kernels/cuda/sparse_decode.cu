@@ -1,10 +1,8 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "sparse_decode.h"
 
-#include <algorithm>
 #include <type_traits>
 
-#include "sparse_decode.h"
+#include "device.h"
 
 namespace pullback::cuda {
 namespace {
@@ -14,20 +12,6 @@ constexpr int kInFlight = 4;  // decoder rows a thread requests before it uses t
 constexpr int kMaxThreads = 256;
 // Without a stated occupancy the compiler aims at 32 registers and waits for each gather before it requests the next.
 constexpr int kMinBlocks = 4;
-
-__device__ float widen(float w) { return w; }
-__device__ double widen(double w) { return w; }
-__device__ float widen(__nv_bfloat16 w) { return __bfloat162float(w); }
-__device__ float widen(__half w) { return __half2float(w); }
-
-__device__ void set_nan(float& x) { x = nanf(""); }
-__device__ void set_nan(double& x) { x = nan(""); }
-
-// V consecutive numbers that move in as few instructions of at most 16 bytes as possible.
-template <typename T, int V>
-struct alignas(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Pack {
-  T lane[V];
-};
 
 // One block makes up to blockDim.x * V columns of one row, each thread V of them. Every column adds its entries in
 // ascending order, so neither tile nor vector width shows in the result.
@@ -103,27 +87,22 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 }
 
 template <typename W, int V>
-cudaError_t launch(const DecodeCsr& job, cudaStream_t stream) {
+cudaError_t launch_packs(const DecodeCsr& job, cudaStream_t stream) {
   using Acc = std::conditional_t<std::is_same_v<W, double>, double, float>;
-  // Columns are split evenly over the fewest blocks, so that d = 2304 gives 3 x 192 threads and not 2 x 256 + 64.
-  const int64_t packs = (job.d + V - 1) / V;
-  const int64_t tiles = (packs + kMaxThreads - 1) / kMaxThreads;
-  const int64_t threads = ((packs + tiles - 1) / tiles + 31) / 32 * 32;
+  const int threads = even_threads(ceil_div(job.d, V), kMaxThreads);
+  const int64_t tiles = ceil_div(job.d, static_cast<int64_t>(threads) * V);
   if (tiles > 65535 || job.n_rows > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const dim3 grid(static_cast<unsigned>(job.n_rows), static_cast<unsigned>(tiles));
-  decode_csr_kernel<W, Acc, V><<<grid, static_cast<unsigned>(threads), 0, stream>>>(
-      job.indptr, job.indices, static_cast<const Acc*>(job.values), static_cast<const W*>(job.W),
-      static_cast<const Acc*>(job.bias), static_cast<Acc*>(job.out), job.nnz, job.n_features, job.d, job.W_stride);
-  return cudaGetLastError();
+  return launch(decode_csr_kernel<W, Acc, V>, blocks(job.n_rows, tiles), threads, 0, stream, job.indptr, job.indices,
+                static_cast<const Acc*>(job.values), static_cast<const W*>(job.W), static_cast<const Acc*>(job.bias),
+                static_cast<Acc*>(job.out), job.nnz, job.n_features, job.d, job.W_stride);
 }
 
 template <typename W>
 cudaError_t launch_widest(const DecodeCsr& job, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(W);
-  const auto on_16_bytes = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const bool aligned =
       on_16_bytes(job.W) && on_16_bytes(job.bias) && on_16_bytes(job.out) && job.W_stride % V == 0 && job.d % V == 0;
-  return aligned ? launch<W, V>(job, stream) : launch<W, 1>(job, stream);
+  return aligned ? launch_packs<W, V>(job, stream) : launch_packs<W, 1>(job, stream);
 }
 
 }  // namespace
@@ -139,8 +118,9 @@ cudaError_t decode_csr(const DecodeCsr& job, cudaStream_t stream) {
       return launch_widest<__nv_bfloat16>(job, stream);
     case DType::f16:
       return launch_widest<__half>(job, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace pullback::cuda

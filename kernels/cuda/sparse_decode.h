@@ -1,13 +1,9 @@
 // Sparse decode on a CUDA device: out[n] = b_dec + sum over entries e of row n of values[e] * W_dec[indices[e]].
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cstdint>
+#include "launch.h"
 
 namespace pullback::cuda {
-
-enum class DType { f32, f64, bf16, f16 };
 
 // Device memory borrowed from the caller for as long as `stream` works on it. Sums, values, bias and out are float64 if
 // W_dec is, else float32.

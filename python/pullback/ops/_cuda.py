@@ -7,7 +7,22 @@ from torch import Tensor
 
 from pullback import _cuda
 
+from ._cuda_gradient import adam_, decode_residual, feature_order, gradient_norm
+from ._cuda_queue import queue
+from ._cuda_select import select_running, threshold_encode, topk_select
 from ._gpu import check_decode_csr
+
+__all__ = [
+    "adam_",
+    "available",
+    "decode_csr",
+    "decode_residual",
+    "feature_order",
+    "gradient_norm",
+    "select_running",
+    "threshold_encode",
+    "topk_select",
+]
 
 _NAMES = {
     torch.float32: "float32",
@@ -34,11 +49,8 @@ def decode_csr(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b
         RuntimeError: what CUDA reports about the launch.
     """
     sums = check_decode_csr("cuda", indptr, indices, values, W_dec, b_dec)
-    if not W_dec.is_cuda:
-        raise ValueError(f"decode_csr (cuda): tensors must be on a CUDA device, got {W_dec.device}")
     N, (F, d) = indptr.numel() - 1, W_dec.shape
-    device = W_dec.get_device()
-    with torch.cuda.device(device):
+    with queue("decode_csr", W_dec) as (device, stream):
         indptr, indices, entries = indptr.contiguous(), indices.contiguous(), values.to(sums).contiguous()
         bias = None if b_dec is None else b_dec.to(sums).contiguous()
         out = torch.empty(N, d, dtype=sums, device=W_dec.device)
@@ -57,6 +69,6 @@ def decode_csr(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b
             W_stride=W_dec.stride(0),
             W_dtype=_NAMES[W_dec.dtype],
             device=device,
-            stream=torch.cuda.current_stream().cuda_stream,
+            stream=stream,
         )
         return out.to(values.dtype)

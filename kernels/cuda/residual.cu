@@ -1,0 +1,110 @@
+#include "residual.h"
+
+#include "device.h"
+
+namespace pullback::cuda {
+namespace {
+
+constexpr int kStage = 128;   // entries of a row staged in shared memory at a time
+constexpr int kInFlight = 4;  // decoder packs a thread requests before it uses the first
+constexpr int kMaxThreads = 256;
+
+// One block a row. The residual stays in shared memory for the inner products with the decoder rows, which by then lie
+// in cache: memory is read once.
+template <typename W, int V>
+__global__ void __launch_bounds__(kMaxThreads, 4) decode_residual_kernel(const DecodeResidual job) {
+  __shared__ int32_t feature[kStage];
+  __shared__ float value[kStage];
+  float* row = dynamic_shared<float>();  // [d]
+
+  const int64_t n = blockIdx.x;
+  const int32_t* indices = job.indices + n * job.k;
+  const float* values = job.values + n * job.k;
+  const W* weights = static_cast<const W*>(job.W);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+
+  for (int64_t first = 0; first < job.k; first += kStage) {
+    const int count = static_cast<int>(job.k - first < kStage ? job.k - first : kStage);
+    __syncthreads();  // everyone is done with the previous stage
+    for (int e = thread; e < count; e += threads) {
+      const int32_t id = indices[first + e];
+      const bool known = id >= 0 && id < job.n_features;
+      feature[e] = known ? id : 0;
+      value[e] = values[first + e];
+      if (!known) set_nan(value[e]);
+    }
+    __syncthreads();
+    for (int64_t column = thread * V; column < job.d; column += threads * V) {
+      float sum[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        sum[v] = first > 0 ? row[column + v] : job.bias == nullptr ? 0.0f : job.bias[column + v];
+      }
+      gather_add<kInFlight>(sum, weights + column, job.W_stride, feature, value, count);
+#pragma unroll
+      for (int v = 0; v < V; ++v) row[column + v] = sum[v];
+    }
+  }
+
+  double squares = 0;
+  for (int64_t column = thread * V; column < job.d; column += threads * V) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {  // the columns this thread wrote
+      const float decoded = job.k > 0 ? row[column + v] : job.bias == nullptr ? 0.0f : job.bias[column + v];
+      const float r = decoded - job.y[n * job.y_stride + column + v];
+      row[column + v] = r;
+      job.residual[n * job.d + column + v] = r;
+      squares += static_cast<double>(r) * r;
+    }
+  }
+  squares = block_sum(squares);  // and the row is whole
+  if (thread == 0) job.losses[n] = squares;
+
+  const int lane = thread % 32;
+  for (int64_t j = thread / 32; j < job.k; j += threads / 32) {
+    const int32_t id = indices[j];
+    const bool known = id >= 0 && id < job.n_features;
+    const bool empty = job.relu && values[j] <= 0;
+    const W* source = weights + (known ? id : 0) * job.W_stride;
+    float dot = 0;
+    if (!empty) {
+#pragma unroll 4
+      for (int64_t column = lane * V; column < job.d; column += 32 * V) {
+        const Pack<W, V> w = load<V>(source + column);
+#pragma unroll
+        for (int v = 0; v < V; ++v) dot += row[column + v] * widen(w.lane[v]);
+      }
+    }
+    dot = warp_sum(dot);
+    if (!known) set_nan(dot);
+    if (lane == 0) job.dots[n * job.k + j] = dot;
+  }
+}
+
+template <typename W>
+cudaError_t launch_widest(const DecodeResidual& job, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(W);
+  const bool aligned = on_16_bytes(job.W) && job.W_stride % V == 0 && job.d % V == 0;
+  const int threads = even_threads(ceil_div(job.d, aligned ? V : 1), kMaxThreads);
+  const size_t shared = static_cast<size_t>(job.d) * sizeof(float);
+  return launch(aligned ? decode_residual_kernel<W, V> : decode_residual_kernel<W, 1>, blocks(job.n), threads, shared,
+                stream, job);
+}
+
+}  // namespace
+
+cudaError_t decode_residual(const DecodeResidual& job, cudaStream_t stream) {
+  if (job.n == 0) return cudaSuccess;
+  switch (job.W_dtype) {
+    case DType::f32:
+      return launch_widest<float>(job, stream);
+    case DType::bf16:
+      return launch_widest<__nv_bfloat16>(job, stream);
+    case DType::f16:
+      return launch_widest<__half>(job, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace pullback::cuda
