@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _cpu, dispatch
+from . import _cpu, _gpu_encoder, dispatch
 
 # Pre-activations held at a time: the product of a row chunk and F stays at or below it.
 CPU_SCRATCH = 2**25
@@ -31,9 +31,13 @@ _kept = _Kept()
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
     """Top-k of x @ W_enc.T + b_enc, through one reused buffer: faster than with the whole matrix.
 
-    On a CPU the answer is that of float64 accumulation, rounded once (see `_cpu.topk_certified`). On a GPU it is the
-    top-k of what the GEMM gave.
+    The answer is that of float64 accumulation, rounded once: see `_cpu.topk_certified` and `_gpu_encoder`. For float64,
+    and for many slots on a GPU, it is the top-k of what the GEMM gave.
     """
+    if x.is_cuda and W_enc.dtype in _gpu_encoder.DTYPES:
+        if k <= _gpu_encoder.MOST_SLOTS:
+            return _gpu_encoder.topk_encode(x, W_enc, b_enc, k, relu)
+        x, W_enc, b_enc = x.to(W_enc.dtype).float(), W_enc.float(), b_enc.float()
     n, F = x.shape[0], W_enc.shape[0]
     # On a CPU, 512 rows measured best: fewer starve the GEMM, more leave the cache.
     scratch, fewest, most = (CPU_SCRATCH, 64, 512) if x.is_cpu else (GPU_SCRATCH, 256, 8192)

@@ -1,6 +1,7 @@
 """The public ops: check shapes, bring dtypes and layouts into order, and call `torch.ops.pullback`.
 
-bfloat16 and float16 inputs are computed, and returned, in float32; float64 anywhere makes everything float64.
+bfloat16 and float16 inputs are computed, and returned, in float32; float64 anywhere makes everything float64. On a GPU
+half precision weights are read as they are.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def topk_select(h: Tensor, k: int, relu: bool = True) -> tuple[Tensor, Tensor]:
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool = True) -> tuple[Tensor, Tensor]:
     """`topk_select(x @ W_enc.T + b_enc, k, relu)` in row chunks: the N x F matrix never exists.
 
-    On a CPU the pre-activations compared and returned are exact: accumulated in float64 and rounded once, whatever the
-    GEMM, the chunks, the threads or the instruction set. On a GPU they are what the GEMM gives.
+    The pre-activations compared and returned are exact: accumulated in float64 and rounded once, whatever the GEMM, the
+    chunks, the threads, the instruction set or the device (float64 on a GPU, and k > 512 there: what the GEMM gives).
+    On a GPU, bfloat16 and float16 weights stay as they are, and x is rounded to their dtype.
     Differentiable in x, W_enc and b_enc, over the chosen entries only.
 
     Args:
@@ -59,7 +61,7 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool = Tr
     F = W_enc.shape[0]
     _check(b_enc.shape == (F,), "topk_encode", f"b_enc must be [F]=[{F}]", b_enc)
     _check_k("topk_encode", k, F)
-    x, W_enc, b_enc = _floats(x, W_enc, b_enc)
+    W_enc, x, b_enc = _weights_and_floats(W_enc, x, b_enc)
     return _ops.topk_encode(_rows(x), _rows(W_enc), b_enc.contiguous(), k, relu)
 
 
@@ -186,11 +188,11 @@ def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor) -> Tensor:
 def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     _check_weights(op, "W_dec", W_dec, None, None)
     if b_dec is None:
-        values, W_dec = _floats(values, W_dec)
+        W_dec, values = _weights_and_floats(W_dec, values)
     else:
         d = W_dec.shape[1]
         _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
-        values, W_dec, b_dec = _floats(values, W_dec, b_dec)
+        W_dec, values, b_dec = _weights_and_floats(W_dec, values, b_dec)
         b_dec = b_dec.contiguous()
     return _ops.decode_csr(indptr.contiguous(), _int32(indices), values.contiguous(), _rows(W_dec), b_dec)
 
@@ -235,6 +237,13 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
             raise ValueError(f"expected floating point tensors, got {t.dtype} {list(t.shape)}")
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return [t.to(dtype) for t in tensors]
+
+
+def _weights_and_floats(W: Tensor, *others: Tensor) -> list[Tensor]:
+    """As `_floats`, but half precision weights on a GPU stay as they are: its kernels read them so, at half the price."""
+    if not (W.is_cuda and W.dtype in (torch.bfloat16, torch.float16)) or any(t.dtype == torch.float64 for t in others):
+        return _floats(W, *others)
+    return [W, *_floats(*others)]
 
 
 def _int32(ids: Tensor) -> Tensor:
