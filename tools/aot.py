@@ -3,7 +3,8 @@
     python tools/aot.py [--arch 80 90 100] [--json]
 
 Needs triton, no GPU. Exits with 1 if a kernel does not compile, spills, asks for more shared memory than there is, or
-lost the 16-byte loads, matrix units or bulk copies that its case promises. The kernels are read from this checkout, installed or not.
+lost the 16-byte loads, matrix units or bulk copies that its case promises. The kernels are read from this checkout,
+installed or not.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def entry_tile(indptr_ptr, n_rows, nnz, tile, BLOCK: tl.constexpr):
-    """Row, first entry and end of a tile of at most BLOCK entries of one row; NaN-worthy damage as a fourth.
+    """Row, first entry and end of a tile of at most BLOCK entries of one row, and whether row pointers are damaged.
 
     Row p owns the tiles from indptr[p] // BLOCK + p on: enough for its entries whatever their number, at most one to
     spare, and the row of a tile follows by bisection. There are nnz // BLOCK + n_rows tiles in all.
@@ -23,7 +23,9 @@ def entry_tile(indptr_ptr, n_rows, nnz, tile, BLOCK: tl.constexpr):
             high = middle - 1
     first = tl.load(indptr_ptr + low)
     end = tl.load(indptr_ptr + low + 1)
-    damaged = (first < 0) | (end > nnz) | (first > end)
+    # Entries that no row holds are never written; that the pointers miss them then shows in all others.
+    missed = (tl.load(indptr_ptr) != 0) | (tl.load(indptr_ptr + n_rows) != nnz)
+    damaged = (first < 0) | (end > nnz) | (first > end) | missed
     start = first + (tile - first // BLOCK - low).to(tl.int64) * BLOCK
     # A damaged row keeps only entries that exist.
     return low, tl.maximum(start, 0), tl.minimum(end, nnz), damaged

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-from pullback.kernels.triton import (  # pyright: ignore[reportMissingImports]
-    MAXIMA_WIDTH,
-    encode_gemm_config,
-    encode_gemm_descriptor_kernel,
-    encode_gemm_kernel,
-    exhaust_config,
-    exhaust_kernel,
-    narrow_kernel,
-    pick_kernel,
-    rescore_config,
-    rescore_kernel,
-    settle_config,
-)
+from ._triton_launch import INTERPRETED, blocks, check_placed, check_programs, dot_operand, kernels
 
-from ._triton_launch import INTERPRETED, check_placed, check_programs, dot_operand
+SHARED_BYTES = 227 * 1024  # that a multiprocessor with descriptors has for tiles
 
 _INTERPRETED_TILE = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16, "GROUP": 2, "num_warps": 4, "num_stages": 1}
 
@@ -47,14 +34,15 @@ def encode_gemm(
     tensor_cores = x.element_size() < 4 or tf32
     # Without the matrix units nothing waits for the copies, and plain loads need fewer registers.
     descriptors = 90 <= arch < 120 and tensor_cores and all(_describable(t) for t in (x, W_enc, h))
-    config = config or encode_gemm_config(arch, x.element_size(), tensor_cores, descriptors)
+    if config is None or not descriptors:
+        config = kernels.encode_gemm_config(arch, x.element_size(), tensor_cores, descriptors)
     if INTERPRETED:
         config = _INTERPRETED_TILE
+    assert config is not None
     M, N, K = (config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-    tiles = triton.cdiv(n, M) * triton.cdiv(F, N)
+    tiles = blocks(n, M) * blocks(F, N)
     check_programs("encode_gemm", tiles)
-    grid = (min(tiles, 3 if INTERPRETED else _multiprocessors(x) * max(1, 8 // config["num_warps"])),)
-    common = {"PRECISION": "tf32" if tf32 else "ieee", "WIDTH": MAXIMA_WIDTH, **config}
+    common = {"PRECISION": "tf32" if tf32 else "ieee", "WIDTH": kernels.MAXIMA_WIDTH, **config}
     with torch.cuda.device_of(x):
         if descriptors:
             from triton.tools.tensor_descriptor import TensorDescriptor
@@ -62,10 +50,11 @@ def encode_gemm(
             x_desc, W_desc, h_desc = (
                 TensorDescriptor.from_tensor(t, block) for t, block in ((x, [M, K]), (W_enc, [N, K]), (h, [M, N]))
             )
-            encode_gemm_descriptor_kernel[grid](x_desc, W_desc, b_enc, h_desc, maxima, n, F, d, **common)
+            programs = min(tiles, 3 if INTERPRETED else _resident(x, config))
+            kernels.encode_gemm_descriptor_kernel[(programs,)](x_desc, W_desc, b_enc, h_desc, maxima, n, F, d, **common)
         else:
             strides = x.stride(0), W_enc.stride(0), h.stride(0)
-            encode_gemm_kernel[grid](x, W_enc, b_enc, h, maxima, n, F, d, *strides, **common)
+            kernels.encode_gemm_kernel[(tiles,)](x, W_enc, b_enc, h, maxima, n, F, d, *strides, **common)
 
 
 def topk_settle(
@@ -81,14 +70,16 @@ def topk_settle(
     values, indices = torch.empty(n, k, device=x.device), torch.empty(n, k, dtype=torch.int32, device=x.device)
     if n == 0:
         return values, indices, uncertain
-    block, tile = settle_config(C), rescore_config(W_enc.element_size())
-    programs = n * triton.cdiv(C, tile["BLOCK_F"])
+    block, tile = kernels.settle_config(C), kernels.rescore_config(W_enc.element_size())
+    programs = n * blocks(C, tile["BLOCK_F"])
     check_programs("topk_settle", programs)
     with torch.cuda.device_of(x):
         candidates, features = candidates.contiguous(), features.contiguous()
-        narrow_kernel[(n,)](candidates, features, slack, live, uncertain, C, k, relative, COMPLETE=C == F, **block)
-        rescore_kernel[(programs,)](live, x, W_enc, b_enc, exact, C, d, x.stride(0), W_enc.stride(0), **tile)
-        pick_kernel[(n,)](live, exact, values, indices, C, k, RELU=relu, **block)
+        kernels.narrow_kernel[(n,)](
+            candidates, features, slack, live, uncertain, C, k, relative, COMPLETE=C == F, **block
+        )
+        kernels.rescore_kernel[(programs,)](live, x, W_enc, b_enc, exact, C, d, x.stride(0), W_enc.stride(0), **tile)
+        kernels.pick_kernel[(n,)](live, exact, values, indices, C, k, RELU=relu, **block)
     return values, indices, uncertain
 
 
@@ -102,8 +93,8 @@ def topk_exhaust_(
         return
     strides = x.stride(0), W_enc.stride(0)
     with torch.cuda.device_of(x):
-        exhaust_kernel[(n,)](
-            uncertain, x, W_enc, b_enc, values, indices, F, d, k, *strides, RELU=relu, **exhaust_config(k)
+        kernels.exhaust_kernel[(n,)](
+            uncertain, x, W_enc, b_enc, values, indices, F, d, k, *strides, RELU=relu, **kernels.exhaust_config(k)
         )
 
 
@@ -118,5 +109,8 @@ def _arch(t: Tensor) -> int:
     return 10 * major + minor
 
 
-def _multiprocessors(t: Tensor) -> int:
-    return torch.cuda.get_device_properties(t.device).multi_processor_count
+def _resident(t: Tensor, config: dict[str, int]) -> int:
+    """How many programs of the GEMM run at a time on the device of `t`: shared memory settles it."""
+    M, N, K = (config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    needed = (config["num_stages"] * (M + N) * K + M * N) * t.element_size()
+    return torch.cuda.get_device_properties(t.device).multi_processor_count * max(1, min(2, SHARED_BYTES // needed))

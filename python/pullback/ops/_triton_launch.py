@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
-# The build puts kernels/triton there; a type checker that reads the sources cannot know.
-from pullback.kernels.triton import decode_csr_kernel  # pyright: ignore[reportMissingImports]
+# The build puts kernels/triton there, which a type checker of the sources cannot know; nor that a launch takes plain
+# numbers where a kernel declares `tl.constexpr`.
+kernels: Any = importlib.import_module("pullback.kernels.triton")
 
 # TRITON_INTERPRET=1 at import time makes the kernels plain Python, which runs on CPU tensors (and only serves tests).
-INTERPRETED = not isinstance(decode_csr_kernel, triton.JITFunction)
+INTERPRETED = not isinstance(kernels.decode_csr_kernel, triton.JITFunction)
 
 MAX_PROGRAMS = 2**31 - 1  # CUDA's limit on the first grid dimension
 MAX_TILES = 2**16 - 1  # and on the second
@@ -34,6 +38,11 @@ def check_placed(op: str, *tensors: Tensor) -> None:
                 f"{op} (triton): the last dimension must be contiguous, got {list(t.shape)} with strides {t.stride()}; "
                 "call .contiguous()"
             )
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover `size`."""
+    return -(-size // block)
 
 
 def check_programs(op: str, programs: int) -> None:

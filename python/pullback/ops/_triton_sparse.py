@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from pullback.kernels.triton import (  # pyright: ignore[reportMissingImports]
-    contract_config,
-    contract_kernel,
-    decode_csr_kernel,
-    entry_tile_count,
-    launch_config,
-    sampled_dot_config,
-    sampled_dot_kernel,
-)
-
 from ._gpu import check_decode_csr
-from ._triton_launch import INTERPRETED, MAX_PROGRAMS, MAX_TILES, check_placed, check_programs, dot_operand
+from ._triton_launch import (
+    INTERPRETED,
+    MAX_PROGRAMS,
+    MAX_TILES,
+    blocks,
+    check_placed,
+    check_programs,
+    dot_operand,
+    kernels,
+)
 
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -41,13 +39,13 @@ def decode_csr(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b
     if out.numel() == 0:
         return out
 
-    config = launch_config(d, W_dec.element_size())
-    grid = (N, triton.cdiv(d, config["BLOCK_D"]))
+    config = kernels.launch_config(d, W_dec.element_size())
+    grid = (N, blocks(d, config["BLOCK_D"]))
     if grid[0] > MAX_PROGRAMS or grid[1] > MAX_TILES:
         raise ValueError(f"decode_csr (triton): [N, d]=[{N}, {d}] is too large for one launch; decode it in pieces")
     # Rows vary fastest in the grid, so programs that run together share one column tile of W_dec, which L2 may hold.
     with torch.cuda.device_of(W_dec):
-        decode_csr_kernel[grid](
+        kernels.decode_csr_kernel[grid](
             indptr.contiguous(),
             indices.contiguous(),
             values.contiguous(),
@@ -77,11 +75,11 @@ def sampled_dot(g: Tensor, W: Tensor, indptr: Tensor, indices: Tensor) -> Tensor
     out = torch.empty(nnz, dtype=torch.float64 if wide else torch.float32, device=g.device)
     if nnz == 0 or n == 0:
         return out
-    config = sampled_dot_config(d, W.element_size())
-    tiles = entry_tile_count(n, nnz, config["BLOCK_E"])
+    config = kernels.sampled_dot_config(d, W.element_size())
+    tiles = kernels.entry_tile_count(n, nnz, config["BLOCK_E"])
     check_programs("sampled_dot", tiles)
     with torch.cuda.device_of(W):
-        sampled_dot_kernel[(tiles,)](
+        kernels.sampled_dot_kernel[(tiles,)](
             indptr.contiguous(),
             indices.contiguous(),
             g,
@@ -142,11 +140,11 @@ def contract(
     check_placed("contract", G, W_dec, indptr, indices, values, out)
     if out.numel() == 0 or P == 0:
         return out
-    config = contract_config(_TYPES[G.dtype], B, nnz / P)
-    programs = entry_tile_count(P, nnz, config["BLOCK_E"]) * triton.cdiv(B, config["BLOCK_B"])
+    config = kernels.contract_config(_TYPES[G.dtype], B, nnz / P)
+    programs = kernels.entry_tile_count(P, nnz, config["BLOCK_E"]) * blocks(B, config["BLOCK_B"])
     check_programs("contract", programs)
     with torch.cuda.device_of(G):
-        contract_kernel[(programs,)](
+        kernels.contract_kernel[(programs,)](
             indptr.contiguous(),
             indices.contiguous(),
             values.to(sums).contiguous(),

@@ -240,7 +240,7 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
 
 
 def _weights_and_floats(W: Tensor, *others: Tensor) -> list[Tensor]:
-    """As `_floats`, but half precision weights on a GPU stay as they are: its kernels read them so, at half the price."""
+    """As `_floats`, but half precision weights on a GPU stay as they are: its kernels read them so, at half price."""
     if not (W.is_cuda and W.dtype in (torch.bfloat16, torch.float16)) or any(t.dtype == torch.float64 for t in others):
         return _floats(W, *others)
     return [W, *_floats(*others)]

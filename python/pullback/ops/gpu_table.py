@@ -23,8 +23,8 @@ class Plan:
     """How to encode.
 
     Attributes:
-        way: "chunks": a library GEMM into blocks of rows x features that stay in L2, a select for each, a running merge;
-            "tiles": a GEMM that writes the maxima of tiles, and a select that reads the tiles it has to.
+        way: "chunks": a library GEMM into blocks of rows x features that stay in L2, a select for each, and a running
+            merge; "tiles": a GEMM that writes the maxima of tiles, and a select that reads the tiles it has to.
         rows: rows of a block. For "tiles" as many as the scratch holds, and at most these.
         features: features of a block; "tiles" takes all.
         tile: block shape, warps and stages of the GEMM of "tiles"; None for its own default.

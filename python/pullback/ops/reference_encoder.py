@@ -14,7 +14,7 @@ def encode_gemm(
     b_enc: Tensor,
     h: Tensor,
     maxima: Tensor,
-    tf32: bool,
+    tf32: bool,  # noqa: ARG001
     config: dict | None = None,  # noqa: ARG001
 ) -> None:
     """h = x W_enc^T + b_enc (n, F), and the maximum of every 64 columns of it (n, ceil(F/64)); NaN is the largest."""
