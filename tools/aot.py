@@ -1,9 +1,10 @@
-"""Compile every Triton kernel ahead of time and report its registers, spills, shared memory and 16-byte loads.
+"""Compile every Triton kernel ahead of time and report its registers, spills, shared memory, loads and matrix units.
 
     python tools/aot.py [--arch 80 90 100] [--json]
 
-Needs triton, no GPU. Exits with 1 if a kernel does not compile, spills, or lost the 16-byte loads its case promises.
-The kernels are read from this checkout, installed or not.
+Needs triton, no GPU. Exits with 1 if a kernel does not compile, spills, asks for more shared memory than there is, or
+lost the 16-byte loads, matrix units or bulk copies that its case promises. The kernels are read from this checkout,
+installed or not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels" / "triton"
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # what one block can have
+MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: r"UTC\w*MMA"}  # as SASS names them
 
 
 def kernel_cases() -> Iterator[Any]:
@@ -81,7 +85,12 @@ def compile_case(case: Any, arch: int) -> dict[str, Any]:
         "spill_instructions": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         "shared_bytes": int(compiled.metadata.shared),
         "loads_16_bytes": len(re.findall(r"\bLDG\.E[.\w]*\.128\b", sass)),
+        "matrix_instructions": len(re.findall(rf"\b{MATRIX_UNITS[arch]}\b", sass)) if arch in MATRIX_UNITS else 0,
+        "bulk_loads": len(re.findall(r"\bUTMALDG\b", sass)),
+        "shared_limit": SHARED_BYTES.get(arch),
         "wants_vector_loads": case.wants_vector_loads,
+        "wants_hgmma": case.wants_hgmma and arch in MATRIX_UNITS,
+        "wants_bulk_copies": case.wants_bulk_copies,
     }
 
 
@@ -92,6 +101,12 @@ def complaints(row: dict[str, Any]) -> list[str]:
         found.append("spills")
     if row["wants_vector_loads"] and not row["loads_16_bytes"]:
         found.append("no 16-byte loads")
+    if row["wants_hgmma"] and not row["matrix_instructions"]:
+        found.append("matrix units unused")
+    if row["wants_bulk_copies"] and not row["bulk_loads"]:
+        found.append("no bulk copies")
+    if row["shared_limit"] and row["shared_bytes"] > row["shared_limit"]:
+        found.append("too much shared memory")
     return found
 
 
@@ -108,6 +123,8 @@ def main() -> int:
     failed = False
     for case in kernel_cases():
         for arch in arguments.arch:
+            if arch not in case.archs:
+                continue
             row = compile_case(case, arch)
             wrong = complaints(row)
             failed |= bool(wrong)
@@ -115,9 +132,10 @@ def main() -> int:
                 print(json.dumps(row | {"complaints": wrong}), flush=True)
             else:
                 print(
-                    f"{row['arch']:7} {row['kernel']:20} {row['case']:38} {row['registers']:4} regs  "
+                    f"{row['arch']:7} {row['kernel']:30} {row['case']:42} {row['registers']:4} regs  "
                     f"{row['spill_bytes']:4} B spilled  {row['shared_bytes']:6} B shared  "
-                    f"{row['loads_16_bytes']:3} 16-byte loads  {', '.join(wrong) or 'ok'}",
+                    f"{row['loads_16_bytes']:3} 16-byte loads  {row['matrix_instructions']:3} matrix  "
+                    f"{row['bulk_loads']:2} bulk loads  {', '.join(wrong) or 'ok'}",
                     flush=True,
                 )
     return int(failed)

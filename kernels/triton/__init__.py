@@ -5,6 +5,39 @@ ahead of time, so that a machine without a GPU still notices a kernel that stops
 """
 
 from .aot_case import AotCase
+from .contract import contract_config, contract_kernel
+from .encode_gemm import MAXIMA_WIDTH, encode_gemm_config, encode_gemm_descriptor_kernel, encode_gemm_kernel
+from .entry_tiles import entry_tile_count
+from .sampled_dot import sampled_dot_config, sampled_dot_kernel
+from .settle import (
+    exhaust_config,
+    exhaust_kernel,
+    narrow_kernel,
+    pick_kernel,
+    rescore_config,
+    rescore_kernel,
+    settle_config,
+)
 from .sparse_decode import decode_csr_kernel, launch_config
 
-__all__ = ["AotCase", "decode_csr_kernel", "launch_config"]
+__all__ = [
+    "MAXIMA_WIDTH",
+    "AotCase",
+    "contract_config",
+    "contract_kernel",
+    "decode_csr_kernel",
+    "encode_gemm_config",
+    "encode_gemm_descriptor_kernel",
+    "encode_gemm_kernel",
+    "entry_tile_count",
+    "exhaust_config",
+    "exhaust_kernel",
+    "launch_config",
+    "narrow_kernel",
+    "pick_kernel",
+    "rescore_config",
+    "rescore_kernel",
+    "sampled_dot_config",
+    "sampled_dot_kernel",
+    "settle_config",
+]

@@ -23,7 +23,12 @@ def assert_sorts(cuda: Cuda, ids: Tensor, F: int) -> None:
 def ids_of(kind: str, nnz: int, F: int, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     uniform = torch.rand(nnz, generator=g, dtype=torch.float64)
-    drawn = {"uniform": uniform * F, "heavy": uniform**8 * F, "one": uniform * 0 + F - 1, "two": (uniform > 0.5) * (F - 1)}
+    drawn = {
+        "uniform": uniform * F,
+        "heavy": uniform**8 * F,
+        "one": uniform * 0 + F - 1,
+        "two": (uniform > 0.5) * (F - 1),
+    }
     return drawn[kind].floor().clamp(0, F - 1).int()
 
 
@@ -35,7 +40,12 @@ def test_digits_and_tiles(cuda: Cuda, F: int, kind: str) -> None:
 
 
 @settings(max_examples=20)
-@given(nnz=st.integers(0, 5000), F=st.integers(1, 70000), kind=st.sampled_from(["uniform", "heavy"]), seed=st.integers(0, 99))
+@given(
+    nnz=st.integers(0, 5000),
+    F=st.integers(1, 70000),
+    kind=st.sampled_from(["uniform", "heavy"]),
+    seed=st.integers(0, 99),
+)
 def test_any_size(cuda: Cuda, nnz: int, F: int, kind: str, seed: int) -> None:
     assert_sorts(cuda, ids_of(kind, nnz, F, seed), F)
 

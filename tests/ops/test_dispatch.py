@@ -70,7 +70,8 @@ def test_use_backend_swaps_and_restores() -> None:
 
 def test_a_device_without_kernels_runs_the_reference() -> None:
     assert dispatch.lookup("contract", torch.device("xpu")) is reference.contract
-    assert dispatch.lookup("contract", torch.device("cuda")) is reference.contract
+    if not {"cuda", "triton"} & set(ops.available_backends()):
+        assert dispatch.lookup("contract", torch.device("cuda")) is reference.contract
 
 
 def test_the_cpu_backend_takes_cpu_tensors_only() -> None:

@@ -26,6 +26,51 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
+@pytest.fixture(scope="module")
+def by_kernel(compiled: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in compiled:
+        found.setdefault(row["kernel"], []).append(row)
+    return found
+
+
+KERNELS = [
+    "contract_kernel",
+    "decode_csr_kernel",
+    "encode_gemm_descriptor_kernel",
+    "encode_gemm_kernel",
+    "exhaust_kernel",
+    "narrow_kernel",
+    "pick_kernel",
+    "rescore_kernel",
+    "sampled_dot_kernel",
+]
+
+
+def test_no_kernel_spills_on_any_architecture(by_kernel: dict[str, list[dict[str, Any]]]) -> None:
+    assert sorted(by_kernel) == KERNELS
+    for name, rows in by_kernel.items():
+        expected = {"sm_90", "sm_100"} if "descriptor" in name else {"sm_80", "sm_90", "sm_100"}
+        assert {row["arch"] for row in rows} == expected
+        for row in rows:
+            assert row["spill_bytes"] == row["spill_instructions"] == 0
+            assert row["shared_bytes"] <= row["shared_limit"]
+
+
+def test_gemms_run_on_the_matrix_units_of_their_generation(by_kernel: dict[str, list[dict[str, Any]]]) -> None:
+    """HMMA, HGMMA and tcgen05, for the encoder and for the contraction, in bfloat16 and in float32 through TF32."""
+    for name in ("encode_gemm_kernel", "encode_gemm_descriptor_kernel", "contract_kernel"):
+        rows = [row for row in by_kernel[name] if row["case"].startswith("bf16")]
+        rows += [row for row in by_kernel[name] if "tf32" in row["case"]]
+        assert rows
+        assert all(row["matrix_instructions"] > 0 for row in rows)
+    assert all(row["matrix_instructions"] for row in by_kernel["contract_kernel"] if row["case"].startswith("fp32"))
+
+
+def test_tiles_of_the_encoder_move_in_bulk(by_kernel: dict[str, list[dict[str, Any]]]) -> None:
+    assert all(row["bulk_loads"] >= 2 for row in by_kernel["encode_gemm_descriptor_kernel"])
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
 def test_decode_does_not_spill(compiled: list[dict[str, Any]], arch: str, weights: str) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.ops.decode_cases import Decode, assert_decodes, damaged_rows, make_decode
+from tests.ops.interpreter import run_interpreted
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -18,14 +14,7 @@ on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 
 def test_in_the_interpreter() -> None:
-    cases = Path(__file__).with_name("triton_decode_interpreted.py")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    run_interpreted("triton_decode_interpreted.py")
 
 
 def test_cpu_tensors_are_refused_outside_the_interpreter() -> None:

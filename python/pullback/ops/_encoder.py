@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _screened, dispatch, reference
+from . import _gpu_encoder, _screened, dispatch, reference
 from .sparse import SparseActivations
 
 # Pre-activations held at a time: the product of a row chunk and F stays at or below it.
@@ -24,12 +24,16 @@ GPU_ROWS = 256, 8192
 def topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, shadow: _screened.Factor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Top-k of x @ W_enc.T + b_enc. On a CPU the answer is that of float64 accumulation, rounded once; on a GPU it is
-    the top-k of what the GEMM gave."""
+    """Top-k of x @ W_enc.T + b_enc. The answer is that of float64 accumulation, rounded once: see `_screened` and
+    `_gpu_encoder`; for float64, and for many slots on a GPU, it is the top-k of what the GEMM gave."""
     if dispatch.forced() == "reference":
         return reference.topk_encode(x, W_enc, b_enc, k, relu)
     if screens(x):
         return _screened.topk_encode(x, W_enc, b_enc, k, relu, shadow)
+    if x.is_cuda and W_enc.dtype in _gpu_encoder.DTYPES:
+        if k <= _gpu_encoder.MOST_SLOTS:
+            return _gpu_encoder.topk_encode(x, W_enc, b_enc, k, relu)
+        x, W_enc, b_enc = x.to(W_enc.dtype).float(), W_enc.float(), b_enc.float()
     select = dispatch.lookup("topk_select", x.device)
     values, indices = x.new_empty(len(x), k), x.new_empty(len(x), k, dtype=torch.int32)
     for rows, h in _chunks(x, W_enc, b_enc):

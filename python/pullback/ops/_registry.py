@@ -88,7 +88,8 @@ def _(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
 
 @torch.library.register_fake("pullback::topk_encode", lib=_lib)
 def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, *shadow: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int32)
+    dtype = torch.promote_types(W_enc.dtype, torch.float32)
+    return x.new_empty(x.shape[0], k, dtype=dtype), x.new_empty(x.shape[0], k, dtype=torch.int32)
 
 
 @torch.library.register_fake("pullback::decode_csr", lib=_lib)
@@ -98,12 +99,12 @@ def _(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Ten
 
 @torch.library.register_fake("pullback::sampled_dot", lib=_lib)
 def _(g: Tensor, W: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:  # noqa: ARG001
-    return g.new_empty(indices.shape[0])
+    return g.new_empty(indices.shape[0], dtype=torch.promote_types(g.dtype, torch.float32))
 
 
 @torch.library.register_fake("pullback::segment_outer", lib=_lib)
 def _(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_features: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(n_features, x.shape[1])
+    return x.new_empty(n_features, x.shape[1], dtype=torch.promote_types(values.dtype, x.dtype))
 
 
 @torch.library.register_fake("pullback::contract", lib=_lib)

@@ -1,6 +1,7 @@
 """The public ops: check shapes, bring dtypes and layouts into order, and call `torch.ops.pullback`.
 
-bfloat16 and float16 inputs are computed, and returned, in float32; float64 anywhere makes everything float64.
+bfloat16 and float16 inputs are computed, and returned, in float32; float64 anywhere makes everything float64. On a GPU
+half precision weights are read as they are.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def topk_encode(
 ) -> tuple[Tensor, Tensor]:
     """`topk_select(x @ W_enc.T + b_enc, k, relu)` without the N x F matrix.
 
-    On a CPU the pre-activations compared and returned are exact: accumulated in float64 and rounded once, whatever the
-    GEMM, the chunks, the threads or the instruction set. On a GPU they are what the GEMM gives.
+    The pre-activations compared and returned are exact: accumulated in float64 and rounded once, whatever the GEMM, the
+    chunks, the threads, the instruction set or the device (float64 on a GPU, and k > 512 there: what the GEMM gives).
+    On a GPU, bfloat16 and float16 weights stay as they are, and x is rounded to their dtype.
     Differentiable in x, W_enc and b_enc, over the chosen entries only.
 
     Args:
@@ -166,16 +168,13 @@ def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_
 def _decode(op: str, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     _check_weights(op, "W_dec", W_dec, None, None)
     d = W_dec.shape[1]
-    if b_dec is not None:
+    if b_dec is None:
+        W_dec, values = _weights_and_floats(W_dec, values)
+    else:
         turned = " (W_dec transposed?)" if b_dec.shape == W_dec.shape[:1] else ""
         _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]{turned}", b_dec)
+        W_dec, values, b_dec = _weights_and_floats(W_dec, values, b_dec)
         b_dec = b_dec.contiguous()
-    if _widened_by_kernel(W_dec, values, b_dec):
-        values, b_dec = values.float(), None if b_dec is None else b_dec.float()
-    elif b_dec is None:
-        values, W_dec = _floats(values, W_dec)
-    else:
-        values, W_dec, b_dec = _floats(values, W_dec, b_dec)
     return _ops.decode_csr(indptr.contiguous(), _int32(indices), values.contiguous(), _rows(W_dec), b_dec)
 
 
@@ -188,7 +187,7 @@ def encoder_arguments(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple
     _check_weights(op, "W_enc", W_enc, None, x.shape[1])
     F = W_enc.shape[0]
     _check(b_enc.shape == (F,), op, f"b_enc must be [F]=[{F}]", b_enc)
-    x, W_enc, b_enc = _floats(x, W_enc, b_enc)
+    W_enc, x, b_enc = _weights_and_floats(W_enc, x, b_enc)
     return _rows(x), _rows(W_enc), b_enc.contiguous()
 
 
@@ -231,9 +230,11 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
 
 
-def _widened_by_kernel(W: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels read 16-bit weights W in place, in a sum that is float32: those on a GPU do."""
-    return W.is_cuda and W.element_size() == 2 and all(t is None or t.dtype != torch.float64 for t in others)
+def _weights_and_floats(W: Tensor, *others: Tensor) -> list[Tensor]:
+    """As `_floats`, but half precision weights on a GPU stay as they are: its kernels read them so, at half price."""
+    if not (W.is_cuda and W.dtype in (torch.bfloat16, torch.float16)) or any(t.dtype == torch.float64 for t in others):
+        return _floats(W, *others)
+    return [W, *_floats(*others)]
 
 
 def _int32(ids: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .reference_encoder import encode_gemm, topk_exhaust_, topk_select_tiles, topk_settle
 from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_norm
 
 __all__ = [
@@ -18,13 +19,17 @@ __all__ = [
     "contract",
     "decode_csr",
     "decode_residual",
+    "encode_gemm",
     "feature_order",
     "gradient_norm",
     "rows_of",
     "sampled_dot",
     "segment_outer",
     "topk_encode",
+    "topk_exhaust_",
     "topk_select",
+    "topk_select_tiles",
+    "topk_settle",
 ]
 
 
@@ -59,15 +64,18 @@ def topk_select(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
 
 
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
-    """Top-k of x @ W_enc.T + b_enc, accumulated in float64 and rounded once."""
-    h = torch.addmm(b_enc.double(), x.double(), W_enc.double().T)
-    return topk_select(h.to(x.dtype), k, relu)
+    """Top-k of x @ W_enc.T + b_enc, accumulated in float64 and rounded once, to float32 or more.
+
+    x has, or is first rounded to, the dtype of the weights.
+    """
+    h = torch.addmm(b_enc.double(), x.to(W_enc.dtype).double(), W_enc.double().T)
+    return topk_select(h.to(torch.promote_types(W_enc.dtype, torch.float32)), k, relu)
 
 
 def decode_csr(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     """out[n] = b_dec + sum over entries e of row n of values[e] * W_dec[indices[e]]."""
     n = indptr.shape[0] - 1
-    base = values.new_zeros(n, W_dec.shape[1]) if b_dec is None else b_dec.expand(n, -1).clone()
+    base = values.new_zeros(n, W_dec.shape[1]) if b_dec is None else b_dec.to(values.dtype).expand(n, -1).clone()
     return base.index_add(
         0, rows_of(indptr, len(indices)), values[:, None] * W_dec[checked("decode_csr", indices, len(W_dec))]
     )
@@ -80,7 +88,7 @@ def sampled_dot(g: Tensor, W: Tensor, indptr: Tensor, indices: Tensor) -> Tensor
 
 def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_features: int) -> Tensor:
     """out[f] = sum over entries e of feature f of values[e] * x[row of e]."""
-    out = x.new_zeros(n_features, x.shape[1])
+    out = x.new_zeros(n_features, x.shape[1], dtype=torch.promote_types(values.dtype, x.dtype))
     return out.index_add(
         0, checked("segment_outer", indices, n_features), values[:, None] * x[rows_of(indptr, len(indices))]
     )
