@@ -13,13 +13,13 @@ from pullback.ops import dispatch
 from .registry import Absent, Provider, Run
 
 
-def forced(build: Callable[[Any], Run], *ops: str) -> tuple[Provider, ...]:
-    """`build` as it is, on AVX2 only, and on each GPU backend that has one of the dispatched `ops` it is made of."""
+def forced(build: Callable[[Any], Run], *names: str) -> tuple[Provider, ...]:
+    """`build` as it is, on AVX2 only, and on each GPU backend that has one of the dispatched ops `names`."""
     return (
         Provider("pullback", build),
         Provider("pullback-avx2", _on_isa("avx2", build), devices=("cpu",)),
-        Provider("pullback-triton", _on_backend("triton", ops, build), devices=("cuda",)),
-        Provider("pullback-cuda", _on_backend("cuda", ops, build), devices=("cuda",)),
+        Provider("pullback-triton", _on_backend("triton", names, build), devices=("cuda",)),
+        Provider("pullback-cuda", _on_backend("cuda", names, build), devices=("cuda",)),
     )
 
 
