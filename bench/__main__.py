@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import environment, registry, roofline, rows, run
+from . import environment, registry, results, roofline, rows, run
 from .environment import ROOT
 from .ops import OPS
 from .registry import Op
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def bench(ops: list[Op], options: argparse.Namespace) -> int:
-    """Measure, write the file, and return 1 where a result was wrong or a provider failed, else 0."""
+    """Measure, write the file, and return 1 where something of ours was wrong or failed, else 0."""
     device, tiny = torch.device(options.device), options.suite == "tiny"
     name = "gpu" if device.type == "cuda" and not tiny else options.suite
     cases = "full" if name == "peers" else name
@@ -84,10 +84,9 @@ def bench(ops: list[Op], options: argparse.Namespace) -> int:
     rows.write(path, [header, *found])
     print(path)
     wrong = [row for row in found if row["status"] in ("refused", "failed")]
-    broken += [f"{row['op']}, {row['provider']}: {row['reason']}" for row in wrong]
-    for sentence in broken:
+    for sentence in (*broken, *(f"{row['op']}, {row['provider']}: {row['reason']}" for row in wrong)):
         say(sentence)
-    return 1 if broken else 0
+    return 1 if broken or any(results.is_ours(row) for row in wrong) else 0
 
 
 def _check(options: argparse.Namespace) -> None:

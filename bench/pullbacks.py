@@ -13,13 +13,13 @@ from pullback.ops import dispatch
 from .registry import Absent, Provider, Run
 
 
-def forced(op: str, build: Callable[[Any], Run]) -> tuple[Provider, ...]:
-    """`build` as it is, on AVX2 only, and on each GPU backend that has `op`."""
+def forced(build: Callable[[Any], Run], *names: str) -> tuple[Provider, ...]:
+    """`build` as it is, on AVX2 only, and on each GPU backend that has one of the dispatched ops `names`."""
     return (
         Provider("pullback", build),
         Provider("pullback-avx2", _on_isa("avx2", build), devices=("cpu",)),
-        Provider("pullback-triton", _on_backend("triton", op, build), devices=("cuda",)),
-        Provider("pullback-cuda", _on_backend("cuda", op, build), devices=("cuda",)),
+        Provider("pullback-triton", _on_backend("triton", names, build), devices=("cuda",)),
+        Provider("pullback-cuda", _on_backend("cuda", names, build), devices=("cuda",)),
     )
 
 
@@ -42,14 +42,14 @@ def _on_isa(isa: str, build: Callable[[Any], Run]) -> Callable[[Any], Run]:
     return prepare
 
 
-def _on_backend(backend: str, op: str, build: Callable[[Any], Run]) -> Callable[[Any], Run]:
+def _on_backend(backend: str, names: tuple[str, ...], build: Callable[[Any], Run]) -> Callable[[Any], Run]:
     def prepare(inputs: Any) -> Run:
         if backend not in dispatch.available_backends():
             raise Absent(f"the {backend} backend does not run here: {dispatch.describe()['reasons'].get(backend, '')}")
         with dispatch.use_backend(backend):
             # An op that a backend lacks falls back to the reference, which would be timed under a wrong name.
-            if "reference" in dispatch.lookup(op, torch.device("cuda")).__module__:
-                raise Absent(f"the {backend} backend has no {op}")
+            if all("reference" in dispatch.lookup(name, torch.device("cuda")).__module__ for name in names):
+                raise Absent(f"the {backend} backend has no {names[0]}")
             run = build(inputs)
 
         def on_backend() -> Any:

@@ -64,7 +64,7 @@ def run_case(op: Op, case: Case, settings: Settings, say: Say) -> list[dict[str,
             run = provider.prepare(inputs)
             verdict, peak = _verify(op, provider, inputs, expected, run, device)
         except Absent as missing:
-            rows.append(about | {"status": "absent", "reason": str(missing)})
+            rows.append(about | {"status": "absent", "reason": environment.without_paths(str(missing))})
         except torch.OutOfMemoryError:
             rows.append(about | {"status": "absent", "reason": "runs out of memory at this shape"})
             torch.cuda.empty_cache()

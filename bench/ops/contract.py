@@ -111,7 +111,7 @@ CONTRACT = Op(
     reference=reference,
     check=check,
     providers=(
-        *pullbacks.forced("contract", _ours),
+        *pullbacks.forced(_ours, "contract"),
         Provider("circuit-tracer einsum", _einsum),
         Provider("torch gather, bmm", _bmm),
         Provider("torch grouped_mm", _grouped),

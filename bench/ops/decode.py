@@ -93,7 +93,7 @@ DECODE = Op(
     reference=reference,
     check=check,
     providers=(
-        *pullbacks.forced("decode_csr", _ours),
+        *pullbacks.forced(_ours, "decode_csr"),
         Provider("torch embedding_bag", _embedding_bag),
         Provider("torch dense", _dense),
         Provider("torch-compile", _compiled, optional=True),

@@ -129,7 +129,7 @@ TOPK = Op(
     reference=reference,
     check=check,
     providers=(
-        *pullbacks.forced("topk_select", _ours),
+        *pullbacks.forced(_ours, "topk_encode", "topk_select"),
         Provider("pullback-screen", _screened, devices=("cpu",)),
         Provider("torch", _torch),
         Provider("torch-compile", _compiled, optional=True),

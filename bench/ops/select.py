@@ -91,7 +91,7 @@ SELECT = Op(
     reference=reference,
     check=check,
     providers=(
-        *pullbacks.forced("topk_select", _ours),
+        *pullbacks.forced(_ours, "topk_select"),
         Provider("torch", _torch),
         Provider("torch-compile", _compiled, optional=True),
     ),

@@ -56,7 +56,7 @@ def main(name: str, shape: Shape, device: torch.device, threads: int, answer: Ca
         return answer({"status": "absent", "reason": without_paths(f"{module} cannot be imported here: {error}")})
     load_optimizer()  # before the baseline, as the import was: what a library weighs is not what training takes
     gc.collect()
-    before = reset_peak_mb()
+    before = forget_peak()
     try:
         step = implementation.build(shape, device)
         answer({"status": "ready"})
@@ -74,11 +74,14 @@ def main(name: str, shape: Shape, device: torch.device, threads: int, answer: Ca
                 result["loss"].append(loss)
                 taken += 1
             answer(result)
+    except torch.OutOfMemoryError:
+        return answer({"status": "absent", "reason": "runs out of memory at this shape"})
     except Exception as error:
         return answer({"status": "failed", "reason": without_paths(f"{type(error).__name__}: {error}")})
     if device.type == "cuda":
         return answer({"peak_mb": torch.cuda.max_memory_allocated(device) / 2**20})
-    return answer({"peak_mb": resident_mb("VmHWM") - before})
+    peak = memory_mb("VmHWM")
+    return answer({"peak_mb": None if peak is None or before is None else peak - before})
 
 
 def orders() -> Iterator[int]:
@@ -96,18 +99,23 @@ def load_optimizer() -> None:
     torch.optim.Adam([weight]).step()
 
 
-def reset_peak_mb() -> float:
-    """Forget the highest memory so far; MiB held now."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return resident_mb("VmRSS")
+def forget_peak() -> float | None:
+    """Let the peak start anew; MiB held now, or None where the system keeps no such count."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return None
+    return memory_mb("VmRSS")
 
 
-def resident_mb(field: str) -> float:
-    """VmRSS (memory held now) or VmHWM (the most it has been), MiB."""
-    with open("/proc/self/status") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return int(lines[field].split()[0]) / 1024
+def memory_mb(field: str) -> float | None:
+    """MiB: VmRSS, held now, or VmHWM, the most there was."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
 
 
 def synchronize(device: torch.device) -> None:

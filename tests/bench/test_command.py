@@ -13,6 +13,8 @@ import torch
 from bench import __main__ as command
 from bench import rows
 from bench.ops import OPS
+from bench.ops.decode import Decoder
+from bench.registry import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,3 +89,18 @@ def test_a_broken_device_does_not_lose_what_was_found(
     assert "illegal memory access" in capsys.readouterr().err
     _, found = rows.read(next(tmp_path.iterdir()))
     assert {row["op"] for row in found} == {"decode"}
+
+
+@pytest.mark.parametrize(("liar", "code"), [("pullback", 1), ("torch dense", 0)])
+def test_only_what_is_ours_decides_the_exit_code(
+    liar: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lies(inputs: Decoder) -> Run:
+        return lambda: torch.zeros(len(inputs.values), inputs.W_dec.shape[1])
+
+    op = OPS["decode"]
+    providers = tuple(replace(one, build=lies) if one.name == liar else one for one in op.providers)
+    monkeypatch.setattr(command, "OPS", {"decode": replace(op, providers=providers)})
+    threads = str(torch.get_num_threads())
+    assert command.main(["--tiny", "--ops", "decode", "--threads", threads, "--out", str(tmp_path)]) == code
+    assert f"decode, {liar}: wrong" in capsys.readouterr().err

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import registry, roofline
+from bench import pullbacks, registry, roofline
 from bench.ops import OPS
 from bench.registry import Absent, Case, Op, Provider
 from bench.step.implementations import IMPLEMENTATIONS
+from pullback import ops
 
 CPU = torch.device("cpu")
 OPS_LIST = [pytest.param(op, id=op.name) for op in OPS.values()]
@@ -117,3 +118,19 @@ def test_every_training_step_runs_somewhere() -> None:
         assert one.suites
         assert set(one.devices) <= {"cpu", "cuda"}
     assert {one.role for one in IMPLEMENTATIONS.values()} == {"op", "floor"}
+
+
+def test_a_backend_that_lacks_an_op_is_not_timed_as_the_reference() -> None:
+    has_none = pullbacks._on_backend("reference", ("decode_csr", "contract"), lambda _: dict)
+    with pytest.raises(Absent, match="the reference backend has no decode_csr"):
+        has_none(None)
+    with pytest.raises(Absent, match="the abacus backend does not run here"):
+        pullbacks._on_backend("abacus", ("decode_csr",), lambda _: dict)(None)
+
+
+def test_a_forced_instruction_set_is_taken_back() -> None:
+    before = ops.isa()
+    assert pullbacks._on_isa("generic", lambda _: ops.isa)(None)() == "generic"
+    assert ops.isa() == before
+    with pytest.raises(Absent, match="this CPU has no avx10"):
+        pullbacks._on_isa("avx10", lambda _: dict)(None)
