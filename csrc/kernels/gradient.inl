@@ -96,6 +96,7 @@ struct RowSum {
     for (; c + columns<T> <= d; c += columns<T>) {
       Vec<T> part[column_vectors];
       sum(c, part);
+#pragma GCC unroll 4
       for (int u = 0; u < column_vectors; ++u) store(out + c + u * lanes<T>, part[u]);
     }
     for (; c < d; ++c) out[c] = at(c);

@@ -47,7 +47,9 @@ struct Adam {
     if (c + columns<T> <= d) {
       Vec<T> g[column_vectors];
       gradient.sum(c, g);
-      for (int u = 0; u < column_vectors; ++u, c += lanes<T>) vector(p + c, m + c, v + c, g[u]);
+#pragma GCC unroll 4
+      for (int u = 0; u < column_vectors; ++u)
+        vector(p + c + u * lanes<T>, m + c + u * lanes<T>, v + c + u * lanes<T>, g[u]);
     } else {
       for (; c < d; ++c) weight(p + c, m + c, v + c, gradient.at(c));
     }

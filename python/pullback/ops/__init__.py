@@ -16,6 +16,7 @@ from .gradient import (
     adam_,
     column_moments,
     decode_residual,
+    dense_adam_,
     feature_order,
     gradient_norm,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "decode_csr",
     "decode_residual",
     "decode_topk",
+    "dense_adam_",
     "describe",
     "feature_order",
     "gradient_norm",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, reference_gradient
 from .functional import _check, _check_weights, _floats, _int32, _rows
 from .screen import Screen
 from .sparse import INT32_MAX
@@ -210,6 +210,33 @@ def adam_(
         lazy=lazy,
         screen=screen,
     )
+
+
+def dense_adam_(
+    grad: Tensor,
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad_scale: float | Tensor,
+    lr: float | Tensor,
+    step: int | Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> None:
+    """The step of :func:`adam_` for a small weight with a dense gradient: an output bias, a skip path. In plain torch.
+
+    Args:
+        grad, param, exp_avg, exp_avg_sq: of one shape and dtype; the last three are changed.
+        grad_scale, lr, step, betas, eps: as for :func:`adam_`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    for name, t in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        _check(t.shape == param.shape, "dense_adam_", f"{name} must be {list(param.shape)} like param", t)
+    weights = grad, param.detach(), exp_avg, exp_avg_sq
+    reference_gradient.dense_adam_(*weights, grad_scale, lr, step, betas=betas, eps=eps)
 
 
 def _checked(op: str, grad: SparseGradient) -> int:

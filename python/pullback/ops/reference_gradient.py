@@ -91,21 +91,43 @@ def adam_(
     dense = dense_gradient(grad)
     if remove_parallel:
         dense = dense._replace(W_dec=_perpendicular(dense.W_dec, params.W_dec))
-    # Tensors all along, so that on a GPU nobody waits for a number.
-    scale = torch.as_tensor(grad_scale, dtype=torch.float64, device=grad.x.device)
-    t = torch.as_tensor(step, dtype=torch.float64, device=grad.x.device)
-    moving = scale.isfinite() & ((grad.starts.diff() > 0) | (not lazy))
-    for p, m, v, g in zip(params, exp_avg, exp_avg_sq, dense, strict=True):
-        rows = moving if p.ndim == 1 else moving[:, None]
-        g = g * scale.to(g.dtype)
-        new_m = betas[0] * m + (1 - betas[0]) * g
-        new_v = betas[1] * v + (1 - betas[1]) * g.square()
-        denominator = new_v.sqrt() / (1 - betas[1] ** t).sqrt().to(g.dtype) + eps
-        new_p = p - (lr / (1 - betas[0] ** t)).to(g.dtype) * new_m / denominator
-        if unit_norm and p is params.W_dec:
-            norm = new_p.norm(dim=1, keepdim=True)
-            new_p = torch.where(norm > 0, new_p / norm, new_p)
-        for old, new in ((p, new_p), (m, new_m), (v, new_v)):
-            old.copy_(torch.where(rows, new, old))
+    skipped = (grad.starts.diff() == 0) & lazy
+    for name, p, m, v, g in zip(params._fields, params, exp_avg, exp_avg_sq, dense, strict=True):
+        before = p.clone(), m.clone(), v.clone()
+        dense_adam_(g, p, m, v, grad_scale, lr, step, betas=betas, eps=eps)
+        if unit_norm and name == "W_dec":
+            norm = torch.where(_scalar(grad_scale, p.device).isfinite(), p.norm(dim=1, keepdim=True), 1)
+            p.copy_(torch.where(norm > 0, p / norm, p))
+        for new, old in zip((p, m, v), before, strict=True):
+            new.copy_(torch.where(skipped if p.ndim == 1 else skipped[:, None], old, new))
     if screen is not None:
         screen.refresh(params.W_enc)
+
+
+def _scalar(number: float | Tensor, device: torch.device) -> Tensor:
+    """Float64[Tensor, ""], filled on the device: to copy it there would be to wait."""
+    if isinstance(number, Tensor):
+        return number.double()
+    return torch.full((), number, dtype=torch.float64, device=device)
+
+
+def dense_adam_(
+    grad: Tensor,
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad_scale: float | Tensor,
+    lr: float | Tensor,
+    step: int | Tensor,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    scale, t = _scalar(grad_scale, grad.device), _scalar(step, grad.device)
+    g = grad * scale.to(grad.dtype)
+    m = betas[0] * exp_avg + (1 - betas[0]) * g
+    v = betas[1] * exp_avg_sq + (1 - betas[1]) * g.square()
+    rate, correction = lr / (1 - betas[0] ** t), (1 - betas[1] ** t).sqrt()
+    p = param - rate.to(g.dtype) * m / (v.sqrt() / correction.to(g.dtype) + eps)
+    for old, new in ((param, p), (exp_avg, m), (exp_avg_sq, v)):
+        old.copy_(torch.where(scale.isfinite(), new, old))

@@ -1,6 +1,9 @@
 """One whole optimisation step of one transcoder on given activations.
 
-    encode (exact top-k) -> sparse decode -> loss -> backward over active features only -> clip -> Adam
+    encode (exact top-k) -> residual -> sparse gradient -> its norm -> Adam, clipped
+
+No dense gradient and no autograd graph exist: beside the weights and Adam's two moments there is only what the batch
+needs (see `ops.gradient`).
 
 The loss is the fraction of variance unexplained,
 
@@ -14,13 +17,18 @@ their encoder rows as well.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pullback.ops import decode_topk, topk_encode
+from pullback.ops import topk_encode
+from pullback.ops.screen import Screen
 from pullback.training.config import require_topk
+from pullback.training.loss import Reconstruction, auxk_reconstruction, sparse_gradient
+from pullback.training.optimizer import OPTIMIZERS, Gradient
+from pullback.training.running import Firing, Readback, RunningVariance
 from pullback.transcoders import Activation, ModelReading, TopK, Transcoder
 
 if TYPE_CHECKING:
@@ -71,12 +79,16 @@ class TrainStep:
         max_grad_norm: gradients are scaled down to this norm; None never.
         auxk_alpha, auxk_k, dead_feature_window: the auxiliary loss, see TrainConfig.
         skip_connection: learn W_skip too, from zero.
+        optimizer: "adam", or "lazy_adam", which moves only the features that fired (see LazyAdam for how it differs).
+        decoder_norm: keep decoder rows at unit norm; they then start there too. The gradient's component along a row is
+            removed.
         hook_in, hook_out, reading: passed on to the transcoder.
         seed: of the initial weights.
 
     Raises:
-        ValueError: an activation other than TopK, k beyond d_sae, or batches of another shape.
-        TrainingDiverged: a loss or gradient is not finite; the weights stay those of the step before.
+        ValueError: an activation other than TopK, k beyond d_sae, an unknown optimizer, or batches of another shape.
+        TrainingDiverged: a loss or gradient is not finite; the weights stay those of the step before. On a GPU the next
+            step says so, or `check()`: not to wait for the device.
     """
 
     def __init__(
@@ -96,6 +108,8 @@ class TrainStep:
         auxk_k: int = 32,
         dead_feature_window: int = 100_000,
         skip_connection: bool = False,
+        optimizer: str = "adam",
+        decoder_norm: bool = False,
         hook_in: str = "mlp.hook_in",
         hook_out: str = "hook_mlp_out",
         reading: ModelReading | None = None,
@@ -108,14 +122,14 @@ class TrainStep:
                 "TrainStep: dtype must be torch.float32 or torch.float64 (16-bit weights do not train "
                 f"well), got {dtype}"
             )
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"TrainStep: optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
         self.activation = activation if isinstance(activation, TopK) else TopK(k)
-        # On the CPU whatever the device, so that one seed gives one set of weights everywhere.
-        W_enc = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-        W_enc = W_enc / W_enc.norm(dim=1, keepdim=True)
+        W_enc, W_dec = _initial_weights(d_in, d_out, d_sae, decoder_norm, seed, dtype)
         self.transcoder = Transcoder(
             W_enc,
             torch.zeros(d_sae, dtype=dtype),
-            0.1 * W_enc if d_in == d_out else torch.zeros(d_sae, d_out, dtype=dtype),
+            W_dec,
             torch.zeros(d_out, dtype=dtype),
             torch.zeros(d_out, d_in, dtype=dtype) if skip_connection else None,
             activation=self.activation,
@@ -123,46 +137,74 @@ class TrainStep:
             hook_out=hook_out,
             reading=reading,
         ).to(device=device)
-        self.optimizer = torch.optim.Adam(self.transcoder.parameters(), lr=lr, betas=betas, fused=True)
+        self.optimizer = OPTIMIZERS[optimizer](self.transcoder, lr, betas, decoder_norm=decoder_norm)
         self.max_grad_norm = max_grad_norm
         self.auxk_alpha = auxk_alpha
         self.auxk_k = auxk_k
-        self.dead_feature_window = dead_feature_window
-        self.n_tokens = 0
         self.n_steps = 0
-        self.tokens_since_fired = torch.zeros(d_sae, dtype=torch.long, device=self.transcoder.device)
         self.stats: StepStats | None = None
-        self._mean = torch.zeros(d_out, dtype=torch.float64, device=self.transcoder.device)
-        self._scatter = torch.zeros((), dtype=torch.float64, device=self.transcoder.device)
+        self.screen: Screen | None = None
+        self._firing = Firing(d_sae, dead_feature_window, self.transcoder.device)
+        self._variance = RunningVariance.of_nothing(d_out, self.transcoder.device)
+        # Of the step before: loss plus squared norm of the gradient, and the number of dead features after it.
+        self._last = Readback()
 
     @property
     def lr(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+        return self.optimizer.lr
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self.optimizer.param_groups[0]["lr"] = value
+        self.optimizer.lr = value
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens trained on."""
+        return self._variance.n
+
+    @property
+    def dead_feature_window(self) -> int:
+        return self._firing.window
+
+    @property
+    def tokens_since_fired(self) -> Tensor:
+        """Int64[Tensor, "F"]"""
+        return self._firing.tokens_since
+
+    @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step on inputs x Float[Tensor, 'n d_in'] and targets y Float[Tensor, 'n d_out']; returns the loss,
-        detached."""
+        """One step on inputs x Float[Tensor, 'n d_in'] and targets y Float[Tensor, 'n d_out']; returns the loss."""
         x, y = self._checked(x, y)
         if self.n_tokens == 0:
             self._start_at_mean(x, y)
-        self._update_variance(y)
-        self.transcoder.requires_grad_(True)
-        try:
-            loss, stats, indices, values = self._loss(x, y)
-            loss.backward()
-            self._descend(loss, x, y)
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            # Outside of a step the weights track nothing, so that the transcoder can be used as it stands.
-            self.transcoder.requires_grad_(False)
-        self._count_firing(indices, values, len(x))
+        variance = self._variance.after(y)
+        values, indices = self._encode(x)
+        if x.is_cuda:
+            self.check()
+        loss, gradient, stats = self._loss(x, y, values, indices, variance.variance)
+        health = self._descend(gradient, loss, x, y)
+        self._variance = variance
+        self._firing.count(values, indices)
+        if x.is_cuda:
+            self._last.put(health, self._firing.n_dead())
         self.stats = stats
         self.n_steps += 1
-        return loss.detach()
+        return loss
+
+    def check(self) -> None:
+        """Raise what the last step found too late to raise itself, waiting for it to end.
+
+        Raises:
+            TrainingDiverged: on a GPU, its loss or gradient was not finite.
+        """
+        last = self._last.get()
+        if last is not None and not math.isfinite(last[0]):
+            where = f"at step {self.n_steps - 1} of training"
+            raise self._diverged(f"the loss or its gradient is not finite {where}; lower lr (now {self.lr:.2g})")
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tc, rule = self.transcoder, self.activation
+        return topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu)
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tc = self.transcoder
@@ -181,80 +223,88 @@ class TrainStep:
             )
         return x.detach().to(tc.W_enc), y.detach().to(tc.W_enc)
 
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, StepStats, Tensor, Tensor]:
-        tc, rule = self.transcoder, self.activation
-        values, indices = topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu)
-        y_hat = decode_topk(values, indices, tc.W_dec, tc.b_dec)
-        if tc.W_skip is not None:
-            y_hat = y_hat + x @ tc.W_skip.T
-        residual = y - y_hat
-        scale = self._scale(len(x))
-        fvu = residual.square().sum() / scale
-        dead = (self.tokens_since_fired >= self.dead_feature_window).nonzero().flatten()
-        auxk = self._auxk(x, residual.detach(), dead) / scale
-        loss = fvu + self.auxk_alpha * auxk
-        stats = StepStats(
-            fvu=fvu.detach(),
-            l0=(values.detach() != 0).sum(1).to(x.dtype).mean(),
-            dead=x.new_tensor(len(dead) / tc.d_sae),
-            auxk=auxk.detach(),
+    def _loss(
+        self, x: Tensor, y: Tensor, values: Tensor, indices: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Gradient, StepStats]:
+        tc, n = self.transcoder, len(x)
+        target = y if tc.W_skip is None else torch.addmm(y, x, tc.W_skip.T, alpha=-1)
+        main = Reconstruction.of(values, indices, tc.W_dec, tc.b_dec, target, self.activation.relu)
+        scale = n * variance
+        fvu, weight = main.square / scale, 2 / scale
+        parts = [(main, weight)]
+        dead = self._dead()
+        auxk = torch.zeros_like(fvu)
+        if len(dead) > 0 and self.auxk_alpha > 0:
+            # Weighted down while fewer than auxk_k features are dead.
+            k = min(self.auxk_k, len(dead))
+            aux = auxk_reconstruction(tc, x, main.residual, dead, k)
+            auxk = aux.square / scale * (k / self.auxk_k)
+            parts.append((aux, weight * self.auxk_alpha * (k / self.auxk_k)))
+        factor = weight.to(x.dtype)
+        gradient = Gradient(
+            sparse_gradient(x, parts, tc.d_sae),
+            b_dec=main.residual.sum(0) * factor,
+            W_skip=None if tc.W_skip is None else main.residual.T @ x * factor,
         )
-        return loss, stats, indices, values.detach()
+        stats = StepStats(
+            fvu=fvu.to(x.dtype),
+            l0=values.count_nonzero().to(x.dtype) / n,
+            dead=torch.full_like(fvu, len(dead) / tc.d_sae, dtype=x.dtype),
+            auxk=auxk.to(x.dtype),
+        )
+        return (fvu + self.auxk_alpha * auxk).to(x.dtype), gradient, stats
 
-    def _auxk(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-        """sum_n ||residual - decode(top dead features)||^2, without b_dec, weighted down while fewer than auxk_k
-        features are dead"""
-        if len(dead) == 0 or self.auxk_alpha == 0:
-            return residual.new_zeros(())
-        tc, k = self.transcoder, min(self.auxk_k, len(dead))
-        values, indices = topk_encode(x, tc.W_enc[dead], tc.b_enc[dead], k, relu=True)
-        explained = decode_topk(values, indices, tc.W_dec[dead])
-        return (residual - explained).square().sum() * (k / self.auxk_k)
+    def _dead(self) -> Tensor:
+        """The features that were dead after the step before: Int64[Tensor, "n_dead"]."""
+        last = self._last.get() if self.transcoder.W_enc.is_cuda else None
+        return self._firing.dead(None if last is None else int(last[1]))
 
-    def _descend(self, loss: Tensor, x: Tensor, y: Tensor) -> None:
-        weights = list(self.transcoder.parameters())
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        if not bool(torch.isfinite(loss.detach() + norm)):
-            self._diverged(loss.detach(), x, y)
+    def _descend(self, gradient: Gradient, loss: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        square = self.optimizer.squared_norm(gradient)
+        # Adam squares gradients in the precision of the weights: what overflows there would stay in its moments.
+        health = loss + square.to(loss.dtype)
+        if not x.is_cuda and not bool(health.isfinite()):
+            raise self._blame(loss, x, y)
+        clip = torch.ones_like(square)
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
-        self.optimizer.step()
+            clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        self.optimizer.step(gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
+        return health
 
-    def _diverged(self, loss: Tensor, x: Tensor, y: Tensor) -> None:
+    def _blame(self, loss: Tensor, x: Tensor, y: Tensor) -> TrainingDiverged:
         where = f"at step {self.n_steps} of training"
         bad = {name: int((~rows.isfinite()).any(1).sum()) for name, rows in (("inputs", x), ("targets", y))}
         if any(bad.values()):
             found = " and ".join(f"{count} of {len(x)} {name}" for name, count in bad.items() if count)
-            message = f"{found} {where} are NaN or infinite; look for the prompt that makes the model overflow"
-        else:
-            message = f"loss {float(loss):.3g} or its gradient is not finite {where}; lower lr (now {self.lr:.2g})"
-        raise TrainingDiverged(message + ". The weights are those of the step before.", transcoder=self.transcoder)
+            return self._diverged(
+                f"{found} {where} are NaN or infinite; look for the prompt that makes the model overflow"
+            )
+        return self._diverged(
+            f"loss {float(loss):.3g} or its gradient is not finite {where}; lower lr (now {self.lr:.2g})"
+        )
 
-    @torch.no_grad()
+    def _diverged(self, message: str) -> TrainingDiverged:
+        return TrainingDiverged(f"{message}. The weights are those of the step before.", transcoder=self.transcoder)
+
     def _start_at_mean(self, x: Tensor, y: Tensor) -> None:
         mean = y.mean(0)
         if not bool(mean.isfinite().all() and x.isfinite().all()):
-            self._diverged(mean.sum(), x, y)
+            raise self._blame(mean.sum(), x, y)
         self.transcoder.b_dec.copy_(mean)
         self.transcoder.b_enc.copy_(-self.transcoder.W_enc @ x.mean(0))
 
-    def _update_variance(self, y: Tensor) -> None:
-        """Mean and sum of squared deviations over all tokens so far, by the pairwise update of Chan, Golub and
-        LeVeque."""
-        rows = y.double()
-        mean, n = rows.mean(0), len(rows)
-        total = self.n_tokens + n
-        shift = mean - self._mean
-        self._scatter += (rows - mean).square().sum() + shift.square().sum() * (self.n_tokens * n / total)
-        self._mean += shift * (n / total)
-        self.n_tokens = total
 
-    def _scale(self, n: int) -> Tensor:
-        """N V, the squared deviation expected of n tokens; kept off zero for targets that do not vary."""
-        variance = self._scatter / self.n_tokens
-        return n * torch.maximum(variance, 1e-12 * self._mean.square().sum() + 1e-30).to(self.transcoder.dtype)
+def _initial_weights(
+    d_in: int, d_out: int, d_sae: int, decoder_norm: bool, seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    # On the CPU whatever the device, so that one seed gives one set of weights everywhere.
+    random = torch.Generator().manual_seed(seed)
 
-    def _count_firing(self, indices: Tensor, values: Tensor, n: int) -> None:
-        fired = indices[values != 0].long()
-        self.tokens_since_fired += n
-        self.tokens_since_fired[fired] = 0
+    def unit_rows(d: int) -> Tensor:
+        rows = torch.randn(d_sae, d, generator=random, dtype=dtype)
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    W_enc = unit_rows(d_in)
+    if decoder_norm:
+        return W_enc, W_enc.clone() if d_in == d_out else unit_rows(d_out)
+    return W_enc, 0.1 * W_enc if d_in == d_out else torch.zeros(d_sae, d_out, dtype=dtype)

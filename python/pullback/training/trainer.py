@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import Any
 
@@ -17,7 +18,7 @@ from pullback.training.source import Tokens, activation_rows, bos_id, mixed, tok
 from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.transcoders import ModelReading, Transcoder, TranscoderSet
 
-COPIES_PER_WEIGHT = 4  # the weight, gradient, two moments of Adam
+COPIES_PER_WEIGHT = 3  # the weight, two moments of Adam
 REPORT_EVERY = 20
 
 
@@ -172,10 +173,8 @@ def _fit(steps: dict[int, TrainStep], batches: Iterable[Any], config: TrainConfi
             lr = config.lr_at(used // config.train_batch_size_tokens)
             for i, (layer, step) in enumerate(steps.items()):
                 step.lr = lr
-                try:
+                with _naming(layer, step):
                     step(rows[2 * i], rows[2 * i + 1])
-                except TrainingDiverged as error:
-                    raise TrainingDiverged(f"layer {layer}: {error}", transcoder=step.transcoder) from None
             used += len(rows[0])
             bar.update(len(rows[0]))
             done = used >= config.training_tokens
@@ -183,11 +182,23 @@ def _fit(steps: dict[int, TrainStep], batches: Iterable[Any], config: TrainConfi
             if verbose and (done or count % REPORT_EVERY == 0):
                 bar.set_postfix_str(_postfix(steps))
             if done:
-                return
+                break
+    for layer, step in steps.items():
+        with _naming(layer, step):
+            step.check()
     if used == 0:
         raise ValueError("nothing to train on: the source of tokens is empty, or every token is masked or BOS")
-    if verbose:
+    if verbose and used < config.training_tokens:
         tqdm.write(f"the source of tokens ended after {used:,} of {config.training_tokens:,} tokens")
+
+
+@contextmanager
+def _naming(layer: int, step: TrainStep) -> Iterator[None]:
+    """Says which layer diverged."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"layer {layer}: {error}", transcoder=step.transcoder) from None
 
 
 def _postfix(steps: dict[int, TrainStep]) -> str:

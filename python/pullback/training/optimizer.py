@@ -1,0 +1,143 @@
+"""Adam for a transcoder whose gradient is sparse: the moments, and the step on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pullback.ops import DictionaryParams, SparseGradient, adam_, dense_adam_, gradient_norm
+from pullback.ops.screen import Screen
+from pullback.transcoders import Transcoder
+
+
+class Gradient(NamedTuple):
+    """The gradient of a loss by the weights of a transcoder."""
+
+    features: SparseGradient
+    """by the rows of W_enc, b_enc and W_dec"""
+    b_dec: Tensor
+    """Float[Tensor, "d_out"]"""
+    W_skip: Tensor | None = None
+    """Float[Tensor, "d_out d_in"]"""
+
+    def dense(self) -> dict[str, Tensor]:
+        """The parts that are not sparse, by name of the weight."""
+        return {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
+
+
+class Adam:
+    """The steps of `torch.optim.Adam`, without a dense gradient: each row of the gradient is summed where its weights
+    are updated.
+
+    Args:
+        transcoder: whose weights move; float32 or float64.
+        lr: learning rate; assign `lr` to follow a schedule.
+        betas: decays of the two moments.
+        eps: added to the root of the second moment.
+        decoder_norm: keep decoder rows at unit norm. The gradient's component along a row, which the norm would undo,
+            is removed before it reaches the moments.
+
+    Attributes:
+        exp_avg, exp_avg_sq: the moments, by name of the weight.
+        n_steps: steps taken.
+    """
+
+    lazy = False
+
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        *,
+        decoder_norm: bool = False,
+    ) -> None:
+        self.transcoder = transcoder
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.decoder_norm = decoder_norm
+        self.n_steps = 0
+        weights = dict(transcoder.named_parameters())
+        self.exp_avg, self.exp_avg_sq = (
+            {name: torch.zeros_like(weight.detach()) for name, weight in weights.items()} for _ in range(2)
+        )
+
+    def squared_norm(self, gradient: Gradient) -> Tensor:
+        """Of the gradient as the step will use it: Float64[Tensor, ""]."""
+        square = gradient_norm(gradient.features, self.transcoder.W_dec, remove_parallel=self.decoder_norm)
+        for part in gradient.dense().values():
+            square = square + part.double().square().sum()
+        return square
+
+    def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
+        """Move the weights against grad_scale times the gradient; a scale that is not finite moves nothing.
+
+        Args:
+            gradient: of the loss by all weights.
+            grad_scale: number, or scalar tensor on the device of the weights.
+            screen: shadow of W_enc that is to follow it.
+        """
+        self.n_steps += 1
+        weights = dict(self.transcoder.named_parameters())
+        adam_(
+            gradient.features,
+            _features(weights),
+            _features(self.exp_avg),
+            _features(self.exp_avg_sq),
+            grad_scale,
+            self.lr,
+            self.n_steps,
+            betas=self.betas,
+            eps=self.eps,
+            remove_parallel=self.decoder_norm,
+            unit_norm=self.decoder_norm,
+            lazy=self.lazy,
+            screen=screen,
+        )
+        for name, part in gradient.dense().items():
+            moved = weights[name], self.exp_avg[name], self.exp_avg_sq[name]
+            dense_adam_(part, *moved, grad_scale, self.lr, self.n_steps, betas=self.betas, eps=self.eps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs of the optimizer; the tensors are the live ones."""
+        return {"n_steps": self.n_steps, "lr": self.lr, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            ValueError: its moments belong to other weights.
+        """
+        for group in ("exp_avg", "exp_avg_sq"):
+            own, given = getattr(self, group), state[group]
+            found, wanted = ({name: list(t.shape) for name, t in tensors.items()} for tensors in (given, own))
+            if found != wanted:
+                raise ValueError(f"load_state_dict: {group} must have the shapes {wanted}, got {found}")
+        for group in ("exp_avg", "exp_avg_sq"):
+            for name, moment in getattr(self, group).items():
+                moment.copy_(state[group][name])
+        self.n_steps, self.lr = int(state["n_steps"]), float(state["lr"])
+
+
+class LazyAdam(Adam):
+    """Adam that moves only the rows of features with a gradient in this step.
+
+    It differs from Adam: a feature that does not fire keeps its weights and its moments, where Adam would let both move
+    on by momentum and decay; the bias corrections still count all steps. Steps cost less where few features fire, and
+    rare features keep the size of the gradients they last had. Adam and LazyAdam agree where every feature fires in
+    every step.
+    """
+
+    lazy = True
+
+
+OPTIMIZERS = {"adam": Adam, "lazy_adam": LazyAdam}
+
+
+def _features(tensors: Mapping[str, Tensor]) -> DictionaryParams:
+    return DictionaryParams(*(tensors[name] for name in DictionaryParams._fields))
