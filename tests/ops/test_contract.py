@@ -103,6 +103,14 @@ def test_output_rows_may_lie_apart(isa: str) -> None:
     assert torch.equal(wide[:, 7 + acts.nnz :], before[:, 7 + acts.nnz :])
 
 
+def test_a_fresh_output_needs_no_zeros(isa: str) -> None:
+    """Not told to add, the kernel overwrites: over all layers and all column blocks of wide rows."""
+    acts, G, W = pattern(3, 20, 5, torch.float32, seed=1), random(0, 2, 4, 3, 1600), random(1, 20, 2, 1600)
+    out = torch.full((4, acts.nnz), torch.nan)
+    _cpu._contract(out, G, acts.indptr, acts.indices, acts.values, W, add=False)
+    assert torch.equal(out, ops.contract(G, acts, W))
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_an_output_of_another_kind_is_added_to_all_the_same(backend: str) -> None:
     acts, G, W = pattern(5, 40, 9, torch.float32, seed=1), random(0, 2, 5, 8), random(1, 40, 8)

@@ -24,6 +24,10 @@ OPS: dict[str, Callable[[], torch.Tensor]] = {
     "sampled_dot": lambda: ops.sampled_dot(X, W, ACTS.indptr, ACTS.indices),
     "segment_outer": lambda: ops.segment_outer(ACTS.indptr, ACTS.indices, ACTS.values, X, 700),
     "contract": lambda: ops.contract(TARGETS, ACTS, W),
+    "contract bfloat16": lambda: ops.contract(TARGETS.bfloat16(), ACTS, W.bfloat16()),
+    "contract two layers": lambda: ops.contract(TARGETS.expand(2, -1, -1, -1), ACTS, W[:, None].expand(-1, 2, -1)),
+    "contract into": lambda: ops.contract(TARGETS, ACTS, W, out=torch.ones(9, ACTS.nnz)),
+    "contract_topk": lambda: ops.contract_topk(TARGETS, *ops.topk_select(H[:, :700], 20), W),
 }
 
 

@@ -28,6 +28,23 @@ def contract(targets=G, indptr=INDPTR, ids=IDS, values=V, weights=W, out=torch.e
     return lambda: _C.contract(*(_view(t) for t in tensors), False)
 
 
+COUNTS, SUMS = torch.empty(5, dtype=torch.int64), torch.empty(2, dtype=torch.float64)
+PAIRS = torch.tensor([0, 1, 1, 1, 1, 2]), torch.tensor([0, 4], dtype=torch.int32)  # of IDS with itself
+
+
+def counts(indptr=INDPTR, ids=IDS, other=IDS, out=COUNTS, F_b=5):  # noqa: ANN001, ANN201
+    return lambda: _C.coactivation_counts(*map(_view, (indptr, ids, INDPTR, other, out)), F_b)
+
+
+def pair_sums(values=V, room=PAIRS, products=SUMS, gated=SUMS):  # noqa: ANN001, ANN201
+    pattern = INDPTR, IDS
+    return lambda: _C.coactivation_sums(*map(_view, (*pattern, values, *pattern, V, *room, products, gated)), 5)
+
+
+def union(left=PAIRS, values=SUMS, room=PAIRS):  # noqa: ANN001, ANN201
+    return lambda: _C.union_sums(*map(_view, (*left, values, SUMS, *PAIRS, SUMS, SUMS, *room, SUMS, SUMS)), 5)
+
+
 CASES: list[tuple[Callable[[], None], str]] = [
     (topk(h=H[0]), r"h must be \[-1, -1\], got \[8\]"),
     (topk(values=VALUES[:2]), r"values must be \[3, -1\], got \[2, 2\]"),
@@ -53,6 +70,21 @@ CASES: list[tuple[Callable[[], None], str]] = [
     (contract(out=torch.empty(2, 4)[:, ::2]), "the last dimension of out must be contiguous"),
     (contract(targets=torch.randn(2, 3, 16)[..., ::2]), "the last dimension of G must be contiguous"),
     (contract(out=torch.empty(2, 3)), r"out must be \[2, 2\], got \[2, 3\]"),
+    (counts(indptr=INDPTR[:3]), r"indptr must be \[3\], got \[4\]"),
+    (counts(ids=IDS + 1), "feature id 5 at entry 1 is not in 0..F-1=4"),
+    (counts(other=IDS - 1), "feature id -1 at entry 0"),
+    (counts(F_b=4), "feature id 4 at entry 1 is not in 0..F-1=3"),
+    (counts(F_b=-1), "ids are int32, got F=-1"),
+    (counts(out=COUNTS.int()), "counts must have 8 bytes an element, got 4"),
+    (pair_sums(values=V[:1]), r"A values must be \[2\], got \[1\]"),
+    (pair_sums(values=V.double()), "B values must have 8 bytes an element, got 4"),
+    (pair_sums(products=SUMS[:1]), r"products must be \[2\], got \[1\]"),
+    (pair_sums(gated=SUMS.float()), "gated must have 8 bytes an element, got 4"),
+    (pair_sums(room=(PAIRS[0] + 1, PAIRS[1])), "of the result must grow from 0 to its number of pairs"),
+    (pair_sums(room=(torch.tensor([0, 2, 2, 2, 2, 2]), PAIRS[1])), "does not count the pairs of feature 0"),
+    (union(left=(torch.tensor([0, 2, 2, 2, 2, 2]), PAIRS[1].flip(0))), "ids must ascend within a row"),
+    (union(values=SUMS[:1]), r"X products must be \[2\], got \[1\]"),
+    (union(room=(torch.tensor([0, 2, 2, 2, 2, 2]), PAIRS[1])), "does not count the pairs of feature 0"),
 ]
 
 
@@ -64,7 +96,7 @@ def test_refused_with_a_sentence(case: int) -> None:
 
 
 def test_the_defaults_of_these_cases_pass() -> None:
-    for call in (topk(), decode(), contract()):
+    for call in (topk(), decode(), contract(), counts(), pair_sums(), union()):
         call()
 
 

@@ -166,7 +166,8 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple:
     _, _, need_values, need_W, need_b = ctx.needs_input_grad
     grad = grad.contiguous()
     dvalues = _ops.sampled_dot(grad, W_dec, indptr, indices) if need_values else None
-    dW = _ops.segment_outer(indptr, indices, values, grad, W_dec.shape[0]) if need_W else None
+    # The sums are float32 where a GPU reads 16-bit weights.
+    dW = _ops.segment_outer(indptr, indices, values, grad, W_dec.shape[0]).to(W_dec.dtype) if need_W else None
     return None, None, dvalues, dW, grad.sum(0) if need_b else None
 
 
@@ -179,7 +180,7 @@ def _sampled_backward(ctx: Any, grad: Tensor) -> tuple:
     need_g, need_W, *_rest = ctx.needs_input_grad
     grad = grad.contiguous()
     dg = _ops.decode_csr(indptr, indices, grad, W, None) if need_g else None
-    dW = _ops.segment_outer(indptr, indices, grad, g, W.shape[0]) if need_W else None
+    dW = _ops.segment_outer(indptr, indices, grad, g, W.shape[0]).to(W.dtype) if need_W else None
     return dg, dW, None, None
 
 
