@@ -225,6 +225,16 @@ def test_a_screen_of_other_weights_is_refused() -> None:
         Screen(W.double())
 
 
+def test_a_screen_of_earlier_weights_is_refused() -> None:
+    x, W, b = torch.randn(2, 8), torch.randn(50, 8), torch.randn(50)
+    screen = Screen(W)
+    W[3] += 1
+    with pytest.raises(ValueError, match=r"W_enc has changed since the screen was made; call screen.refresh"):
+        ops.topk_encode(x, W, b, 5, screen=screen)
+    screen.refresh(W)
+    assert torch.equal(ops.topk_encode(x, W, b, 5, screen=screen)[1], ops.topk_encode(x, W, b, 5)[1])
+
+
 def test_blocks_out_of_shape_are_refused() -> None:
     candidates = _screened._no_candidates(3, 200, 64)
     y, b, norms, x_norms = torch.zeros(3, 40), torch.zeros(40), torch.zeros(40), torch.zeros(3)

@@ -210,6 +210,11 @@ def adam_(
         lazy=lazy,
         screen=screen,
     )
+    # The kernels write behind torch's back: whoever holds these weights for a backward pass has to notice.
+    for t in (*params, *exp_avg, *exp_avg_sq):
+        torch.autograd.graph.increment_version(t)
+    if screen is not None:
+        screen.mark(params.W_enc)
 
 
 def dense_adam_(

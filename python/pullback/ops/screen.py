@@ -45,6 +45,21 @@ class Screen:
         """Follow W_enc after it has changed."""
         rows = W_enc.detach()
         _cpu_screen.shadow_rows(rows if rows.stride(-1) == 1 else rows.contiguous(), self.W16, self.norms, self.rests)
+        self.mark(W_enc)
+
+    def mark(self, W_enc: Tensor) -> None:
+        """The shadow is that of W_enc as it is now."""
+        self._state = _state(W_enc)
+
+    def is_stale(self, W_enc: Tensor) -> bool:
+        """Whether W_enc is the tensor that was followed, and has changed since."""
+        address, version = _state(W_enc)
+        return address == self._state[0] and version != self._state[1]
+
+
+def _state(W: Tensor) -> tuple[int, int | None]:
+    """Where a tensor lies, and how often it was changed; inference tensors do not count."""
+    return W.data_ptr(), None if W.is_inference() else W._version
 
 
 @lru_cache

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pullback.ops import topk_encode
-from pullback.ops.screen import Screen
+from pullback.ops.screen import Screen, multiplies_bf16
 from pullback.training.config import require_topk
 from pullback.training.loss import Reconstruction, auxk_reconstruction, sparse_gradient
 from pullback.training.optimizer import OPTIMIZERS, Gradient
@@ -204,7 +204,12 @@ class TrainStep:
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         tc, rule = self.transcoder, self.activation
-        return topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu)
+        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
+            if self.screen is None:
+                self.screen = Screen(tc.W_enc)
+            elif self.screen.is_stale(tc.W_enc):
+                self.screen.refresh(tc.W_enc)
+        return topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu, screen=self.screen)
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tc = self.transcoder
