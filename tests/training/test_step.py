@@ -187,6 +187,36 @@ def test_nan_in_the_first_batch_does_not_reach_the_weights():
     assert all(w.isfinite().all() for w in step.transcoder.parameters())
 
 
+def test_a_late_step_tells_in_the_next_and_can_go_on():
+    """What a GPU does, not to be waited for."""
+    steps = [TrainStep(4, 4, 8, k=2) for _ in range(2)]
+    steps[0]._late = True
+    for step in steps:
+        repeat(step, 2)
+    bad = rows(9, 4)
+    bad[2, 1] = torch.inf
+    assert not steps[0](rows(9, 4), bad).isfinite()
+    with pytest.raises(TrainingDiverged, match="not finite at step 2 of training"):
+        steps[0](rows(9, 4), rows(9, 4))
+    steps[0].check()
+    for step in steps:
+        repeat(step, 2)
+        assert step.n_steps == 4
+    for late, prompt in zip(*(step.transcoder.parameters() for step in steps), strict=True):
+        assert torch.equal(late, prompt)
+
+
+def test_the_last_step_can_be_checked():
+    step = TrainStep(4, 4, 8, k=2)
+    step._late = True
+    step(rows(9, 4), rows(9, 4))
+    step.check()
+    step(rows(9, 4), torch.full((9, 4), torch.nan))
+    with pytest.raises(TrainingDiverged, match="The weights are those of the step before"):
+        step.check()
+    assert all(w.isfinite().all() for w in step.transcoder.parameters())
+
+
 def test_overflow_advises_a_lower_rate():
     step = TrainStep(4, 4, 8, k=2, lr=1e30)
     with pytest.raises(TrainingDiverged, match=r"not finite at step \d+ of training; lower lr"):
