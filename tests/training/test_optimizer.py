@@ -61,7 +61,7 @@ class PlainStep:
 @pytest.mark.parametrize("max_grad_norm", [None, 0.3], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("late", [False, True], ids=["", "late"])
 def test_steps_are_those_of_autograd_and_torch_adam(skip, max_grad_norm, late, monkeypatch):
-    """20 steps in float64, with features that die and are revived; late: in the way of a GPU, that is not waited for."""
+    """20 steps in float64, with features that die and are revived; late: as on a GPU, which is not waited for."""
     monkeypatch.setattr(loss, "DEAD_AT_ONCE", 4)  # chunks of dead features
     step = TrainStep(
         6, 5, 40, k=2, lr=1e-2, dtype=torch.float64, max_grad_norm=max_grad_norm, skip_connection=skip,
