@@ -21,6 +21,7 @@ from pullback.ops import (
     column_moments,
     decode_residual,
     feature_order,
+    gradient_bound,
     gradient_norm,
     isa,
 )
@@ -59,6 +60,7 @@ def parts(n: int, d: int, F: int, k: int) -> dict[str, float]:
         "decode_residual": cpu_ms(lambda: decode_residual(values, indices, weights.W_dec, b_dec, y)),
         "feature_order": cpu_ms(lambda: feature_order(indices.flatten(), F)),
         "column_moments": cpu_ms(lambda: column_moments(y, b_dec)),
+        "gradient_bound": cpu_ms(lambda: gradient_bound(grad)),
         "gradient_norm": cpu_ms(lambda: gradient_norm(grad, weights.W_dec)),
         "adam_": cpu_ms(lambda: adam_(grad, weights, mean, square, 1.0, 1e-4, 5)),
         "adam_ with screen": cpu_ms(lambda: adam_(grad, weights, mean, square, 1.0, 1e-4, 5, screen=screen)),

@@ -78,5 +78,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("feature_order", &feature_order, unlocked);
   m.def("column_moments", &column_moments, unlocked);
   m.def("gradient_norm", &gradient_norm, unlocked);
+  m.def("gradient_bound", &gradient_bound, unlocked);
   m.def("adam", &adam, unlocked);
 }

@@ -21,8 +21,8 @@ namespace {
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>,      segment_features<T>, contract_tile<T>,
-          residual_rows<T>, moments_rows<T>, gradient_features<T>, adam_features<T>};
+  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>, segment_features<T>,  contract_tile<T>,
+          residual_rows<T>, moments_rows<T>, norm_rows<T>,    gradient_features<T>, adam_features<T>};
 }
 
 }  // namespace

@@ -239,6 +239,20 @@ def test_gradients_are_clipped_to_the_norm():
     torch.testing.assert_close(norm, torch.tensor(1e-3), rtol=1e-3, atol=0)
 
 
+def test_the_exact_norm_is_found_only_where_the_bound_does_not_do(monkeypatch):
+    """With the same weights either way."""
+    weights, n_exact = {}, {}
+    for limit in (None, 1e6, 1e-3):
+        step = TrainStep(4, 4, 8, k=2, max_grad_norm=limit)
+        exact = []
+        norm = step.optimizer.squared_norm
+        monkeypatch.setattr(step.optimizer, "squared_norm", lambda g, e=exact, n=norm: e.append(g) or n(g))
+        step(rows(9, 4), rows(9, 4))
+        weights[limit], n_exact[limit] = step.transcoder.W_enc.detach().clone(), len(exact)
+    assert n_exact == {None: 0, 1e6: 0, 1e-3: 1}
+    assert torch.equal(weights[None], weights[1e6])
+
+
 @pytest.mark.parametrize("activation", [ReLU(), BatchTopK(3)], ids=repr)
 def test_other_activations_are_refused(activation):
     with pytest.raises(ValueError, match="training knows TopK only"):

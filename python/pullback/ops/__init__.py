@@ -14,6 +14,7 @@ from .gradient import (
     decode_residual,
     dense_adam_,
     feature_order,
+    gradient_bound,
     gradient_norm,
 )
 from .sparse import SparseActivations
@@ -33,6 +34,7 @@ __all__ = [
     "dense_adam_",
     "describe",
     "feature_order",
+    "gradient_bound",
     "gradient_norm",
     "isa",
     "sampled_dot",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_norm
+from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 
 __all__ = [
     "adam_",
@@ -19,6 +19,7 @@ __all__ = [
     "decode_csr",
     "decode_residual",
     "feature_order",
+    "gradient_bound",
     "gradient_norm",
     "rows_of",
     "sampled_dot",

@@ -270,7 +270,7 @@ class TrainStep:
         return self._firing.dead(None if last is None else int(last[1]))
 
     def _descend(self, gradient: Gradient, loss: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        square = self.optimizer.squared_norm(gradient)
+        square = self._squared_norm(gradient)
         # Adam squares gradients in the precision of the weights: what overflows there would stay in its moments.
         health = loss + square.to(loss.dtype)
         if not self._late and not bool(health.isfinite()):
@@ -280,6 +280,15 @@ class TrainStep:
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
         self.optimizer.step(gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
         return health
+
+    def _squared_norm(self, gradient: Gradient) -> Tensor:
+        """Of the gradient, or a bound of it that already says that nothing is to be clipped and nothing overflows."""
+        if not self._late:
+            bound = self.optimizer.squared_norm_bound(gradient)
+            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+            if float(bound.sqrt()) + 1e-6 <= limit and bool(bound.to(self.transcoder.dtype).isfinite()):
+                return bound
+        return self.optimizer.squared_norm(gradient)
 
     def _blame(self, loss: Tensor, x: Tensor, y: Tensor) -> TrainingDiverged:
         where = f"at step {self.n_steps} of training"
