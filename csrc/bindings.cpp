@@ -90,6 +90,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("feature_order", &feature_order, unlocked);
   m.def("column_moments", &column_moments, unlocked);
   m.def("gradient_norm", &gradient_norm, unlocked);
+  m.def("gradient_bound", &gradient_bound, unlocked);
   m.def("adam", &adam, unlocked);
   m.def("coactivation_counts", &coactivation_counts, unlocked);
   m.def("coactivation_sums", &coactivation_sums, unlocked);

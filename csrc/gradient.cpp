@@ -1,5 +1,6 @@
 #include "gradient.h"
 
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -151,6 +152,38 @@ double gradient_norm(const GradientViews& grad, const View& W_dec, bool remove_p
     });
   });
   return std::accumulate(squared_norms.begin(), squared_norms.end(), 0.0);
+}
+
+double gradient_bound(const GradientViews& grad, int64_t F) {
+  const char* op = "gradient_bound";
+  require_gradient(op, grad, F);
+  double square = 0;
+  with_float_type(op, grad[5].itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const auto norms = [](const View& rows) {
+      std::vector<double> found(rows.shape[0]);
+      const auto kernel = table<T>().norm_rows;
+      parallel_for(rows.shape[0], rows.size(), [&](int64_t begin, int64_t end, int) {
+        kernel(rows.as<T>(), rows.strides[0], rows.shape[1], begin, end, found.data());
+      });
+      return found;
+    };
+    const std::vector<double> x_norms = norms(grad[5]), g_norms = norms(grad[6]);
+    const SortedGradient<T> sorted(grad);
+    const SparseGradient<T> gradient = sorted.entries();
+    for (int64_t f = 0; f < F; ++f) {
+      double enc = 0, bias = 0, dec = 0;
+      for (int64_t s = gradient.starts[f]; s < gradient.starts[f + 1]; ++s) {
+        const double dvalue = std::abs(static_cast<double>(gradient.dvalues[s]));
+        enc += dvalue * x_norms[gradient.x_rows[s]];
+        bias += dvalue;
+        dec += std::abs(static_cast<double>(gradient.values[s])) * g_norms[gradient.g_rows[s]];
+      }
+      square += enc * enc + bias * bias + dec * dec;
+    }
+  });
+  // gradient_norm adds rows up in their own precision, which may round it above the bound of exact sums.
+  return 1.001 * std::sqrt(square);
 }
 
 }  // namespace pullback

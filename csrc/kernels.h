@@ -83,6 +83,9 @@ struct Table {
   void (*moments_rows)(const T* y, int64_t y_stride, int64_t d, const double* center, int64_t begin, int64_t end,
                        double* sums, double* square);
 
+  // The norms of rows [begin, end), accumulated in float64.
+  void (*norm_rows)(const T* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, double* norms);
+
   // Features [begin, end): the squared norm of each one's gradient. scratch holds d_in + d_out values.
   void (*gradient_features)(const SparseGradient<T>& grad, const T* W_dec, bool remove_parallel, int64_t begin,
                             int64_t end, T* scratch, double* squared_norms);
@@ -160,9 +163,6 @@ struct Kernels {
 
   // Rows [begin, end), evaluated: leaves what is above its threshold.
   void (*choose_above)(const Candidates& candidates, const float* thresholds, int64_t begin, int64_t end);
-
-  // Upper bounds of the norms of rows [begin, end).
-  void (*norm_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, float* norms);
 
   // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.
   void (*shadow_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16,

@@ -90,6 +90,9 @@ using ShadowViews = std::array<View, 3>;
 // The squared norm of the gradient, whose rows of W_dec first lose their component along W_dec if asked.
 double gradient_norm(const GradientViews& grad, const View& W_dec, bool remove_parallel);
 
+// Not below the root of gradient_norm, from the norms of the rows of x and g alone: their triangle inequality.
+double gradient_bound(const GradientViews& grad, int64_t F);
+
 // One step of Adam, the step-th, in place. Nothing happens if grad_scale is not finite.
 void adam(const GradientViews& grad, const DictionaryViews& weights, const DictionaryViews& exp_avg,
           const DictionaryViews& exp_avg_sq, double grad_scale, double lr, int64_t step, double beta1, double beta2,

@@ -62,6 +62,11 @@ void moments_rows(const T* y, int64_t y_stride, int64_t d, const double* center,
   for (int64_t i = 0; i < lanes_at_once; ++i) *square += parts[i];
 }
 
+template <class T>
+void norm_rows(const T* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, double* norms) {
+  for (int64_t n = begin; n < end; ++n) norms[n] = __builtin_sqrt(squares(rows + n * stride, d));
+}
+
 // Columns that are summed in registers before they are used: enough to keep the memory of all rows busy at once.
 constexpr int column_vectors = 4;
 template <class T>

@@ -55,20 +55,6 @@ inline void shadow_row(const float* w, int64_t d, uint16_t* w16, float* norm, fl
   *rest = root_above(left_over);
 }
 
-void norm_rows(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, float* norms) {
-  for (int64_t i = begin; i < end; ++i) {
-    const float* w = rows + i * stride;
-    double squares[16] = {};
-    int64_t c = 0;
-    for (; c + 16 <= d; c += 16)
-      for (int64_t j = 0; j < 16; ++j) squares[j] += static_cast<double>(w[c + j]) * w[c + j];
-    double square = 0;
-    for (double s : squares) square += s;
-    for (; c < d; ++c) square += static_cast<double>(w[c]) * w[c];
-    norms[i] = root_above(square);
-  }
-}
-
 void shadow_rows(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16, float* norms,
                  float* rests) {
   for (int64_t i = begin; i < end; ++i) shadow_row(rows + i * stride, d, w16 + i * d, norms + i, rests + i);

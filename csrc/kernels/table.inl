@@ -29,8 +29,8 @@ namespace {
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>,      segment_features<T>, contract_tile<T, T, T>,
-          residual_rows<T>, moments_rows<T>, gradient_features<T>, adam_features<T>};
+  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>, segment_features<T>,  contract_tile<T, T, T>,
+          residual_rows<T>, moments_rows<T>, norm_rows<T>,    gradient_features<T>, adam_features<T>};
 }
 
 }  // namespace
@@ -44,7 +44,6 @@ const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,
                                   evaluate_features,
                                   choose_topk,
                                   choose_above,
-                                  norm_rows,
                                   shadow_rows,
                                   contract_tile<float, bf16, float>,
                                   contract_tile<float, float, bf16>,

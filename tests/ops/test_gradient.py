@@ -18,6 +18,7 @@ from pullback.ops import (
     column_moments,
     decode_residual,
     feature_order,
+    gradient_bound,
     gradient_norm,
     reference,
     reference_gradient,
@@ -54,6 +55,7 @@ def close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 def test_residual_dots_and_losses(isa, n, k, F, d, dtype, relu, bias, seed):
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(n, k, generator=random).to(dtype)
+    values[values.abs() < 0.3] = 0  # empty slots
     indices = torch.randint(0, F, (n, k), generator=random)
     # Not contiguous: a target with gaps, weights with wide rows.
     W, y = (torch.randn(rows, d + 3, generator=random).to(dtype)[:, :d] for rows in (F, n))
@@ -120,6 +122,15 @@ def test_the_norm_is_that_of_the_dense_gradient(isa, shape, dtype, remove_parall
     assert got.dtype == torch.float64
     expected = reference.gradient_norm(in_double(grad), W_dec.double(), remove_parallel)
     close(got, expected, dtype)
+
+
+@relaxed
+@given(shapes, st.sampled_from(FLOATS))
+def test_the_bound_is_its_reference_and_not_below_the_norm(isa, shape, dtype):
+    grad = gradient(**shape, dtype=dtype)
+    bound = gradient_bound(grad)
+    close(bound, reference.gradient_bound(grad), torch.float64)
+    assert bound >= gradient_norm(grad, dictionary(grad, seed=1).W_dec).sqrt()
 
 
 def test_the_dense_gradient_is_that_of_autograd():
@@ -259,7 +270,13 @@ def test_bits_do_not_depend_on_threads(isa):
             torch.set_num_threads(threads)
             groups = [dictionary(grad, 1), dictionary(grad, 2), dictionary(grad, 3, positive=True)]
             adam_(grad, *groups, 1.0, 1e-2, 1)
-            found = [*groups[0], *groups[1], gradient_norm(grad, W_dec), *column_moments(grad.g, grad.g[0])]
+            found = [
+                *groups[0],
+                *groups[1],
+                gradient_norm(grad, W_dec),
+                gradient_bound(grad),
+                *column_moments(grad.g, grad.g[0]),
+            ]
             results.append(found + list(decode_residual(values, indices, W_dec, None, grad.g[:60])))
     finally:
         torch.set_num_threads(before)

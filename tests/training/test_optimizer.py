@@ -59,13 +59,15 @@ class PlainStep:
 
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 @pytest.mark.parametrize("max_grad_norm", [None, 0.3], ids=["unclipped", "clipped"])
-def test_steps_are_those_of_autograd_and_torch_adam(skip, max_grad_norm, monkeypatch):
-    """20 steps in float64, with features that die and are revived."""
+@pytest.mark.parametrize("late", [False, True], ids=["", "late"])
+def test_steps_are_those_of_autograd_and_torch_adam(skip, max_grad_norm, late, monkeypatch):
+    """20 steps in float64, with features that die and are revived; late: as on a GPU, which is not waited for."""
     monkeypatch.setattr(loss, "DEAD_AT_ONCE", 4)  # chunks of dead features
     step = TrainStep(
         6, 5, 40, k=2, lr=1e-2, dtype=torch.float64, max_grad_norm=max_grad_norm, skip_connection=skip,
         auxk_alpha=0.5, auxk_k=6, dead_feature_window=25,
     )  # fmt: skip
+    step._late = late
     with torch.no_grad():
         step.transcoder.W_dec.copy_(rows(40, 5, seed=99))
     plain = PlainStep(step, max_grad_norm)

@@ -187,6 +187,36 @@ def test_nan_in_the_first_batch_does_not_reach_the_weights():
     assert all(w.isfinite().all() for w in step.transcoder.parameters())
 
 
+def test_a_late_step_tells_in_the_next_and_can_go_on():
+    """What a GPU does, not to be waited for."""
+    steps = [TrainStep(4, 4, 8, k=2) for _ in range(2)]
+    steps[0]._late = True
+    for step in steps:
+        repeat(step, 2)
+    bad = rows(9, 4)
+    bad[2, 1] = torch.inf
+    assert not steps[0](rows(9, 4), bad).isfinite()
+    with pytest.raises(TrainingDiverged, match="not finite at step 2 of training"):
+        steps[0](rows(9, 4), rows(9, 4))
+    steps[0].check()
+    for step in steps:
+        repeat(step, 2)
+        assert step.n_steps == 4
+    for late, prompt in zip(*(step.transcoder.parameters() for step in steps), strict=True):
+        assert torch.equal(late, prompt)
+
+
+def test_the_last_step_can_be_checked():
+    step = TrainStep(4, 4, 8, k=2)
+    step._late = True
+    step(rows(9, 4), rows(9, 4))
+    step.check()
+    step(rows(9, 4), torch.full((9, 4), torch.nan))
+    with pytest.raises(TrainingDiverged, match="The weights are those of the step before"):
+        step.check()
+    assert all(w.isfinite().all() for w in step.transcoder.parameters())
+
+
 def test_overflow_advises_a_lower_rate():
     step = TrainStep(4, 4, 8, k=2, lr=1e30)
     with pytest.raises(TrainingDiverged, match=r"not finite at step \d+ of training; lower lr"):
@@ -207,6 +237,20 @@ def test_gradients_are_clipped_to_the_norm():
     step(rows(9, 4), rows(9, 4))
     norm = torch.cat([part.flatten() for part in seen[0].values()]).norm()
     torch.testing.assert_close(norm, torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+def test_the_exact_norm_is_found_only_where_the_bound_does_not_do(monkeypatch):
+    """With the same weights either way."""
+    weights, n_exact = {}, {}
+    for limit in (None, 1e6, 1e-3):
+        step = TrainStep(4, 4, 8, k=2, max_grad_norm=limit)
+        exact = []
+        norm = step.optimizer.squared_norm
+        monkeypatch.setattr(step.optimizer, "squared_norm", lambda g, e=exact, n=norm: e.append(g) or n(g))
+        step(rows(9, 4), rows(9, 4))
+        weights[limit], n_exact[limit] = step.transcoder.W_enc.detach().clone(), len(exact)
+    assert n_exact == {None: 0, 1e6: 0, 1e-3: 1}
+    assert torch.equal(weights[None], weights[1e6])
 
 
 @pytest.mark.parametrize("activation", [ReLU(), BatchTopK(3)], ids=repr)

@@ -18,6 +18,7 @@ from .gradient import (
     decode_residual,
     dense_adam_,
     feature_order,
+    gradient_bound,
     gradient_norm,
 )
 from .pullbacks import top_pullbacks
@@ -45,6 +46,7 @@ __all__ = [
     "dense_adam_",
     "describe",
     "feature_order",
+    "gradient_bound",
     "gradient_norm",
     "isa",
     "sampled_dot",

@@ -12,7 +12,7 @@ from torch import Tensor
 from pullback import _C
 
 from ._borrow import view as _view
-from ._cpu_gradient import adam_, column_moments, decode_residual, feature_order, gradient_norm
+from ._cpu_gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 
 __all__ = [
     "adam_",
@@ -21,6 +21,7 @@ __all__ = [
     "decode_csr",
     "decode_residual",
     "feature_order",
+    "gradient_bound",
     "gradient_norm",
     "sampled_dot",
     "segment_outer",

@@ -43,6 +43,10 @@ def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) ->
     return torch.tensor(_C.gradient_norm(_views(grad), view(W_dec), remove_parallel), dtype=torch.float64)
 
 
+def gradient_bound(grad: SparseGradient) -> Tensor:
+    return torch.tensor(_C.gradient_bound(_views(grad), len(grad.starts) - 1), dtype=torch.float64)
+
+
 def adam_(
     grad: SparseGradient,
     params: DictionaryParams,

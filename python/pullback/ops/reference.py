@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .reference_encoder import encode_gemm, topk_exhaust_, topk_select_tiles, topk_settle
-from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_norm
+from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 
 __all__ = [
     "adam_",
@@ -21,6 +21,7 @@ __all__ = [
     "decode_residual",
     "encode_gemm",
     "feature_order",
+    "gradient_bound",
     "gradient_norm",
     "rows_of",
     "sampled_dot",

@@ -72,6 +72,16 @@ def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) ->
     return torch.stack([part.double().square().sum() for part in dense]).sum()
 
 
+def gradient_bound(grad: SparseGradient) -> Tensor:
+    absolute = grad._replace(
+        dvalues=grad.dvalues.double().abs(),
+        values=grad.values.double().abs(),
+        x=grad.x.double().norm(dim=1, keepdim=True),
+        g=grad.g.double().norm(dim=1, keepdim=True),
+    )
+    return 1.001 * torch.stack([part.square().sum() for part in dense_gradient(absolute)]).sum().sqrt()
+
+
 def adam_(
     grad: SparseGradient,
     params: DictionaryParams,

@@ -146,8 +146,11 @@ class TrainStep:
         self.screen: Screen | None = None
         self._firing = Firing(d_sae, dead_feature_window, self.transcoder.device)
         self._variance = RunningVariance.of_nothing(d_out, self.transcoder.device)
-        # Of the step before: loss plus squared norm of the gradient, and the number of dead features after it.
+        # A GPU is not waited for: what a step finds wrong, the next one says. Of the step before there is the loss plus
+        # the squared norm of the gradient, the number of features dead after it, and the variance before it.
+        self._late = self.transcoder.W_enc.is_cuda
         self._last = Readback()
+        self._variance_before = self._variance
 
     @property
     def lr(self) -> float:
@@ -179,13 +182,13 @@ class TrainStep:
             self._start_at_mean(x, y)
         variance = self._variance.after(y)
         values, indices = self._encode(x)
-        if x.is_cuda:
+        if self._late:
             self.check()
         loss, gradient, stats = self._loss(x, y, values, indices, variance.variance)
         health = self._descend(gradient, loss, x, y)
-        self._variance = variance
+        self._variance_before, self._variance = self._variance, variance
         self._firing.count(values, indices)
-        if x.is_cuda:
+        if self._late:
             self._last.put(health, self._firing.n_dead())
         self.stats = stats
         self.n_steps += 1
@@ -198,9 +201,16 @@ class TrainStep:
             TrainingDiverged: on a GPU, its loss or gradient was not finite.
         """
         last = self._last.get()
-        if last is not None and not math.isfinite(last[0]):
-            where = f"at step {self.n_steps - 1} of training"
-            raise self._diverged(f"the loss or its gradient is not finite {where}; lower lr (now {self.lr:.2g})")
+        if last is None or math.isfinite(last[0]):
+            return
+        # The weights never moved; the bookkeeping goes back to before that step, so that training may go on.
+        self._last, self._variance = Readback(), self._variance_before
+        self.n_steps -= 1
+        self.optimizer.n_steps -= 1
+        where = f"at step {self.n_steps} of training"
+        raise self._diverged(
+            f"the loss or its gradient is not finite {where}; look for NaN or lower lr (now {self.lr:.2g})"
+        )
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         tc, rule = self.transcoder, self.activation
@@ -261,20 +271,29 @@ class TrainStep:
 
     def _dead(self) -> Tensor:
         """The features that were dead after the step before: Int64[Tensor, "n_dead"]."""
-        last = self._last.get() if self.transcoder.W_enc.is_cuda else None
+        last = self._last.get() if self._late else None
         return self._firing.dead(None if last is None else int(last[1]))
 
     def _descend(self, gradient: Gradient, loss: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        square = self.optimizer.squared_norm(gradient)
+        square = self._squared_norm(gradient)
         # Adam squares gradients in the precision of the weights: what overflows there would stay in its moments.
         health = loss + square.to(loss.dtype)
-        if not x.is_cuda and not bool(health.isfinite()):
+        if not self._late and not bool(health.isfinite()):
             raise self._blame(loss, x, y)
         clip = torch.ones_like(square)
         if self.max_grad_norm is not None:
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
         self.optimizer.step(gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
         return health
+
+    def _squared_norm(self, gradient: Gradient) -> Tensor:
+        """Of the gradient, or a bound of it that already says that nothing is to be clipped and nothing overflows."""
+        if not self._late:
+            bound = self.optimizer.squared_norm_bound(gradient)
+            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+            if float(bound.sqrt()) + 1e-6 <= limit and bool(bound.to(self.transcoder.dtype).isfinite()):
+                return bound
+        return self.optimizer.squared_norm(gradient)
 
     def _blame(self, loss: Tensor, x: Tensor, y: Tensor) -> TrainingDiverged:
         where = f"at step {self.n_steps} of training"
