@@ -100,7 +100,7 @@ inline void contract_targets(int64_t n, const Targets<TG>& targets, const Entrie
   if constexpr (B > 1) {
     if (n < B) return contract_targets<T, TG, TW, B - 1>(n, targets, entries);
   }
-  T panel[std::is_same_v<T, TG> ? 1 : B][tile_columns<T>];
+  alignas(64) T panel[std::is_same_v<T, TG> ? 1 : B][tile_columns<T>];
   const T* g[B];
   target_rows<T, B>(targets.G, targets.G_stride, entries.width, panel, g);
   int64_t e = 0;
