@@ -64,7 +64,7 @@ inline void fold_each(const Vec<T>* v, T* out) {
 // Rows that will be read soon, asked into the second cache on the way: they are elsewhere in memory, and no hardware
 // prefetcher can guess them. None where `itemsize` is 0.
 struct Ahead {
-  const char* rows[4];
+  const char* rows[4] = {};
   int64_t itemsize = 0;
 };
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from pullback import ops
-from pullback.ops import _cpu, reference
+from pullback.ops import _cpu, functional, reference
 from tests.ops.cases import FLOATS, assert_sums, pattern, shapes
 
 BF16 = torch.bfloat16
@@ -198,3 +201,25 @@ def test_decode_of_half_precision_weights_has_gradients() -> None:
     expected = torch.autograd.grad(dense, (V, u))
     torch.testing.assert_close(dW.double(), expected[0], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(dv.double(), expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", [BF16, torch.float16])
+def test_a_gpu_is_given_16_bit_decoder_rows_as_they_are(half: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No float32 copy of W_dec on a GPU, whose kernels widen as they read; values and bias still sum in float32."""
+    passed = []
+    monkeypatch.setattr(functional, "_ops", SimpleNamespace(decode_csr=lambda *tensors: passed.append(tensors)))
+    with FakeTensorMode():
+        acts = ops.SparseActivations(
+            torch.empty(5, dtype=torch.int64, device="cuda"),
+            torch.empty(9, dtype=torch.int32, device="cuda"),
+            torch.empty(9, dtype=half, device="cuda"),
+            11,
+        )
+        W, b = torch.empty(11, 6, dtype=half, device="cuda"), torch.empty(6, dtype=half, device="cuda")
+        ops.decode_csr(acts, W, b)
+        ops.decode_csr(acts, W)
+        ops.decode_csr(acts.to(dtype=torch.float64), W, b)
+    assert passed[0][3] is W
+    assert passed[1][3] is W
+    assert [t.dtype for t in passed[0][2:]] == [torch.float32, half, torch.float32]
+    assert [t.dtype for t in passed[2][2:]] == [torch.float64] * 3
