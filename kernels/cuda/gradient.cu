@@ -1,17 +1,16 @@
-#include "gradient.h"
-
 #include "device.h"
+#include "gradient.h"
 
 namespace pullback::cuda {
 namespace {
 
 constexpr int kMaxThreads = 256;
-constexpr int kChunk = 256;            // consecutive entries, in order, that one block of `sum_chunks` adds up
-constexpr int kDirect = 2 * kChunk;    // above what a feature has outside of whole chunks
+constexpr int kChunk = 256;          // consecutive entries, in order, that one block of `sum_chunks` adds up
+constexpr int kDirect = 2 * kChunk;  // above what a feature has outside of whole chunks
 constexpr int kTileThreads = 128;
 
-constexpr int kInFlight = 4;           // rows a thread requests before it uses the first
-constexpr int kInFlightOfChunk = 8;    // where nothing else needs registers
+constexpr int kInFlight = 4;         // rows a thread requests before it uses the first
+constexpr int kInFlightOfChunk = 8;  // where nothing else needs registers
 
 // Entries in shared memory, ready to be gathered.
 struct Staged {
@@ -33,9 +32,9 @@ __device__ void stage(Staged& staged, int slot, const SparseGradient& grad, int6
 // A feature's entries, in sorted order: whole chunks, which are summed beforehand, and what lies around them. A feature
 // with very many entries would else keep one block busy long after all others are done.
 struct Span {
-  int64_t begin, end;              // all entries
-  int64_t first_chunk, last_chunk; // whole chunks, none where equal
-  int direct;                      // entries outside of them
+  int64_t begin, end;               // all entries
+  int64_t first_chunk, last_chunk;  // whole chunks, none where equal
+  int direct;                       // entries outside of them
 
   __device__ Span(const SparseGradient& grad, int64_t f) : begin(grad.starts[f]), end(grad.starts[f + 1]) {
     if (begin < 0 || end > grad.nnz || begin > end) begin = end = 0;
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(kTileThreads, 8) sum_chunks(const SparseGradie
     float sum[V] = {};
     const X* source = static_cast<const X*>(of_x ? grad.x : grad.g) + column;
     gather_add<kInFlightOfChunk>(sum, source, of_x ? grad.x_stride : grad.g_stride, of_x ? staged.x_row : staged.g_row,
-                             of_x ? staged.dvalue : staged.value, kChunk);
+                                 of_x ? staged.dvalue : staged.value, kChunk);
     float* to = partial + (of_x ? 0 : grad.d_in) + column;
 #pragma unroll
     for (int v = 0; v < V; ++v) to[v] = sum[v];
@@ -119,14 +118,14 @@ struct FeatureGradient {
 #pragma unroll
     for (int v = 0; v < V; ++v) sum[v] = 0;
     gather_add<kInFlight>(sum, static_cast<const X*>(grad.x) + column, grad.x_stride, staged.x_row, staged.dvalue,
-                             span.direct);
+                          span.direct);
     add_chunks(sum, column);
   }
   __device__ void decoder(float (&sum)[V], int64_t column) const {
 #pragma unroll
     for (int v = 0; v < V; ++v) sum[v] = 0;
     gather_add<kInFlight>(sum, static_cast<const X*>(grad.g) + column, grad.g_stride, staged.g_row, staged.value,
-                             span.direct);
+                          span.direct);
     add_chunks(sum, grad.d_in + column);
   }
   // For one whole warp.
@@ -207,8 +206,8 @@ __global__ void __launch_bounds__(kMaxThreads, 4) feature_squares(const Gradient
   if (thread == 0) job.squares[f] = squares;
 }
 
-__global__ void __launch_bounds__(1024) sum_squares(const double* __restrict__ squares, int64_t count,
-                                                    double* __restrict__ norm) {
+__global__ void __launch_bounds__(1024)
+    sum_squares(const double* __restrict__ squares, int64_t count, double* __restrict__ norm) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += squares[i];
   sum = block_sum(sum);

@@ -66,7 +66,9 @@ def assert_residual(cuda: Cuda, case: tuple[Any, ...], relu: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "k", "F", "d"), [(3, 32, 50, 768), (2, 1, 5, 1), (2, 129, 300, 33), (4, 7, 9, 260), (2, 5, 5, 1100)])
+@pytest.mark.parametrize(
+    ("n", "k", "F", "d"), [(3, 32, 50, 768), (2, 1, 5, 1), (2, 129, 300, 33), (4, 7, 9, 260), (2, 5, 5, 1100)]
+)
 def test_residual(cuda: Cuda, n: int, k: int, F: int, d: int, dtype: torch.dtype) -> None:
     assert_residual(cuda, residual_case(n, k, F, d, dtype), relu=bool(k % 2))
     assert_residual(cuda, residual_case(n, k, F, d, dtype, bias=False, pad=3), relu=not k % 2)
@@ -101,7 +103,9 @@ def test_rows_far_apart(cuda: Cuda) -> None:
     far = torch.empty(stride + 64, dtype=torch.bfloat16, device=cuda.device).as_strided((2, 64), (stride, 1))
     far.copy_(W)
     near = cuda.ops.decode_residual(*(t.to(cuda.device) for t in (values, indices, W, b, y)), False)
-    got = cuda.ops.decode_residual(*(t.to(cuda.device) for t in (values, indices)), far, *(t.to(cuda.device) for t in (b, y)), False)
+    got = cuda.ops.decode_residual(
+        *(t.to(cuda.device) for t in (values, indices)), far, *(t.to(cuda.device) for t in (b, y)), False
+    )
     assert all(map(torch.equal, near, got))
 
 
@@ -109,7 +113,16 @@ def test_rows_far_apart(cuda: Cuda) -> None:
 
 
 def gradient_case(
-    n: int, m: int, nnz: int, F: int, d_in: int, d_out: int, *, heavy: float = 1, dtype: torch.dtype = torch.float32, seed: int = 0
+    n: int,
+    m: int,
+    nnz: int,
+    F: int,
+    d_in: int,
+    d_out: int,
+    *,
+    heavy: float = 1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> SparseGradient:
     """Entries of random features; heavy > 1 gives the low ones far more."""
     g = torch.Generator().manual_seed(seed)
@@ -156,7 +169,9 @@ def test_norm(cuda: Cuda, name: str, remove_parallel: bool, dtype: torch.dtype) 
 
 
 def dictionary(F: int, d_in: int, d_out: int, seed: int, dtype: torch.dtype = torch.float32) -> DictionaryParams:
-    return DictionaryParams(*(random(seed + i, *shape, dtype=dtype) for i, shape in enumerate([(F, d_in), (F,), (F, d_out)])))
+    return DictionaryParams(
+        *(random(seed + i, *shape, dtype=dtype) for i, shape in enumerate([(F, d_in), (F,), (F, d_out)]))
+    )
 
 
 def state_for(grad: SparseGradient, dtype: torch.dtype = torch.float32) -> list[DictionaryParams]:
@@ -166,11 +181,19 @@ def state_for(grad: SparseGradient, dtype: torch.dtype = torch.float32) -> list[
     return [dictionary(*sizes, 20, dtype), dictionary(*sizes, 30), second]
 
 
-SWITCHES = [dict(zip(("remove_parallel", "unit_norm", "lazy"), map(bool, (i & 1, i & 2, i & 4)), strict=True)) for i in range(8)]
+SWITCHES = [
+    dict(zip(("remove_parallel", "unit_norm", "lazy"), map(bool, (i & 1, i & 2, i & 4)), strict=True)) for i in range(8)
+]
 
 
 def assert_steps(
-    cuda: Cuda, grad: SparseGradient, state: list[DictionaryParams], scale: float = 0.5, lr: float = 0.1, step: int = 3, **switches: bool
+    cuda: Cuda,
+    grad: SparseGradient,
+    state: list[DictionaryParams],
+    scale: float = 0.5,
+    lr: float = 0.1,
+    step: int = 3,
+    **switches: bool,
 ) -> list[DictionaryParams]:
     settings = dict(betas=(0.9, 0.99), eps=1e-8, **switches)
     wide = [to(part, torch.float64) for part in state]
@@ -198,12 +221,16 @@ def test_adam(cuda: Cuda, name: str, switches: dict[str, bool]) -> None:
     assert_steps(cuda, grad, state, **switches)
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["small", "odd widths", "heavy features"])
 def test_adam_of_16_bit_numbers(cuda: Cuda, name: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     weights, activations = dtypes
     grad = gradient_case(**CASES[name], dtype=activations)
-    assert_steps(cuda, grad, state_for(grad, weights))
+    assert_steps(cuda, grad, state_for(grad, weights), **SWITCHES[0])
     updated = assert_steps(cuda, grad, state_for(grad, weights), remove_parallel=True, unit_norm=True, lazy=True)
     assert updated[0].W_enc.dtype == weights
 
@@ -221,7 +248,16 @@ def test_adam_of_16_bit_numbers(cuda: Cuda, name: str, dtypes: tuple[torch.dtype
     seed=st.integers(0, 99),
 )
 def test_adam_of_any_shape(
-    cuda: Cuda, n: int, copies: int, nnz: int, F: int, d_in: int, d_out: int, heavy: int, switches: dict[str, bool], seed: int
+    cuda: Cuda,
+    n: int,
+    copies: int,
+    nnz: int,
+    F: int,
+    d_in: int,
+    d_out: int,
+    heavy: int,
+    switches: dict[str, bool],
+    seed: int,
 ) -> None:
     grad = gradient_case(n, n * copies, nnz, F, d_in, d_out, heavy=heavy, seed=seed)
     assert_steps(cuda, grad, state_for(grad), **switches)
@@ -251,7 +287,16 @@ def test_a_scale_that_is_not_finite_changes_nothing(cuda: Cuda, scale: float) ->
     device_scale = torch.tensor(scale, dtype=torch.float32, device=cuda.device)
     for given_scale in (scale, device_scale):
         cuda.ops.adam_(
-            to(grad, cuda.device), *state, given_scale, 0.1, 1, betas=(0.9, 0.99), eps=1e-8, remove_parallel=True, unit_norm=True, lazy=False
+            to(grad, cuda.device),
+            *state,
+            given_scale,
+            0.1,
+            1,
+            betas=(0.9, 0.99),
+            eps=1e-8,
+            remove_parallel=True,
+            unit_norm=True,
+            lazy=False,
         )
     assert all(torch.equal(a, b) for x, y in zip(state, before, strict=True) for a, b in zip(x, y, strict=True))
 
@@ -289,6 +334,8 @@ def test_bad_arguments_are_named(cuda: Cuda) -> None:
     state = [to(part, cuda.device) for part in state_for(grad)]
     settings = dict(betas=(0.9, 0.99), eps=1e-8, remove_parallel=False, unit_norm=False, lazy=False)
     with pytest.raises(ValueError, match=r"adam_ \(cuda\): W_enc must be contiguous"):
-        cuda.ops.adam_(grad, state[0]._replace(W_enc=torch.zeros(12, 9, device=cuda.device).T), *state[1:], 1.0, 0.1, 1, **settings)
+        cuda.ops.adam_(
+            grad, state[0]._replace(W_enc=torch.zeros(12, 9, device=cuda.device).T), *state[1:], 1.0, 0.1, 1, **settings
+        )
     with pytest.raises(ValueError, match=r"scalars must be 0-d"):
         cuda.ops.adam_(grad, *state, torch.ones(1, device=cuda.device), 0.1, 1, **settings)

@@ -23,19 +23,30 @@ def assert_sorts(cuda: Cuda, ids: Tensor, F: int) -> None:
 def ids_of(kind: str, nnz: int, F: int, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     uniform = torch.rand(nnz, generator=g, dtype=torch.float64)
-    drawn = {"uniform": uniform * F, "heavy": uniform**8 * F, "one": uniform * 0 + F - 1, "two": (uniform > 0.5) * (F - 1)}
+    drawn = {
+        "uniform": uniform * F,
+        "heavy": uniform**8 * F,
+        "one": uniform * 0 + F - 1,
+        "two": (uniform > 0.5) * (F - 1),
+    }
     return drawn[kind].floor().clamp(0, F - 1).int()
 
 
 @pytest.mark.parametrize("kind", ["uniform", "heavy", "one", "two"])
 @pytest.mark.parametrize("F", [1, 2, 255, 256, 257, 24576, 65536, 131072, 2**20, 2**24 + 1])
 def test_digits_and_tiles(cuda: Cuda, F: int, kind: str) -> None:
-    nnz = 7000 if F < 2**20 else 500
-    assert_sorts(cuda, ids_of(kind, nnz, F), F)
+    if cuda.device == "cpu" and F > 2**18:
+        pytest.skip("a thread a feature takes the host too long")
+    assert_sorts(cuda, ids_of(kind, 7000, F), F)
 
 
 @settings(max_examples=20)
-@given(nnz=st.integers(0, 5000), F=st.integers(1, 70000), kind=st.sampled_from(["uniform", "heavy"]), seed=st.integers(0, 99))
+@given(
+    nnz=st.integers(0, 5000),
+    F=st.integers(1, 70000),
+    kind=st.sampled_from(["uniform", "heavy"]),
+    seed=st.integers(0, 99),
+)
 def test_any_size(cuda: Cuda, nnz: int, F: int, kind: str, seed: int) -> None:
     assert_sorts(cuda, ids_of(kind, nnz, F, seed), F)
 

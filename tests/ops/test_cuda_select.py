@@ -22,9 +22,7 @@ def tile_maxima(h: Tensor) -> Tensor:
 
 def assert_same(cuda: Cuda, h: Tensor, k: int, relu: bool, maxima: Tensor | None = None) -> None:
     on_device = h.to(cuda.device)
-    values, indices = cuda.ops.topk_select(
-        on_device, k, relu, None if maxima is None else maxima.to(cuda.device)
-    )
+    values, indices = cuda.ops.topk_select(on_device, k, relu, None if maxima is None else maxima.to(cuda.device))
     expected_values, expected_indices = reference.topk_select(h, k, relu)
     assert indices.dtype == torch.int32
     assert values.dtype == h.dtype

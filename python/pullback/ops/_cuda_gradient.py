@@ -95,7 +95,9 @@ def _on_device(number: float | Tensor, device: torch.device) -> Tensor:
     """A scalar as float64 on the device; a Python number is filled in by a kernel, not copied."""
     if isinstance(number, Tensor):
         if number.device != device or number.ndim != 0:
-            raise ValueError(f"adam_ (cuda): scalars must be 0-d on {device}, got {list(number.shape)} on {number.device}")
+            raise ValueError(
+                f"adam_ (cuda): scalars must be 0-d on {device}, got {list(number.shape)} on {number.device}"
+            )
         return number.double()
     return torch.full((), float(number), dtype=torch.float64, device=device)
 
