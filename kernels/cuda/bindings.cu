@@ -34,7 +34,8 @@ void topk_select_from_python(const View& h, const std::optional<View>& maxima, c
   checks.require_rank(values, "values", 2);
   const int64_t n = h.shape[0], columns = h.shape[1], k = values.shape[1];
   checks.require(is_narrow(h.dtype), "h must be float32, bfloat16 or float16");
-  checks.require(n <= kMostIds && first_id >= 0 && first_id + columns <= kMostIds, "more rows or columns than 2^31 - 1");
+  checks.require(n <= kMostIds && first_id >= 0 && first_id + columns <= kMostIds,
+                 "more rows or columns than 2^31 - 1");
   checks.require(filled >= 0 && filled <= k && filled <= first_id && k >= 1 && k <= filled + columns,
                  "k=" + std::to_string(k) + " is out of 1..filled+columns");
   TopkSelect job{};
@@ -160,7 +161,8 @@ SparseGradient sparse_gradient(const Checks& checks, const GradientViews& views)
   checks.require(grad.n == 0 ? grad.m == 0 : grad.m % grad.n == 0, "rows of g must be a multiple of the rows of x");
   checks.require(x.dtype == g.dtype && (x.dtype == DType::f32 || x.dtype == DType::bf16),
                  "x and g must both be float32 or both bfloat16");
-  checks.require(grad.d_out <= kWidestGradient, "rows wider than " + std::to_string(kWidestGradient) + " do not fit a block");
+  checks.require(grad.d_out <= kWidestGradient,
+                 "rows wider than " + std::to_string(kWidestGradient) + " do not fit a block");
   const int64_t chunks = gradient_chunks(grad.nnz);
   grad.starts = checks.dense<const int64_t>(starts, "starts", DType::i64, {grad.n_features + 1});
   grad.order = checks.dense<const int32_t>(order, "order", DType::i32, {grad.nnz});

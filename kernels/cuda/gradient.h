@@ -5,8 +5,8 @@
 
 namespace pullback::cuda {
 
-// dW_enc[f] = sum_e dvalues[e] x[rows[e] % n], db_enc[f] = sum_e dvalues[e], dW_dec[f] = sum_e values[e] g[rows[e]] over
-// the entries e = order[starts[f]] .. order[starts[f + 1] - 1] of feature f.
+// dW_enc[f] = sum_e dvalues[e] x[rows[e] % n], db_enc[f] = sum_e dvalues[e], dW_dec[f] = sum_e values[e] g[rows[e]]
+// over the entries e = order[starts[f]] .. order[starts[f + 1] - 1] of feature f.
 struct SparseGradient {
   const int64_t* starts;  // [n_features + 1]
   const int32_t* order;   // [nnz]
@@ -18,7 +18,7 @@ struct SparseGradient {
   int32_t* owners;        // [gradient_chunks(nnz)] scratch
   float* partials;        // [gradient_chunks(nnz), d_in + d_out + 1] scratch
   int64_t n, m, d_in, d_out, nnz, n_features, x_stride, g_stride;
-  DType dtype;            // of x and g: float or bfloat16
+  DType dtype;  // of x and g: float or bfloat16
 };
 
 int64_t gradient_chunks(int64_t nnz);

@@ -48,7 +48,8 @@ class Checks {
   template <typename T>
   T* dense(const View& view, const char* name, DType dtype, const std::vector<int64_t>& shape) const {
     require(view.dtype == dtype, std::string(name) + " has another dtype than its kernel");
-    require(view.shape == shape, std::string(name) + " must be " + shape_text(shape) + ", got " + shape_text(view.shape));
+    require(view.shape == shape,
+            std::string(name) + " must be " + shape_text(shape) + ", got " + shape_text(view.shape));
     int64_t expected = 1;
     for (size_t i = shape.size(); i-- > 0; expected *= shape[i]) {
       require(shape[i] <= 1 || view.strides[i] == expected, std::string(name) + " must be contiguous");
@@ -67,8 +68,8 @@ class Checks {
     return rows <= 1 ? columns : view.strides[0];
   }
   void require_rank(const View& view, const char* name, size_t rank) const {
-    require(view.shape.size() == rank, std::string(name) + " must have " + std::to_string(rank) + " dimensions, got " +
-                                           shape_text(view.shape));
+    require(view.shape.size() == rank,
+            std::string(name) + " must have " + std::to_string(rank) + " dimensions, got " + shape_text(view.shape));
   }
 
  private:

@@ -10,7 +10,8 @@ namespace pullback::cuda {
 
 enum class DType { f32, f64, bf16, f16, i32, i64 };
 
-constexpr size_t kSharedByDefault = 48 << 10;  // bytes a block may have without asking
+// Dynamic shared memory that a block has without asking: 48 KiB, less what kernels declare statically.
+constexpr size_t kSharedByDefault = 32 << 10;
 
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...), which the tests replace to run kernels on a CPU.
 template <typename... P, typename... A>

@@ -1,28 +1,28 @@
-#include "order.h"
-
 #include "device.h"
+#include "order.h"
 
 namespace pullback::cuda {
 namespace {
 
-// A radix sort from the lowest digit: each pass counts the digits of every tile, turns the counts into places, and moves
-// the entries there in order. Places come from scans and never from who is first, so the sort is stable and repeatable.
+// A radix sort from the lowest digit: each pass counts the digits of every tile, turns the counts into places, and
+// moves the entries there in order. Places come from scans and never from who is first, so the sort is stable and
+// repeatable.
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRounds = 8;                   // entries of a thread
-constexpr int kTile = kThreads * kRounds;    // entries of a block
-constexpr int kWarpSpan = 32 * kRounds;      // consecutive entries of a warp
-constexpr int kDigitBits = 8;                // at most: a digit a thread
+constexpr int kRounds = 8;                 // entries of a thread
+constexpr int kTile = kThreads * kRounds;  // entries of a block
+constexpr int kWarpSpan = 32 * kRounds;    // consecutive entries of a warp
+constexpr int kDigitBits = 8;              // at most: a digit a thread
 constexpr int kDigits = 1 << kDigitBits;
 
 struct Pass {
-  const int32_t* ids;        // keys of the first pass, checked as they are read; null later
-  const int32_t* keys_in;    // [nnz], keys of later passes
-  const int32_t* order_in;   // [nnz], null in the first pass: entries stand in their own order
-  int32_t* keys_out;         // [nnz]
-  int32_t* order_out;        // [nnz]
-  int32_t* places;           // [kDigits, tiles]: counts, then places within the digit
-  int32_t* digit_totals;     // [kDigits]
+  const int32_t* ids;       // keys of the first pass, checked as they are read; null later
+  const int32_t* keys_in;   // [nnz], keys of later passes
+  const int32_t* order_in;  // [nnz], null in the first pass: entries stand in their own order
+  int32_t* keys_out;        // [nnz]
+  int32_t* order_out;       // [nnz]
+  int32_t* places;          // [kDigits, tiles]: counts, then places within the digit
+  int32_t* digit_totals;    // [kDigits]
   int64_t nnz;
   int32_t n_features;
   int shift, bits;
@@ -153,7 +153,7 @@ cudaError_t feature_order(const FeatureOrder& job, cudaStream_t stream) {
     const bool into_result = (passes - 1 - p) % 2 == 0;
     const Pass pass{p == 0 ? job.indices : nullptr,
                     sorted,
-                    p == 0       ? nullptr
+                    p == 0        ? nullptr
                     : into_result ? other_order
                                   : job.order,
                     keys[p % 2],

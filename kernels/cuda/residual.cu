@@ -1,6 +1,5 @@
-#include "residual.h"
-
 #include "device.h"
+#include "residual.h"
 
 namespace pullback::cuda {
 namespace {

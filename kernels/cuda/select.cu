@@ -1,6 +1,5 @@
-#include "select.h"
-
 #include "device.h"
+#include "select.h"
 
 namespace pullback::cuda {
 namespace {
@@ -10,7 +9,7 @@ namespace {
 // and is settled exactly there. Rows with more ties than that are settled digit by digit over the whole row.
 
 constexpr int kThreads = 256;
-constexpr int kBins = kThreads;     // a bin a thread
+constexpr int kBins = kThreads;  // a bin a thread
 constexpr int kWarps = kThreads / 32;
 constexpr int kInFlight = 4;            // wide loads a thread requests before it uses the first
 constexpr int kWidestGroupBits = 6;     // 64 columns, as given maxima have them
@@ -104,8 +103,9 @@ struct Row {
   __device__ Element value(int64_t i) const { return i < filled ? values[i] : h[i - filled]; }
   __device__ uint32_t key(int64_t i) const { return key_of(value(i)); }
 
-  // Writes the k winners among `count` candidates: all keys above the k-th, and as many equal ones as there is room for,
-  // from the lowest id on. The old best may be overwritten: a round reads before it writes, and never writes ahead.
+  // Writes the k winners among `count` candidates: all keys above the k-th, and as many equal ones as there is room
+  // for, from the lowest id on. The old best may be overwritten: a round reads before it writes, and never writes
+  // ahead.
   template <typename KeyAt, typename SourceAt>
   __device__ void write(const Range kth, int64_t count, const KeyAt& key_at, const SourceAt& source_at) const {
     const int64_t room_for_equal = k - kth.above;
@@ -189,12 +189,13 @@ struct Candidates {
 // Collects, in order, the columns whose key is at least `bound` from the listed groups, behind `taken` candidates that
 // are there already. Returns how many candidates there are, or -1 if they do not fit.
 template <typename Element>
-__device__ int collect(const Row<Element>& row, int group_bits, const int32_t* listed, int n_listed, uint32_t bound, int taken,
-                       const Candidates& candidates) {
+__device__ int collect(const Row<Element>& row, int group_bits, const int32_t* listed, int n_listed, uint32_t bound,
+                       int taken, const Candidates& candidates) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int share = (n_listed + kWarps - 1) / kWarps;
   const int64_t begin = static_cast<int64_t>(warp) * share << group_bits;
-  const int64_t last = static_cast<int64_t>(n_listed < (warp + 1) * share ? n_listed : (warp + 1) * share) << group_bits;
+  const int64_t last = static_cast<int64_t>(n_listed < (warp + 1) * share ? n_listed : (warp + 1) * share)
+                       << group_bits;
   // 32 elements of the listed groups a round, in the order of their columns.
   const auto column_of = [&](int64_t element) {
     return (static_cast<int64_t>(listed[element >> group_bits]) << group_bits) + (element & ((1 << group_bits) - 1));
@@ -296,8 +297,8 @@ __device__ Range bound_kth(const Row<Element>& row, const uint32_t* maxima, int6
 template <typename Element, int V, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 4)
     select_rows(const TopkSelect job, int group_bits, int64_t groups, int capacity) {
-  uint32_t* maxima = dynamic_shared<uint32_t>();             // [groups]
-  const Candidates candidates{maxima + groups,               // [capacity]
+  uint32_t* maxima = dynamic_shared<uint32_t>();  // [groups]
+  const Candidates candidates{maxima + groups,    // [capacity]
                               reinterpret_cast<int32_t*>(maxima + groups + capacity), capacity};
   int32_t* listed = reinterpret_cast<int32_t*>(maxima + groups + 2 * capacity);  // [capacity]
   const Row<Element> row(job, blockIdx.x);
@@ -364,8 +365,8 @@ cudaError_t launch_widest(const TopkSelect& job, cudaStream_t stream) {
   if (job.k > capacity || !useful || groups * sizeof(uint32_t) > kMostGroupBytes) groups = 0;
   const size_t shared = (groups + 3 * static_cast<int64_t>(capacity)) * sizeof(uint32_t);
   const bool aligned = on_16_bytes(job.h) && job.h_stride % V == 0;
-  return launch(aligned ? select_rows<Element, V, true> : select_rows<Element, V, false>, blocks(job.n), kThreads, shared,
-                stream, job, group_bits, groups, capacity);
+  return launch(aligned ? select_rows<Element, V, true> : select_rows<Element, V, false>, blocks(job.n), kThreads,
+                shared, stream, job, group_bits, groups, capacity);
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
-#include "sparse_decode.h"
-
 #include <type_traits>
 
 #include "device.h"
+#include "sparse_decode.h"
 
 namespace pullback::cuda {
 namespace {

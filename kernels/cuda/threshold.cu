@@ -1,6 +1,5 @@
-#include "threshold.h"
-
 #include "device.h"
+#include "threshold.h"
 
 namespace pullback::cuda {
 namespace {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -33,11 +34,14 @@ class Cuda:
 
 @pytest.fixture(scope="session", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cuda(request: pytest.FixtureRequest) -> Cuda:
-    """Every test that takes `cuda` runs twice: with the kernels compiled for the CPU, and on a GPU where there is one."""
+    """Every test that takes `cuda` runs with the kernels compiled for the CPU, and on a GPU where there is one.
+
+    Start Python with LD_PRELOAD=libasan.so to have AddressSanitizer watch the kernels on the CPU.
+    """
     if request.param == "host":
         if host.compiler() is None:
             pytest.skip("no g++ or pybind11 to compile the kernels for the CPU")
-        return Cuda(load_backend(host.build()), "cpu")
+        return Cuda(load_backend(host.build(sanitize="asan" in os.environ.get("LD_PRELOAD", ""))), "cpu")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     pytest.importorskip("pullback._cuda", reason="pullback was built without CUDA")

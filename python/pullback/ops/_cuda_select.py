@@ -10,7 +10,6 @@ from pullback import _cuda
 from . import reference
 from ._cuda_queue import optional_view, queue, view
 
-MAXIMA_COLUMNS = 64  # that one given maximum stands for
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -19,7 +18,7 @@ def topk_select(h: Tensor, k: int, relu: bool, maxima: Tensor | None = None) -> 
 
     h: Float[Tensor, "n F"]; float64 runs on the reference.
     maxima: Float[Tensor, "n ceil(F/64)"] of h's dtype, the largest of each 64 columns (NaN where one is): with it only
-        the tiles that can matter are read. A maximum that is wrong may cost winners; one rounded upwards only costs time.
+        the tiles that can matter are read. A maximum that is too low loses winners; one too high only costs time.
     Returns values Float 'n k' and indices Int32 'n k'.
 
     Raises:
