@@ -196,8 +196,7 @@ void shadow_rows(const View& rows, const View& w16, const View& norms, const Vie
   require_dense(op, "rests", rests, {n}, 4);
   const auto kernel = kernels().shadow_rows;
   parallel_for(n, n * d, [&](int64_t begin, int64_t end, int) {
-    kernel(rows.as<float>(), rows.strides[0], d, begin, end, w16.as<uint16_t>(), norms.as<float>(),
-           rests.as<float>());
+    kernel(rows.as<float>(), rows.strides[0], d, begin, end, w16.as<uint16_t>(), norms.as<float>(), rests.as<float>());
   });
 }
 
