@@ -101,7 +101,7 @@ RESIDUAL = Op(
     reference=reference,
     check=check,
     providers=(
-        Provider("pullback", _ours, needs=("pullback.ops.gradient",)),
+        Provider("pullback", _ours),
         Provider("pullback in two passes", _by_ops),
         Provider("torch", _torch),
     ),

@@ -181,7 +181,7 @@ UPDATE = Op(
     reference=reference,
     check=check,
     providers=(
-        Provider("pullback", _in_one_pass, needs=("pullback.ops.gradient",)),
+        Provider("pullback", _in_one_pass),
         Provider("pullback sums, Adam fused", _then_adam(_summed_by_us, fused=True)),
         Provider("torch CSR, Adam fused", _then_adam(_summed_by_csr, fused=True)),
         Provider("torch CSR, Adam foreach", _then_adam(_summed_by_csr, foreach=True)),

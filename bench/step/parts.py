@@ -1,6 +1,6 @@
 """The parts of a training step on a CPU, one by one, beside torch's fused Adam on the same weights.
 
-    python bench/step_cpu.py [--threads 1] [--shapes A B]
+    python -m bench.step.parts [--threads 1] [--shapes A B]
 
 CPU milliseconds of the process, best of several: what other processes do moves them little. Entries follow a
 heavy-tailed popularity of features, as real activations do.
