@@ -121,7 +121,7 @@ def describe() -> dict[str, Any]:
         "isa_reason": _isa_reason(),
         "available_isas": available_isas(),
         "cpu_features": dict(_C.cpu_features()),
-        "avx512_bf16": bool(_C.cpu_features().get("avx512bf16", False)),
+        "screen": _screen_reason(),
         "openmp": _C.openmp,
         "threads": _C.max_threads(),
         "torch": torch.__version__,
@@ -133,6 +133,14 @@ def describe() -> dict[str, Any]:
         "triton": importlib.util.find_spec("triton") is not None,
         "reasons": dict(_reasons),
     }
+
+
+def _screen_reason() -> str:
+    from .screen import multiplies_bf16
+
+    if multiplies_bf16():
+        return "bfloat16: this CPU multiplies it faster than float32"
+    return "float32: no fast bfloat16 product (needs avx512_bf16 or AMX, the avx512 kernels, and torch with oneDNN)"
 
 
 def _isa_reason() -> str:
