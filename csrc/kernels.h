@@ -144,20 +144,20 @@ struct Kernels {
   Table<float> f32;
   Table<double> f64;
 
-  // Rows [begin, end): adds what of a block may matter to the candidates. scratch holds 3 width + capacity + 64 floats.
+  // Rows [begin, end): adds what of a block may matter to the candidates. scratch holds 3 width + 64 floats.
   void (*screen_f32)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end, void* scratch);
   void (*screen_bf16)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end,
                       void* scratch);
 
-  // Rows [begin, end): lets go of candidates that cannot be among the k largest. scratch holds capacity floats.
-  void (*tighten_rows)(const Candidates& candidates, int64_t k, int64_t begin, int64_t end, void* scratch);
+  // Rows [begin, end): lets go of candidates that cannot be among the k largest.
+  void (*tighten_rows)(const Candidates& candidates, int64_t k, int64_t begin, int64_t end);
 
   // Features [begin, end): canonical pre-activations in place of the lows at slots[starts[f]..starts[f + 1]), which
   // count from the first row's first candidate. By feature, each row of W is read once. scratch holds d doubles.
   void (*evaluate_features)(const ScreenedEncoder& encoder, const Candidates& candidates, const int64_t* starts,
                             const int64_t* slots, int64_t begin, int64_t end, void* scratch);
 
-  // Rows [begin, end), evaluated: the k largest. scratch holds capacity floats.
+  // Rows [begin, end), evaluated: the k largest. scratch holds 2 (capacity + 1) floats.
   void (*choose_topk)(const Candidates& candidates, int64_t k, bool relu, int64_t begin, int64_t end, float* values,
                       int32_t* indices, void* scratch);
 

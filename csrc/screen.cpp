@@ -106,7 +106,7 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
                              thresholds ? thresholds->as<float>() : nullptr,
                              thresholds ? lowest.data() : nullptr};
   const auto kernel = y.itemsize == 2 ? kernels().screen_bf16 : kernels().screen_f32;
-  const int64_t floats = 3 * width + candidates.capacity + 64;
+  const int64_t floats = 3 * width + 64;
   for_rows(n, n * width, floats * sizeof(float),
            [&](int64_t begin, int64_t end, void* scratch) { kernel(block, candidates, begin, end, scratch); });
 }
@@ -151,10 +151,9 @@ void settle_topk(const View& x, const View& W, const View& b, const CandidateVie
           std::string(op) + ": k must be in 1..F=" + std::to_string(F) + ", got " + std::to_string(k));
   require_dense(op, "indices", indices, {n, k}, 4);
   const Candidates candidates = require_candidates(op, views, n);
-  const int64_t bytes = candidates.capacity * sizeof(float), work = n * candidates.capacity;
+  const int64_t bytes = 2 * (candidates.capacity + 1) * sizeof(float), work = n * candidates.capacity;
   const Kernels& kernel = kernels();
-  for_rows(n, work, bytes,
-           [&](int64_t begin, int64_t end, void* scratch) { kernel.tighten_rows(candidates, k, begin, end, scratch); });
+  parallel_for(n, work, [&](int64_t begin, int64_t end, int) { kernel.tighten_rows(candidates, k, begin, end); });
   evaluate(encoder, candidates, n, F);
   for_rows(n, work, bytes, [&](int64_t begin, int64_t end, void* scratch) {
     kernel.choose_topk(candidates, k, relu, begin, end, values.as<float>(), indices.as<int32_t>(), scratch);

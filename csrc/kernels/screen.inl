@@ -66,12 +66,26 @@ inline Kept of_row(const Candidates& c, int64_t n) {
   return {c.ids + n * c.capacity, c.lows + n * c.capacity, c.highs + n * c.capacity, c.counts[n]};
 }
 
-// Raises the bound to the k-th largest low, and lets go of what cannot reach it.
-inline void tighten(Kept& kept, int64_t k, float* copy, float& bound) {
+// A bound that at least k of n numbers reach, a dozen halvings of their range from the k-th largest: none has to be
+// moved for it, and a bound that is a little low only keeps a little more.
+inline float reached_by(const float* numbers, int64_t n, int64_t k) {
+  float low, high;
+  extremes(numbers, n, low, high);
+  for (int step = 0; step < 12; ++step) {
+    const float middle = low + (high - low) / 2;
+    if (!(low < middle && middle < high)) break;
+    const int64_t count = count_reaching(numbers, n, middle);
+    (count >= k ? low : high) = middle;
+    if (count == k) break;
+  }
+  return low;
+}
+
+// Raises the bound towards the k-th largest low, and lets go of what cannot reach it.
+inline void tighten(Kept& kept, int64_t k, float& bound) {
   if (kept.count < k) return;
-  std::copy(kept.lows, kept.lows + kept.count, copy);
-  const float kth = kth_largest(copy, kept.count, k);
-  if (kth > bound) bound = kth;
+  const float reached = reached_by(kept.lows, kept.count, k);
+  if (reached > bound) bound = reached;
   int64_t left = 0;
   for (int64_t i = 0; i < kept.count; ++i) {
     kept.ids[left] = kept.ids[i];
@@ -97,7 +111,7 @@ inline float first_bound(const float* v, const float* maxima, const float* slack
     }
     lows[g] = top - slacks[g * group / screen_tile] - rho * magnitude(top);
   }
-  return kth_largest(lows, groups, k);
+  return reached_by(lows, groups, k);
 }
 
 // Appends v[i] as an interval, if its high reaches the bound.
@@ -147,7 +161,7 @@ void screen_rows(const ScreenBlock& block, const Candidates& candidates, int64_t
   float* v = static_cast<float*>(memory);
   float* maxima = v + block.width;
   float* slacks = maxima + tiles;
-  float* copy = slacks + tiles;
+  float* lows = slacks + tiles;
   const bool each = block.thresholds != nullptr;
 
   for (int64_t n = begin; n < end; ++n) {
@@ -164,14 +178,14 @@ void screen_rows(const ScreenBlock& block, const Candidates& candidates, int64_t
     Kept kept = of_row(candidates, n);
     float bound = each ? 0 : candidates.bounds[n];
     if (settled && !each && bound == -__builtin_inff())
-      bound = first_bound(v, maxima, slacks, block.width, k, block.rho, copy);
+      bound = first_bound(v, maxima, slacks, block.width, k, block.rho, lows);
 
     for (int64_t t = 0; settled && t < tiles; ++t) {
       const int64_t first = t * screen_tile, rest = block.width - first;
       const float lowest = each ? block.tile_thresholds[t] : bound;
       if (maxima[t] + slacks[t] + block.rho * magnitude(maxima[t]) < lowest) continue;
       if (!each && kept.count >= candidates.limits[n]) {
-        tighten(kept, k, copy, bound);
+        tighten(kept, k, bound);
         const int64_t limit = 2 * kept.count > candidates.limits[n] ? 2 * kept.count : candidates.limits[n];
         const int64_t most = capacity - screen_room;
         candidates.limits[n] = static_cast<int32_t>(limit < most ? limit : most);
@@ -217,11 +231,11 @@ inline double exact_dot(const double* w, const float* x, const float* next, int6
   return total;
 }
 
-void tighten_rows(const Candidates& candidates, int64_t k, int64_t begin, int64_t end, void* scratch) {
+void tighten_rows(const Candidates& candidates, int64_t k, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     if (candidates.counts[n] < 0) continue;
     Kept kept = of_row(candidates, n);
-    tighten(kept, k, static_cast<float*>(scratch), candidates.bounds[n]);
+    tighten(kept, k, candidates.bounds[n]);
     candidates.counts[n] = static_cast<int32_t>(kept.count);
   }
 }
@@ -243,11 +257,19 @@ void evaluate_features(const ScreenedEncoder& e, const Candidates& candidates, c
 
 void choose_topk(const Candidates& candidates, int64_t k, bool relu, int64_t begin, int64_t end, float* values,
                  int32_t* indices, void* scratch) {
+  float* chosen = static_cast<float*>(scratch);
+  const Above<float> nothing = {0, k, chosen, reinterpret_cast<int32_t*>(chosen + candidates.capacity + 1)};
   for (int64_t n = begin; n < end; ++n) {
     if (candidates.counts[n] < 0) continue;
     const Kept kept = of_row(candidates, n);
-    write_topk<float>(kept.lows, kept.ids, kept.count, k, relu, static_cast<float*>(scratch), values + n * k,
-                      indices + n * k);
+    float least, most;
+    extremes(kept.lows, kept.count, least, most);
+    Above<float> above = bisect(kept.lows, kept.count, k, least, most, nothing);
+    above.take(kept.lows, 0, kept.count);
+    for (int64_t slot = 0; slot < k; ++slot) {
+      values[n * k + slot] = clamped(above.values[slot], relu);
+      indices[n * k + slot] = kept.ids[above.ids[slot]];
+    }
   }
 }
 

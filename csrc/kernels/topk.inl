@@ -173,8 +173,22 @@ inline Above<T> bisect(const T* row, int64_t F, int64_t k, T least, T most, cons
 template <class T>
 inline bool extremes(const T* row, int64_t F, T& least, T& most) {
   bool nan = false;
+  int64_t i = 0;
   least = most = row[0];
-  for (int64_t i = 0; i < F; ++i) {
+  if (F >= lanes<T>) {
+    Mask<T> unordered = {};
+    Vec<T> bottom = load(row), top = bottom;
+    for (; i + lanes<T> <= F; i += lanes<T>) {
+      const Vec<T> v = load(row + i);
+      unordered |= v != v;
+      bottom = v < bottom ? v : bottom;
+      top = v > top ? v : top;
+    }
+    nan = fold<Or, T>(unordered) != 0;
+    least = -fold<Max, T>(-bottom);
+    most = fold<Max, T>(top);
+  }
+  for (; i < F; ++i) {
     nan |= row[i] != row[i];
     least = row[i] < least ? row[i] : least;
     most = row[i] > most ? row[i] : most;
