@@ -14,8 +14,8 @@ shapes = st.fixed_dictionaries(
         "stacked": st.sampled_from([1, 2, 3]),
         "nnz": st.sampled_from([0, 1, 3, 31, 32, 33, 100]),
         "F": st.sampled_from([1, 2, 5, 64, 200]),
-        "d_in": st.sampled_from([1, 3, 16, 63, 64, 65, 130]),
-        "d_out": st.sampled_from([1, 3, 16, 63, 64, 65, 130]),
+        "d_in": st.sampled_from([0, 1, 3, 16, 63, 64, 65, 130]),
+        "d_out": st.sampled_from([0, 1, 3, 16, 63, 64, 65, 130]),
         "seed": st.integers(0, 2**16),
     }
 )

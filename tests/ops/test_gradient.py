@@ -246,6 +246,20 @@ def test_the_screen_follows_the_encoder(isa):
     assert torch.equal(screen.rests, fresh.rests)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_an_empty_batch_is_a_step_by_momentum(backend):
+    none = torch.empty(0)
+    with use_backend(backend):
+        order = feature_order(none.int(), 5)
+        grad = SparseGradient(*order, none.int(), none, none, torch.empty(0, 3), torch.empty(0, 4))
+        groups = [dictionary(grad, 1), dictionary(grad, 2), dictionary(grad, 3, positive=True)]
+        before = copied(groups[0])
+        assert gradient_norm(grad, groups[0].W_dec) == gradient_bound(grad) == 0
+        adam_(grad, *groups, 1.0, 1e-2, 1)
+    for new, old, mean in zip(groups[0], before, groups[1], strict=True):
+        assert torch.equal(new != old, mean != 0)
+
+
 def test_numbers_may_be_tensors():
     grad = gradient(4, 1, 40, 20, 30, 3, 0, torch.float32)
     results = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pullback.ops import use_backend
 from pullback.training import LazyAdam, TrainStep, loss
 from pullback.transcoders import TopK
 
@@ -85,12 +86,22 @@ def test_steps_are_those_of_autograd_and_torch_adam(skip, max_grad_norm, late, m
     assert max_grad_norm is None or plain.clipped_steps > 5
 
 
-def trained(n_steps, **how):
-    step = TrainStep(6, 6, 30, k=2, lr=1e-2, **how)
+def trained(n_steps, dtype=torch.float32, **how):
+    step = TrainStep(6, 6, 30, k=2, lr=1e-2, dtype=dtype, **how)
     for i in range(n_steps):
-        x = rows(16, 6, i, torch.float32)
+        x = rows(16, 6, i, dtype)
         step(x, x.abs())
     return step
+
+
+@pytest.mark.parametrize("how", [{}, {"optimizer": "lazy_adam"}, {"decoder_norm": True}], ids=str)
+def test_the_reference_backend_takes_the_same_steps(how):
+    steps = []
+    for backend in ("cpu", "reference"):
+        with use_backend(backend):
+            steps.append(trained(8, dtype=torch.float64, dead_feature_window=40, auxk_k=3, **how))
+    for a, b in zip(*(step.transcoder.parameters() for step in steps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_decoder_norm_keeps_unit_rows_and_still_learns():

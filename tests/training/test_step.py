@@ -160,6 +160,15 @@ def test_the_transcoder_can_be_used_between_steps():
     assert all(w.grad is None for w in step.transcoder.parameters())
 
 
+def test_batches_may_lie_in_memory_any_way():
+    x, y = rows(9, 4), rows(9, 5, seed=1)
+    steps = [TrainStep(4, 5, 8, k=2) for _ in range(2)]
+    steps[0](x, y)
+    steps[1](x.T.contiguous().T, torch.cat([y, y], dim=1)[:, :5])
+    for a, b in zip(*(step.transcoder.parameters() for step in steps), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_targets_that_do_not_vary_are_learned_at_once():
     step = TrainStep(4, 5, 8, k=2)
     assert float(step(rows(9, 4), torch.full((9, 5), 7.0))) == 0.0

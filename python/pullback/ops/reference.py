@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._ids import checked
 from .reference_encoder import encode_gemm, topk_exhaust_, topk_select_tiles, topk_settle
 from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 
@@ -38,19 +39,6 @@ def rows_of(indptr: Tensor, nnz: int) -> Tensor:
     """Int64[Tensor, "nnz"]: the row of each CSR entry."""
     row = torch.arange(indptr.shape[0] - 1, device=indptr.device)
     return row.repeat_interleave(indptr.diff(), output_size=nnz)
-
-
-def checked(op: str, ids: Tensor, n_features: int) -> Tensor:
-    """The ids as int64. Raises ValueError where one is not in 0..n_features-1.
-
-    Not on a GPU, where to look would be to wait: there the indexing itself asserts.
-    """
-    if ids.is_cpu and ids.numel():
-        bad = ((ids < 0) | (ids >= n_features)).nonzero()
-        if len(bad):
-            e = int(bad[0, 0])
-            raise ValueError(f"{op}: feature id {int(ids[e])} at entry {e} is not in 0..F-1={n_features - 1}")
-    return ids.long()
 
 
 def topk_select(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ._ids import checked
+
 if TYPE_CHECKING:
     from .gradient import DictionaryParams, SparseGradient
     from .screen import Screen
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 def decode_residual(
     values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor | None, y: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from .reference import checked
-
     ids = checked("decode_residual", indices.reshape(-1), len(W_dec)).view(indices.shape)
     rows = W_dec[ids]
     residual = torch.einsum("nk,nkd->nd", values, rows) - y
@@ -29,8 +29,6 @@ def decode_residual(
 
 
 def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
-    from .reference import checked
-
     ids = checked("feature_order", indices, n_features)
     starts = ids.new_zeros(n_features + 1)
     starts[1:] = torch.bincount(ids, minlength=n_features).cumsum(0)

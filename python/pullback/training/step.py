@@ -1,6 +1,6 @@
 """One whole optimisation step of one transcoder on given activations.
 
-    encode (exact top-k) -> residual -> sparse gradient -> its norm -> Adam, clipped
+    encode (exact top-k) -> residual -> sparse gradient -> its norm, if it may need clipping -> Adam
 
 No dense gradient and no autograd graph exist: beside the weights and Adam's two moments there is only what the batch
 needs (see `ops.gradient`).
@@ -236,7 +236,7 @@ class TrainStep:
                 "1 rows each, "
                 f"got {list(x.shape)} and {list(y.shape)}"
             )
-        return x.detach().to(tc.W_enc), y.detach().to(tc.W_enc)
+        return x.detach().to(tc.W_enc).contiguous(), y.detach().to(tc.W_enc).contiguous()
 
     def _loss(
         self, x: Tensor, y: Tensor, values: Tensor, indices: Tensor, variance: Tensor
