@@ -8,9 +8,13 @@ namespace {
 // reach it need a second look: a row is read once, and again where the winners are. What is left fits in shared memory
 // and is settled exactly there. Rows with more ties than that are settled digit by digit over the whole row.
 
-constexpr int kThreads = 256;
-constexpr int kBins = kThreads;  // a bin a thread
+// Small blocks: between its two readings a row goes through short phases that wait for each other, and other rows have
+// to fill the gaps.
+constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+constexpr int kBinBits = 7;
+constexpr int kBins = 1 << kBinBits;
+static_assert(kBins == kThreads, "a bin a thread");
 constexpr int kInFlight = 4;            // wide loads a thread requests before it uses the first
 constexpr int kWidestGroupBits = 6;     // 64 columns, as given maxima have them
 constexpr int kNarrowestGroupBits = 3;  // the most elements of one wide load
@@ -48,14 +52,14 @@ struct Range {
   int64_t above;
 };
 
-// Narrows the range to one of 256 parts of it. for_each(visit) has every thread visit its share of the keys.
+// Narrows the range to one of 128 parts of it. for_each(visit) has every thread visit its share of the keys.
 template <typename ForEach>
 __device__ Range narrow_range(const Range range, int64_t k, const ForEach& for_each) {
   __shared__ int bins[kBins];
   __shared__ Range narrowed;
   const int thread = static_cast<int>(threadIdx.x);
   const int width = 32 - __clz(range.high - range.low);  // bits that differ
-  const int shift = width > 8 ? width - 8 : 0;
+  const int shift = width > kBinBits ? width - kBinBits : 0;
   bins[thread] = 0;
   __syncthreads();
   for_each([&](uint32_t key) {
@@ -295,7 +299,7 @@ __device__ Range bound_kth(const Row<Element>& row, const uint32_t* maxima, int6
 }
 
 template <typename Element, int V, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 8)
     select_rows(const TopkSelect job, int group_bits, int64_t groups, int capacity) {
   uint32_t* maxima = dynamic_shared<uint32_t>();  // [groups]
   const Candidates candidates{maxima + groups,    // [capacity]

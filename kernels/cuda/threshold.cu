@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kScanThreads) add_up(int64_t* indptr, int64_t 
   int64_t before = 0;
   for (int64_t first = 0; first < n; first += kScanThreads) {
     const int64_t row = first + threadIdx.x;
-    // A thousand rows of up to 2^31 elements: 64 bits are summed as two halves of 16 and 31.
+    // A thousand counts of up to 2^31 would overflow a scan: their low and high halves go separately.
     const int64_t count = row < n ? indptr[row + 1] : 0;
     const Scan low = block_scan(static_cast<int>(count & 0xFFFF)), high = block_scan(static_cast<int>(count >> 16));
     if (row < n) indptr[row + 1] = before + low.before + (static_cast<int64_t>(high.before) << 16) + count;

@@ -8,27 +8,37 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pullback
-
-_NAME = "pullback._cuda"
+_COMPILED = "pullback._cuda"
+_BACKEND = "pullback.ops._cuda"  # and the modules whose names go on from there
 
 
 def load_backend(path: Path) -> ModuleType:
-    """`pullback.ops._cuda`, imported afresh over the compiled module at `path`; what is imported already stays."""
-    spec = importlib.util.spec_from_file_location(_NAME, path)
+    """`pullback.ops._cuda`, imported afresh over the compiled module at `path`. Nobody else sees it."""
+    # A name of its own: pybind11 gives back the module that it made under a name before.
+    spec = importlib.util.spec_from_file_location("tests.cuda_host._cuda", path)
     assert spec is not None
     assert spec.loader is not None
     compiled = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compiled)
-    ours = {name for name in sys.modules if name == _NAME or name.startswith("pullback.ops._cuda")}
-    before = {name: sys.modules.pop(name) for name in ours}
-    attribute = pullback.__dict__.pop("_cuda", None)  # `from pullback import _cuda` looks here first
+    importlib.import_module("pullback.ops")
+    before = _forget()
     try:
-        sys.modules[_NAME] = compiled
-        return importlib.import_module("pullback.ops._cuda")
+        sys.modules[_COMPILED] = compiled
+        return importlib.import_module(_BACKEND)
     finally:
-        for name in [name for name in sys.modules if name == _NAME or name.startswith("pullback.ops._cuda")]:
-            del sys.modules[name]
-        sys.modules.update(before)
-        if attribute is not None:
-            pullback.__dict__["_cuda"] = attribute
+        _forget()
+        for name, module in before.items():
+            sys.modules[name] = module
+            setattr(_parent(name), name.rpartition(".")[2], module)
+
+
+def _parent(name: str) -> ModuleType:
+    return sys.modules[name.rpartition(".")[0]]
+
+
+def _forget() -> dict[str, ModuleType]:
+    """Takes the backend's modules out of sys.modules and of the packages that hold them."""
+    names = [name for name in sys.modules if name == _COMPILED or name.startswith(_BACKEND)]
+    for name in names:
+        vars(_parent(name)).pop(name.rpartition(".")[2], None)
+    return {name: sys.modules.pop(name) for name in names}

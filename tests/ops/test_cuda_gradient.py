@@ -324,6 +324,21 @@ def test_damage_stays_with_its_feature(cuda: Cuda) -> None:
     assert bad.nonzero().flatten().tolist() == [4]
 
 
+def test_inputs_far_apart(cuda: Cuda) -> None:
+    """Offsets beyond 2^31 elements; untouched pages of the buffers cost nothing."""
+    grad = to(gradient_case(n=2, m=2, nnz=600, F=2, d_in=64, d_out=64, dtype=torch.bfloat16), cuda.device)
+    stride = 2**31 + 64
+    far = [
+        torch.empty(stride + 64, dtype=torch.bfloat16, device=cuda.device).as_strided((2, 64), (stride, 1))
+        for _ in "xg"
+    ]
+    for t, near in zip(far, (grad.x, grad.g), strict=True):
+        t.copy_(near)
+    W = random(0, 2, 64).to(cuda.device)
+    norms = [cuda.ops.gradient_norm(g, W, True) for g in (grad, grad._replace(x=far[0], g=far[1]))]
+    assert torch.equal(*norms)
+
+
 def test_bad_arguments_are_named(cuda: Cuda) -> None:
     grad = to(gradient_case(**CASES["small"]), cuda.device)
     W = torch.zeros(9, 19, device=cuda.device)

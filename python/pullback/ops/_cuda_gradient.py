@@ -79,16 +79,43 @@ def adam_(
     if screen is not None:
         raise ValueError("adam_ (cuda): a Screen belongs to weights on the CPU; leave screen=None on a GPU")
     if params.W_enc.dtype == torch.float64:
-        numbers = {"betas": betas, "eps": eps}
-        switches = {"remove_parallel": remove_parallel, "unit_norm": unit_norm, "lazy": lazy}
-        reference.adam_(grad, params, exp_avg, exp_avg_sq, grad_scale, lr, step, **numbers, **switches)
+        reference.adam_(
+            grad,
+            params,
+            exp_avg,
+            exp_avg_sq,
+            grad_scale,
+            lr,
+            step,
+            betas=betas,
+            eps=eps,
+            remove_parallel=remove_parallel,
+            unit_norm=unit_norm,
+            lazy=lazy,
+        )
         return
-    with queue("adam_", *grad, *params, *exp_avg, *exp_avg_sq) as place:
+    with queue("adam_", *grad, *params, *exp_avg, *exp_avg_sq) as (device, stream):
         lent, _kept = _lend(grad)
-        read = [_on_device(number, grad.x.device) for number in (grad_scale, lr, step)]
+        scale, rate, t = (_on_device(number, grad.x.device) for number in (grad_scale, lr, step))
         constants = grad.x.new_empty(4, dtype=torch.float32)
-        tensors = lent, _views(params), _views(exp_avg), _views(exp_avg_sq), *(view(t) for t in read), view(constants)
-        _cuda.adam(*tensors, *betas, eps, remove_parallel, unit_norm, lazy, *place)
+        _cuda.adam(
+            lent,
+            _views(params),
+            _views(exp_avg),
+            _views(exp_avg_sq),
+            view(scale),
+            view(rate),
+            view(t),
+            view(constants),
+            betas[0],
+            betas[1],
+            eps,
+            remove_parallel,
+            unit_norm,
+            lazy,
+            device,
+            stream,
+        )
 
 
 def _on_device(number: float | Tensor, device: torch.device) -> Tensor:
