@@ -58,7 +58,7 @@ def sampled_dot_config(d: int, element_size: int) -> dict[str, int]:
     """
     full_warp = 32 * 16 // element_size
     BLOCK_D = min(full_warp, max(16, triton.next_power_of_2(d)))
-    return {"BLOCK_E": 16, "BLOCK_D": BLOCK_D, "num_warps": 4 if BLOCK_D == full_warp else 2}
+    return {"BLOCK_E": 16, "BLOCK_D": BLOCK_D, "num_warps": 4 if full_warp == BLOCK_D else 2}
 
 
 def _case(dtype: str, d: int, aligned: bool) -> AotCase:

@@ -120,9 +120,7 @@ def test_a_bias_that_cancels_in_its_own_precision(way: str) -> None:
     x, W, b = (t.float() for t in encoder(1, 40, 2000, torch.bfloat16))
     W = (0.05 * W - 100 * x / x.square().sum()).bfloat16()
     rounded = torch.addmm((100 + b).bfloat16().float(), x, W.float().T)
-    assert not torch.equal(
-        reference.topk_select(rounded, 9, True)[1], reference.topk_encode(x, W, 100 + b, 9, True)[1]
-    )
+    assert not torch.equal(reference.topk_select(rounded, 9, True)[1], reference.topk_encode(x, W, 100 + b, 9, True)[1])
     with use_backend("reference"):
         assert_exact(x, W, 100 + b, 9)
 
