@@ -82,7 +82,7 @@ def contract_config(dtype: str, targets: int, entries_per_position: float) -> di
     float32 goes through the tensor cores in three parts (tf32x3), which keeps the precision of float32.
     """
     if dtype == "fp64":
-        return {"BLOCK_B": 32, "BLOCK_E": 32, "BLOCK_K": 16, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2}
+        return {"BLOCK_B": 32, "BLOCK_E": 32, "BLOCK_K": 16, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2}
     BLOCK_E = 64 if entries_per_position > 32 else 32
     BLOCK_B, num_warps = (128, 8) if targets > 64 else (64, 4)
     config = {"BLOCK_B": BLOCK_B, "BLOCK_E": BLOCK_E, "num_warps": num_warps, "num_stages": 3}

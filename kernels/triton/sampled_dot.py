@@ -52,9 +52,13 @@ def sampled_dot_kernel(
 
 
 def sampled_dot_config(d: int, element_size: int) -> dict[str, int]:
-    """Tile of dots of length ``d``: a row of it is what a warp reads with one 16-byte load per thread."""
+    """Tile of dots of length ``d``: a row of it is what a warp reads with one 16-byte load per thread.
+
+    Narrow rows shrink the tile; fewer warps then keep each thread at four gathers in flight or more.
+    """
     full_warp = 32 * 16 // element_size
-    return {"BLOCK_E": 16, "BLOCK_D": min(full_warp, max(16, triton.next_power_of_2(d))), "num_warps": 4}
+    BLOCK_D = min(full_warp, max(16, triton.next_power_of_2(d)))
+    return {"BLOCK_E": 16, "BLOCK_D": BLOCK_D, "num_warps": 4 if full_warp == BLOCK_D else 2}
 
 
 def _case(dtype: str, d: int, aligned: bool) -> AotCase:

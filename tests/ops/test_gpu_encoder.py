@@ -115,11 +115,25 @@ def test_scales(way: str, scale: float) -> None:
         assert_exact(x * scale, W, b * scale, 9)
 
 
-def test_large_bias_in_its_own_precision(way: str) -> None:
+def test_a_bias_that_cancels_in_its_own_precision(way: str) -> None:
     """A float32 bias is rounded by the GEMM of "chunks": the error counts, and the values come from the bias itself."""
-    x, W, b = encoder(5, 40, 2000, torch.bfloat16)
+    x, W, b = (t.float() for t in encoder(1, 40, 2000, torch.bfloat16))
+    W = (0.05 * W - 100 * x / x.square().sum()).bfloat16()
+    rounded = torch.addmm((100 + b).bfloat16().float(), x, W.float().T)
+    assert not torch.equal(reference.topk_select(rounded, 9, True)[1], reference.topk_encode(x, W, 100 + b, 9, True)[1])
     with use_backend("reference"):
         assert_exact(x, W, 100 + b, 9)
+
+
+def test_sees_through_cancellation(way: str) -> None:
+    """Pre-activations a million times smaller than the norms: what the GEMM gives is mostly its own rounding."""
+    x, W, b = (t.double() for t in encoder(1, 200, 6000, torch.float32))
+    base = W[:1] - (W[:1] @ x.T) / x.square().sum() * x
+    x, W, b = x.float(), (base + 1e-7 * W).float(), 1e-7 * b.float()
+    by_gemm = reference.topk_select(torch.addmm(b, x, W.T), 30, True)[1]
+    assert not torch.equal(by_gemm, reference.topk_encode(x, W, b, 30, True)[1])
+    with use_backend("reference"):
+        assert assert_exact(x, W, b, 30) == 1
 
 
 @pytest.mark.parametrize("kind", ROWS)

@@ -13,6 +13,9 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+# A hundred compilations: a minute of one core, several where others use it too.
+pytestmark = pytest.mark.timeout(1800)
+
 AOT = Path(__file__).resolve().parents[2] / "tools" / "aot.py"
 
 
