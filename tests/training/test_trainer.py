@@ -177,6 +177,7 @@ def test_activations_that_do_not_fit_are_refused():
     [
         ({"k": 0}, "k must be at least 1"),
         ({"d_sae": 8, "k": 9}, "k=9 exceeds d_sae=8"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, lazy_adam, got 'sgd'"),
         ({"d_sae": 8, "activation": TopK(9)}, "k=9 exceeds d_sae=8"),
         ({"activation": JumpReLU(0.1)}, "training knows TopK only"),
         ({"lr": 0.0}, "lr must be positive"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pullback.training.optimizer import OPTIMIZERS
 from pullback.transcoders import Activation, TopK
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -39,6 +40,9 @@ class TrainConfig:
         lr_decay_steps: last steps over which it falls linearly to 0; None for all after the warm-up.
         adam_beta1: decay of Adam's mean.
         adam_beta2: decay of Adam's second moment.
+        optimizer: "adam", or "lazy_adam", which moves only the features that fired in the batch: cheaper for very wide
+            dictionaries, and another method (see `LazyAdam`).
+        decoder_norm: decoder rows have unit norm, and their gradient no component along them.
         max_grad_norm: gradients of a layer are scaled down to this norm; None never.
         auxk_alpha: weight of the auxiliary loss that lets dead features explain the residual; 0 switches it off.
         auxk_k: dead features that may do so on one token.
@@ -71,6 +75,8 @@ class TrainConfig:
     lr_decay_steps: int | None = None
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
+    optimizer: str = "adam"
+    decoder_norm: bool = False
     max_grad_norm: float | None = 1.0
     auxk_alpha: float = 1 / 32
     auxk_k: int = 32
@@ -103,6 +109,8 @@ class TrainConfig:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
         if self.topk.k > self.d_sae:
             raise ValueError(f"TrainConfig: k={self.topk.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"TrainConfig: optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"TrainConfig: dtype must be one of {', '.join(DTYPES)} (16-bit weights do not train "

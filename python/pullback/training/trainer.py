@@ -18,7 +18,7 @@ from pullback.training.source import Tokens, activation_rows, bos_id, mixed, tok
 from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.transcoders import ModelReading, Transcoder, TranscoderSet
 
-COPIES_PER_WEIGHT = 3  # the weight, two moments of Adam
+COPIES_PER_WEIGHT = 3.25  # the weight, two moments of Adam, half an encoder in bfloat16
 REPORT_EVERY = 20
 
 
@@ -153,6 +153,8 @@ def _new_step(
         device=device,
         dtype=config.torch_dtype,
         betas=(config.adam_beta1, config.adam_beta2),
+        optimizer=config.optimizer,
+        decoder_norm=config.decoder_norm,
         max_grad_norm=config.max_grad_norm,
         auxk_alpha=config.auxk_alpha,
         auxk_k=config.auxk_k,
