@@ -1,10 +1,10 @@
-"""Which way to encode on this GPU: times both ways of `pullback.ops.gpu_table` and writes the table.
+"""Which way to encode on this GPU: times both ways of `pullback.ops.gpu.table` and writes the table.
 
     python bench/tune_encoder.py [--rows 8192] [--shapes 768x24576x32 ...] [--dtypes bfloat16 ...] [--write]
 
 For each shape and dtype: the GEMM alone (the floor), "chunks" over a few block sizes, "tiles" over a few tiles of the
 GEMM, all checked against float64 on some rows first. Prints one JSON object a line; with --write, the best plan of each
-shape replaces this architecture's entries of python/pullback/ops/gpu_table.json in this checkout.
+shape replaces this architecture's entries of python/pullback/ops/gpu/table.json in this checkout.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 import triton
 import triton.testing
 
-from pullback.ops import _gpu_encoder, dispatch, gpu_table, reference
-from pullback.ops.gpu_table import Plan
+from pullback.ops import dispatch, reference
+from pullback.ops.gpu import encoder as gpu_encoder
+from pullback.ops.gpu import table as gpu_table
+from pullback.ops.gpu.table import Plan
 
-TABLE = Path(__file__).resolve().parents[1] / "python/pullback/ops/gpu_table.json"
+TABLE = Path(__file__).resolve().parents[1] / "python/pullback/ops/gpu/table.json"
 
 # (d, F, k): GPT-2 small, Gemma-2-2b, and a million features.
 SHAPES = [(768, 24576, 32), (2304, 131072, 64), (2304, 1 << 20, 64)]
@@ -66,20 +68,20 @@ def measure(rows: int, d: int, F: int, k: int, dtype: torch.dtype) -> list[dict[
         use(plan)
         row = {"op": "topk_encode", "rows": rows, "d": d, "F": F, "k": k, "dtype": str(dtype)[6:], "gemm_ms": floor}
         row |= {"way": plan.way, "block": [plan.rows, plan.features], "tile": dict(plan.tile) if plan.tile else None}
-        before = int(_gpu_encoder.uncertain_rows(x.device))
+        before = int(gpu_encoder.uncertain_rows(x.device))
         try:
-            got = _gpu_encoder.topk_encode(x, W, b, k, True)
+            got = gpu_encoder.topk_encode(x, W, b, k, True)
             torch.cuda.synchronize()
         except triton.runtime.errors.OutOfResources as error:
             result.append(row | {"error": str(error)})
             continue
-        row["uncertain_rows"] = int(_gpu_encoder.uncertain_rows(x.device)) - before
+        row["uncertain_rows"] = int(gpu_encoder.uncertain_rows(x.device)) - before
         if not all(torch.equal(mine[:8], theirs) for mine, theirs in zip(got, expected, strict=True)):
             raise SystemExit(f"{plan} is wrong: d={d} F={F} k={k} {dtype}")
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         median, low, high = triton.testing.do_bench(
-            lambda: _gpu_encoder.topk_encode(x, W, b, k, True), quantiles=[0.5, 0.2, 0.8]
+            lambda: gpu_encoder.topk_encode(x, W, b, k, True), quantiles=[0.5, 0.2, 0.8]
         )
         peak = torch.cuda.max_memory_allocated() - held
         result.append(row | {"ms": median, "ms_20": low, "ms_80": high, "peak_MiB": peak / 2**20})

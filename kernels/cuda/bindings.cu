@@ -59,7 +59,7 @@ void topk_select_from_python(const View& h, const std::optional<View>& maxima, c
 }
 
 ThresholdRows threshold_rows(const View& h, const std::optional<View>& theta, const View& indptr) {
-  const Checks checks("threshold_encode");
+  const Checks checks("threshold_select");
   checks.require_rank(h, "h", 2);
   const int64_t n = h.shape[0], columns = h.shape[1];
   checks.require(is_narrow(h.dtype), "h must be float32, bfloat16 or float16");
@@ -77,18 +77,18 @@ ThresholdRows threshold_rows(const View& h, const std::optional<View>& theta, co
 
 void threshold_count_from_python(const View& h, const std::optional<View>& theta, const View& indptr, int device,
                                  uintptr_t stream) {
-  queue(threshold_count, threshold_rows(h, theta, indptr), "threshold_encode (cuda)", device, stream);
+  queue(threshold_count, threshold_rows(h, theta, indptr), "threshold_select (cuda)", device, stream);
 }
 
 void threshold_compact_from_python(const View& h, const std::optional<View>& theta, const View& indptr,
                                    const View& indices, const View& values, int device, uintptr_t stream) {
-  const Checks checks("threshold_encode");
+  const Checks checks("threshold_select");
   ThresholdRows job = threshold_rows(h, theta, indptr);
   checks.require_rank(indices, "indices", 1);
   job.capacity = indices.shape[0];
   job.indices = checks.dense<int32_t>(indices, "indices", DType::i32, {job.capacity});
   job.values = checks.dense<void>(values, "values", h.dtype, {job.capacity});
-  queue(threshold_compact, job, "threshold_encode (cuda)", device, stream);
+  queue(threshold_compact, job, "threshold_select (cuda)", device, stream);
 }
 
 void feature_order_from_python(const View& indices, const View& starts, const View& order, const View& scratch,

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 _COMPILED = "pullback._cuda"
-_BACKEND = "pullback.ops._cuda"  # and the modules whose names go on from there
+_BACKEND = "pullback.ops.cuda"  # and the modules in it
 
 
 def load_backend(path: Path) -> ModuleType:
-    """`pullback.ops._cuda`, imported afresh over the compiled module at `path`. Nobody else sees it."""
+    """`pullback.ops.cuda`, imported afresh over the compiled module at `path`. Nobody else sees it."""
     # A name of its own: pybind11 gives back the module that it made under a name before.
     spec = importlib.util.spec_from_file_location("tests.cuda_host._cuda", path)
     assert spec is not None
@@ -38,7 +38,7 @@ def _parent(name: str) -> ModuleType:
 
 def _forget() -> dict[str, ModuleType]:
     """Takes the backend's modules out of sys.modules and of the packages that hold them."""
-    names = [name for name in sys.modules if name == _COMPILED or name.startswith(_BACKEND)]
-    for name in names:
+    names = sorted(name for name in sys.modules if name == _COMPILED or name.startswith(_BACKEND))
+    for name in reversed(names):
         vars(_parent(name)).pop(name.rpartition(".")[2], None)
     return {name: sys.modules.pop(name) for name in names}

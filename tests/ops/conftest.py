@@ -45,4 +45,4 @@ def cuda(request: pytest.FixtureRequest) -> Cuda:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     pytest.importorskip("pullback._cuda", reason="pullback was built without CUDA")
-    return Cuda(importlib.import_module("pullback.ops._cuda"), "cuda")
+    return Cuda(importlib.import_module("pullback.ops.cuda"), "cuda")

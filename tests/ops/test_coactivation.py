@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pullback import _C, ops
 from pullback.ops import Coactivation, PairSums, SparseActivations
-from pullback.ops._cpu import _view
-from pullback.ops.reference_attribution import coactivation as reference
+from pullback.ops.cpu.borrow import view
+from pullback.ops.reference.attribution import coactivation as reference
 from tests.ops.cases import FLOATS, pattern
 
 F64 = torch.float64
@@ -186,13 +186,13 @@ def test_what_does_not_fit_is_named() -> None:
 def test_the_module_does_not_trust_the_counts() -> None:
     """Too little room is an error, not a write beyond it."""
     acts = pattern(9, 10, 9, torch.float32, seed=3)
-    A = [_view(t) for t in (acts.indptr, acts.indices, acts.values)]
+    A = [view(t) for t in (acts.indptr, acts.indices, acts.values)]
     for counted in (1, 30):
         indptr = torch.arange(11) * counted
         n = int(indptr[-1])
         guard = torch.full((3, n + 16), -7.0, dtype=F64)
         ids = torch.full((n + 16,), -7, dtype=torch.int32)
-        room = _view(indptr), _view(ids[:n]), _view(guard[0, :n]), _view(guard[1, :n])
+        room = view(indptr), view(ids[:n]), view(guard[0, :n]), view(guard[1, :n])
         with pytest.raises(ValueError, match="does not count the pairs of feature"):
             _C.coactivation_sums(*A, *A, *room, 10)
         assert bool((guard[:, n:] == -7).all())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from pullback import ops
-from pullback.ops import _cpu, functional, reference
+from pullback.ops import cpu, functional, reference
 from tests.ops.cases import FLOATS, assert_sums, pattern, shapes
 
 BF16 = torch.bfloat16
@@ -88,8 +88,8 @@ def test_bfloat16_is_read_as_its_bits_say(isa: str, d: int) -> None:
 
 def test_bfloat16_is_not_copied(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    kernel = _cpu._C.contract
-    monkeypatch.setattr(_cpu._C, "contract", lambda *views: (seen.append(views), kernel(*views))[1])
+    kernel = cpu._C.contract
+    monkeypatch.setattr(cpu._C, "contract", lambda *views: (seen.append(views), kernel(*views))[1])
     acts, G, W = pattern(3, 20, 5, BF16, seed=1), random(0, 4, 3, 24, dtype=BF16), random(1, 20, 24, dtype=BF16)
     assert ops.contract(G, acts, W).dtype == torch.float32
     assert seen[0][0][:2] == (G.data_ptr(), 2)
@@ -110,7 +110,7 @@ def test_a_fresh_output_needs_no_zeros(isa: str) -> None:
     """Not told to add, the kernel overwrites: over all layers and all column blocks of wide rows."""
     acts, G, W = pattern(3, 20, 5, torch.float32, seed=1), random(0, 2, 4, 3, 1600), random(1, 20, 2, 1600)
     out = torch.full((4, acts.nnz), torch.nan)
-    _cpu._contract(out, G, acts.indptr, acts.indices, acts.values, W, add=False)
+    cpu._contract(out, G, acts.indptr, acts.indices, acts.values, W, add=False)
     assert torch.equal(out, ops.contract(G, acts, W))
 
 
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_named() -> None:
 def test_the_backend_itself_refuses_float16() -> None:
     acts, G, W = pattern(3, 10, 4, torch.float32, seed=0), random(0, 2, 3, 4), random(1, 10, 4)
     with pytest.raises(ValueError, match="float16 is not supported"):
-        _cpu.contract(G.half(), acts.indptr, acts.indices, acts.values, W)
+        cpu.contract(G.half(), acts.indptr, acts.indices, acts.values, W)
     torch.testing.assert_close(ops.contract(G.half(), acts, W), ops.contract(G.half().float(), acts, W))
 
 

@@ -61,7 +61,7 @@ def test_errors_of_cuda_carry_its_words(compiled: ModuleType) -> None:
 
 
 def test_cpu_tensors_are_refused(compiled: ModuleType) -> None:
-    from pullback.ops import _cuda as backend
+    from pullback.ops import cuda as backend
 
     with pytest.raises(ValueError, match="must be on a CUDA device, got cpu"):
         backend.decode_csr(*make_decode([1], F=2, d=4, dtype=torch.float32).arguments())
@@ -88,7 +88,7 @@ def test_wide_and_narrow_loads_give_the_same_bits(cuda: Cuda) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_runs_on_the_current_stream() -> None:
-    from pullback.ops import _cuda as backend
+    from pullback.ops import cuda as backend
 
     case = make_decode([32] * 64, F=500, d=768, dtype=torch.float32)
     on_gpu = case.to("cuda")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pullback.ops import reference
 from pullback.ops.gradient import DictionaryParams, SparseGradient
-from pullback.ops.reference_gradient import dense_gradient
+from pullback.ops.reference.gradient import dense_gradient
 from tests.ops.conftest import Cuda
 
 

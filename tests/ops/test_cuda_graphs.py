@@ -22,7 +22,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
 def step(
     x: Tensor, y: Tensor, state: list[DictionaryParams], t: Tensor, lr: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    cuda = pytest.importorskip("pullback.ops._cuda")
+    cuda = pytest.importorskip("pullback.ops.cuda")
     W_enc, b_enc, W_dec = state[0]
     values, indices = cuda.topk_select(torch.addmm(b_enc, x, W_enc.T), K, True)
     residual, dots, losses = cuda.decode_residual(values, indices, W_dec, None, y, True)

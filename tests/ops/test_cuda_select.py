@@ -147,7 +147,7 @@ def test_threshold(cuda: Cuda, n: int, F: int, jump: bool, dtype: torch.dtype) -
     dense = torch.where(h <= (0 if theta is None else theta), 0, h)
     kept = dense != 0
     on_device = None if theta is None else theta.to(cuda.device)
-    indptr, indices, values = (t.cpu() for t in cuda.ops.threshold_encode(h.to(cuda.device), on_device))
+    indptr, indices, values = (t.cpu() for t in cuda.ops.threshold_select(h.to(cuda.device), on_device))
     assert torch.equal(indptr, torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0)))
     assert torch.equal(indices, kept.nonzero()[:, 1].int())
     torch.testing.assert_close(values, h[kept], rtol=0, atol=0, equal_nan=True)
@@ -155,7 +155,7 @@ def test_threshold(cuda: Cuda, n: int, F: int, jump: bool, dtype: torch.dtype) -
 
 def test_a_capacity_is_kept_to(cuda: Cuda) -> None:
     h = torch.ones(3, 100, device=cuda.device)
-    indptr, indices, values = cuda.ops.threshold_encode(h, capacity=150)
+    indptr, indices, values = cuda.ops.threshold_select(h, capacity=150)
     assert indptr.tolist() == [0, 100, 200, 300]
     assert indices.tolist() == [*range(100), *range(50)]
     assert bool((values == 1).all())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pullback import _C, ops
-from pullback.ops import _cpu, dispatch, reference
+from pullback.ops import cpu, dispatch, reference
 
 PROBE = "import torch, json; from pullback import ops; print(json.dumps([ops.isa(), ops.available_isas()]))"
 
@@ -55,14 +55,14 @@ def test_the_widest_set_is_the_default() -> None:
 
 
 def test_use_backend_swaps_and_restores() -> None:
-    cpu = torch.device("cpu")
-    assert dispatch.lookup("contract", cpu) is _cpu.contract
+    device = torch.device("cpu")
+    assert dispatch.lookup("contract", device) is cpu.contract
     with ops.use_backend("reference"):
-        assert dispatch.lookup("contract", cpu) is reference.contract
+        assert dispatch.lookup("contract", device) is reference.contract
         with ops.use_backend("auto"):
-            assert dispatch.lookup("contract", cpu) is _cpu.contract
-        assert dispatch.lookup("contract", cpu) is reference.contract
-    assert dispatch.lookup("contract", cpu) is _cpu.contract
+            assert dispatch.lookup("contract", device) is cpu.contract
+        assert dispatch.lookup("contract", device) is reference.contract
+    assert dispatch.lookup("contract", device) is cpu.contract
     with pytest.raises(KeyError), ops.use_backend("reference"):
         raise KeyError
     assert dispatch.forced() == "auto"

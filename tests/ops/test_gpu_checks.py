@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pullback.ops._gpu import check_decode_csr
+from pullback.ops.gpu.checks import check_decode_csr
 from tests.ops.decode_cases import make_decode
 
 

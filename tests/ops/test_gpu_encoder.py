@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pullback import ops
-from pullback.ops import _gpu_encoder, gpu_table, reference, use_backend
+from pullback.ops import reference, use_backend
+from pullback.ops.gpu import encoder as gpu_encoder
+from pullback.ops.gpu import table as gpu_table
 from tests.ops.cases import ROWS, rows
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -26,19 +28,19 @@ def encoder(n: int, d: int, F: int, dtype: torch.dtype, seed: int = 0) -> tuple[
 
 def assert_exact(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor, k: int, relu: bool = True) -> int:
     """The very bits of accumulation in float64, rounded once. Returns how many rows took a full evaluation."""
-    before = int(_gpu_encoder.uncertain_rows(x.device))
-    values, indices = _gpu_encoder.topk_encode(x, W, b, k, relu)
+    before = int(gpu_encoder.uncertain_rows(x.device))
+    values, indices = gpu_encoder.topk_encode(x, W, b, k, relu)
     expected = reference.topk_encode(x, W, b, k, relu)
     assert values.dtype == torch.float32
     assert torch.equal(indices, expected[1])
     torch.testing.assert_close(values, expected[0], rtol=0, atol=0, equal_nan=True)
-    return int(_gpu_encoder.uncertain_rows(x.device)) - before
+    return int(gpu_encoder.uncertain_rows(x.device)) - before
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(gpu_table, "DEFAULT", gpu_table.Plan(request.param, rows=7, features=300))
-    monkeypatch.setattr(_gpu_encoder, "SPARE", 8)
+    monkeypatch.setattr(gpu_encoder, "SPARE", 8)
     return request.param
 
 
@@ -103,7 +105,7 @@ def test_nan_and_infinity_surface(way: str, dtype: torch.dtype) -> None:
     with use_backend("reference"):
         assert_exact(x, W, b, 5)
         x[1, 3] = torch.nan
-        values, _ = _gpu_encoder.topk_encode(x, W, b, 5, True)
+        values, _ = gpu_encoder.topk_encode(x, W, b, 5, True)
     assert bool(values[1].isnan().all())
     assert bool(values[[0, 2, 3]].isnan().sum(1).eq(1).all())
 
@@ -150,7 +152,7 @@ def test_scratch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, b = encoder(50, 4, 3000, torch.float32)
     for way in WAYS:
         monkeypatch.setattr(gpu_table, "DEFAULT", gpu_table.Plan(way, rows=2048, features=8192))
-        monkeypatch.setattr(_gpu_encoder, "SCRATCH", 100_000)
+        monkeypatch.setattr(gpu_encoder, "SCRATCH", 100_000)
         new_empty = torch.Tensor.new_empty
         sizes: list[int] = []
         monkeypatch.setattr(

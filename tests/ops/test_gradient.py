@@ -21,9 +21,9 @@ from pullback.ops import (
     gradient_bound,
     gradient_norm,
     reference,
-    reference_gradient,
     use_backend,
 )
+from pullback.ops.reference.gradient import dense_gradient
 from pullback.ops.screen import Screen
 from tests.ops.cases import FLOATS, assert_sums
 from tests.ops.gradient_cases import copied, dictionary, gradient, in_double, shapes
@@ -151,7 +151,7 @@ def test_the_dense_gradient_is_that_of_autograd():
     torch.stack(losses).sum().backward()
     ids, rows, dvalues, values, g = (torch.cat(parts) for parts in zip(*entries, strict=True))
     grad = SparseGradient(*feature_order(ids, F), rows, dvalues, values, x, g)
-    for got, weight in zip(reference_gradient.dense_gradient(grad), weights, strict=True):
+    for got, weight in zip(dense_gradient(grad), weights, strict=True):
         torch.testing.assert_close(got, weight.grad, rtol=1e-12, atol=1e-12)
 
 
@@ -187,7 +187,7 @@ def test_adam_takes_the_steps_of_torch(isa, dtype):
     mean, square = (DictionaryParams(*(torch.zeros_like(t) for t in weights)) for _ in range(2))
     for t, grad in enumerate(grads, start=1):
         adam_(grad, weights, mean, square, 0.5, 1e-2, t, betas=BETAS)
-        for p, g in zip(parameters, reference_gradient.dense_gradient(grad), strict=True):
+        for p, g in zip(parameters, dense_gradient(grad), strict=True):
             p.grad = 0.5 * g
         optimizer.step()
     tolerance = 2e-6 if dtype == torch.float32 else 1e-13

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback import _C, ops
 from pullback.ops import SparseActivations, reference
-from pullback.ops._cpu import _view
+from pullback.ops.cpu.borrow import view
 from pullback.training import TrainStep
 from pullback.transcoders import ReLU, Transcoder
 from tests.ops.cases import pattern
@@ -199,22 +199,22 @@ def test_tails_of_every_length(isa: str, d: int) -> None:
     gx, gW, gb = guarded(x, gap=3), guarded(W, gap=5), guarded(b)
     out = guarded(torch.zeros(n, d))
 
-    _C.decode_csr(*map(_view, (*args, values, gW, gb, out)))
+    _C.decode_csr(*map(view, (*args, values, gW, gb, out)))
     torch.testing.assert_close(out, reference.decode_csr(*exact, acts.values, W, b), rtol=1e-4, atol=1e-4)
     dots = guarded(torch.zeros(acts.nnz))
-    _C.sampled_dot(*map(_view, (gx, gW, *args, dots)))
+    _C.sampled_dot(*map(view, (gx, gW, *args, dots)))
     torch.testing.assert_close(dots, reference.sampled_dot(x, W, *exact), rtol=1e-4, atol=1e-4)
     sums = guarded(torch.zeros(F, d))
-    _C.segment_outer(*map(_view, (*args, values, gx, sums)))
+    _C.segment_outer(*map(view, (*args, values, gx, sums)))
     torch.testing.assert_close(sums, reference.segment_outer(*exact, acts.values, x, F), rtol=1e-4, atol=1e-4)
     for k in {1, (d + 1) // 2, d}:
         top, chosen = guarded(torch.zeros(n, k)), guarded(torch.zeros(n, k, dtype=torch.int32))
-        _C.topk_select(_view(gx), _view(top), _view(chosen), True)
+        _C.topk_select(view(gx), view(top), view(chosen), True)
         assert torch.equal(chosen, reference.topk_select(x, k, True)[1])
     for dtype in (torch.float32, BF16):
         G, V = random(4, 7, n, d, dtype=dtype), W.to(dtype)
         edges = guarded(torch.zeros(7, acts.nnz), gap=2)
-        _C.contract(*map(_view, (guarded(G, gap=3)[None], *args, values, guarded(V, gap=5)[:, None], edges)), False)
+        _C.contract(*map(view, (guarded(G, gap=3)[None], *args, values, guarded(V, gap=5)[:, None], edges)), False)
         torch.testing.assert_close(edges, reference.contract(G, *exact, acts.values, V), rtol=1e-4, atol=1e-4)
     guarded.check()
 
@@ -223,10 +223,10 @@ def test_tails_of_every_length(isa: str, d: int) -> None:
 def test_tails_of_long_rows(isa: str, F: int) -> None:
     """The same for rows long enough to be selected from by blocks."""
     guarded, h = Guarded(), random(F, 2, F)
-    view = guarded(h, gap=1)
+    strided = guarded(h, gap=1)
     for k in (1, 5, 31):
         top, chosen = guarded(torch.zeros(2, k)), guarded(torch.zeros(2, k, dtype=torch.int32))
-        _C.topk_select(_view(view), _view(top), _view(chosen), False)
+        _C.topk_select(view(strided), view(top), view(chosen), False)
         assert torch.equal(chosen, reference.topk_select(h, k, False)[1])
     guarded.check()
 

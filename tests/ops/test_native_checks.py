@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pullback import _C
-from pullback.ops._cpu import _view
+from pullback.ops.cpu.borrow import view
 
 H, VALUES, INDICES = torch.randn(3, 8), torch.empty(3, 2), torch.empty(3, 2, dtype=torch.int32)
 INDPTR, IDS, V = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 4], dtype=torch.int32), torch.ones(2)
@@ -16,16 +16,16 @@ W, B, OUT, G = torch.randn(5, 8), torch.zeros(8), torch.empty(3, 8), torch.randn
 
 
 def topk(h=H, values=VALUES, indices=INDICES):  # noqa: ANN001, ANN201
-    return lambda: _C.topk_select(_view(h), _view(values), _view(indices), True)
+    return lambda: _C.topk_select(view(h), view(values), view(indices), True)
 
 
 def decode(indptr=INDPTR, ids=IDS, values=V, weights=W, bias=B, out=OUT):  # noqa: ANN001, ANN201
-    return lambda: _C.decode_csr(*(_view(t) for t in (indptr, ids, values, weights, bias, out)))
+    return lambda: _C.decode_csr(*(view(t) for t in (indptr, ids, values, weights, bias, out)))
 
 
 def contract(targets=G, indptr=INDPTR, ids=IDS, values=V, weights=W, out=torch.empty(2, 2)):  # noqa: ANN001, ANN201, B008
     tensors = targets[None], indptr, ids, values, weights[:, None], out
-    return lambda: _C.contract(*(_view(t) for t in tensors), False)
+    return lambda: _C.contract(*(view(t) for t in tensors), False)
 
 
 COUNTS, SUMS = torch.empty(5, dtype=torch.int64), torch.empty(2, dtype=torch.float64)
@@ -33,16 +33,16 @@ PAIRS = torch.tensor([0, 1, 1, 1, 1, 2]), torch.tensor([0, 4], dtype=torch.int32
 
 
 def counts(indptr=INDPTR, ids=IDS, other=IDS, out=COUNTS, F_b=5):  # noqa: ANN001, ANN201
-    return lambda: _C.coactivation_counts(*map(_view, (indptr, ids, INDPTR, other, out)), F_b)
+    return lambda: _C.coactivation_counts(*map(view, (indptr, ids, INDPTR, other, out)), F_b)
 
 
 def pair_sums(values=V, room=PAIRS, products=SUMS, gated=SUMS):  # noqa: ANN001, ANN201
     pattern = INDPTR, IDS
-    return lambda: _C.coactivation_sums(*map(_view, (*pattern, values, *pattern, V, *room, products, gated)), 5)
+    return lambda: _C.coactivation_sums(*map(view, (*pattern, values, *pattern, V, *room, products, gated)), 5)
 
 
 def union(left=PAIRS, values=SUMS, room=PAIRS):  # noqa: ANN001, ANN201
-    return lambda: _C.union_sums(*map(_view, (*left, values, SUMS, *PAIRS, SUMS, SUMS, *room, SUMS, SUMS)), 5)
+    return lambda: _C.union_sums(*map(view, (*left, values, SUMS, *PAIRS, SUMS, SUMS, *room, SUMS, SUMS)), 5)
 
 
 CASES: list[tuple[Callable[[], None], str]] = [
@@ -102,6 +102,6 @@ def test_the_defaults_of_these_cases_pass() -> None:
 
 def test_memory_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="h has no memory"):
-        _C.topk_select((0, 4, (3, 8), (8, 1)), _view(VALUES), _view(INDICES), True)
+        _C.topk_select((0, 4, (3, 8), (8, 1)), view(VALUES), view(INDICES), True)
     with pytest.raises(TypeError):
-        _C.topk_select((0, 4), _view(VALUES), _view(INDICES), True)  # type: ignore[arg-type]
+        _C.topk_select((0, 4), view(VALUES), view(INDICES), True)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pullback import ops
-from pullback.ops import _cpu_screen, _screened, reference
+from pullback.ops import reference
+from pullback.ops.cpu import encoders as screened
+from pullback.ops.cpu import screen as kernels
 from pullback.ops.screen import Screen
 
 
@@ -86,10 +88,10 @@ def test_intervals_hold_the_truth(in_bf16: bool, case_: dict) -> None:
     x, W, b = case(**case_)
     h = canonical(x, W, b)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_screened, "multiplies_bf16", lambda: in_bf16)
-        patch.setattr(_screened, "FEWEST_TO_ROUND", 0)
+        patch.setattr(screened, "multiplies_bf16", lambda: in_bf16)
+        patch.setattr(screened, "FEWEST_TO_ROUND", 0)
         lowest = torch.full((len(W),), -3e38)
-        for _, held in _screened._sifted(x, W, b, len(W), theta=lowest):
+        for _, held in screened._sifted(x, W, b, len(W), theta=lowest):
             for n in (held.counts >= 0).nonzero().flatten().tolist():
                 assert held.counts[n] == len(W)
                 assert torch.equal(held.ids[n, : len(W)].long(), torch.arange(len(W)))
@@ -236,7 +238,7 @@ def test_a_screen_of_earlier_weights_is_refused() -> None:
 
 
 def test_blocks_out_of_shape_are_refused() -> None:
-    candidates = _screened._no_candidates(3, 200, 64)
+    candidates = screened._no_candidates(3, 200, 64)
     y, b, norms, x_norms = torch.zeros(3, 40), torch.zeros(40), torch.zeros(40), torch.zeros(3)
     for wrong in (
         {"y": y[:2]},
@@ -247,6 +249,6 @@ def test_blocks_out_of_shape_are_refused() -> None:
     ):
         arguments = {"y": y, "bias": b, "norms": norms, "x_norms": x_norms, "candidates": candidates} | wrong
         with pytest.raises(ValueError, match="screen_block"):
-            _cpu_screen.screen_block(
+            kernels.screen_block(
                 first=0, rests=None, x_rests=None, gamma=0.0, rho=0.0, k=3, thresholds=None, **arguments
             )

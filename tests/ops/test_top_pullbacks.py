@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import pullback.ops.pullbacks as module
 from pullback import ops
-from pullback.ops.reference_attribution import top_pullbacks as reference
+from pullback.ops.reference.attribution import top_pullbacks as reference
 from tests.ops.cases import FLOATS, pattern
 
 

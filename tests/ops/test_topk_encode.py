@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from pullback import ops
-from pullback.ops import _screened, reference
+from pullback.ops import reference
+from pullback.ops.cpu import encoders as screened
 from tests.ops.cases import FLOATS
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The precision of the product that candidates come from. Any CPU can multiply bfloat16, if slowly."""
-    monkeypatch.setattr(_screened, "multiplies_bf16", lambda: request.param == "bfloat16")
-    monkeypatch.setattr(_screened, "FEWEST_TO_ROUND", 0)
+    monkeypatch.setattr(screened, "multiplies_bf16", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(screened, "FEWEST_TO_ROUND", 0)
     return request.param
 
 

@@ -10,7 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pullback.ops import _gpu_encoder, _triton, _triton_encoder, gpu_table, reference, use_backend
+from pullback.ops import reference, use_backend
+from pullback.ops import triton as backend
+from pullback.ops.gpu import encoder as gpu_encoder
+from pullback.ops.gpu import table as gpu_table
+from pullback.ops.triton import encoder as triton_encoder
 from tests.ops.interpreter import needs_ranges
 
 few = settings(max_examples=20, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,7 +42,7 @@ def test_gemm_and_maxima(n: int, d: int, F: int, dtype: torch.dtype, tf32: bool,
     """With tf32 set, float32 operands go by way of descriptors where their strides allow (and are not rounded here)."""
     x, W, b = encoder(n, d, F, dtype, seed, pad)
     h, maxima = x.new_empty(n, F), x.new_empty(n, -(-F // 64))
-    _triton.encode_gemm(x, W, b, h, maxima, tf32)
+    backend.encode_gemm(x, W, b, h, maxima, tf32)
     exact = x.double() @ W.double().T + b.double()
     size = x.double().abs() @ W.double().abs().T + b.double().abs()
     # The interpreter chops where it stores bfloat16: a whole unit in the last place.
@@ -55,22 +59,22 @@ def test_maxima_of_nan_and_infinity(tf32: bool) -> None:
     x, W, b = encoder(3, 16, 256, torch.float32)
     b[70], b[200], b[201] = torch.nan, torch.inf, -torch.nan
     h, maxima = x.new_empty(3, 256), x.new_empty(3, 4)
-    _triton.encode_gemm(x, W, b, h, maxima, tf32)
+    backend.encode_gemm(x, W, b, h, maxima, tf32)
     assert maxima.isnan().tolist() == [[False, True, False, True]] * 3
     b[201] = -torch.inf
-    _triton.encode_gemm(x, W, b, h, maxima, tf32)
+    backend.encode_gemm(x, W, b, h, maxima, tf32)
     assert maxima[:, 3].isinf().all()
 
 
 @pytest.mark.parametrize("descriptors", [False, True])
 def test_bfloat16_never_reaches_a_dot(descriptors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter would multiply its bit patterns: operands are widened first, which changes no product."""
-    from pullback.ops import _triton_launch
+    from pullback.ops.triton import launch as triton_launch
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         t = torch.ones(2, 8, dtype=dtype)
         widened = torch.float32 if dtype == torch.bfloat16 else dtype
-        assert _triton_launch.dot_operand(t).dtype == widened
+        assert triton_launch.dot_operand(t).dtype == widened
     seen = []
 
     def launch(*tensors: object, **_: object) -> None:
@@ -78,9 +82,9 @@ def test_bfloat16_never_reaches_a_dot(descriptors: bool, monkeypatch: pytest.Mon
 
     grid = {"encode_gemm_kernel": launch, "encode_gemm_descriptor_kernel": launch}
     for name, kernel in grid.items():
-        monkeypatch.setattr(_triton_encoder.kernels, name, {(1,): kernel})
+        monkeypatch.setattr(triton_encoder.kernels, name, {(1,): kernel})
     x, W, b = encoder(3, 16 if descriptors else 15, 64, torch.bfloat16)
-    _triton.encode_gemm(x, W, b, x.new_empty(3, 64), x.new_empty(3, 1), descriptors)
+    backend.encode_gemm(x, W, b, x.new_empty(3, 64), x.new_empty(3, 1), descriptors)
     assert [t.dtype for t in seen[:2]] == [torch.float32] * 2
 
 
@@ -120,7 +124,7 @@ def test_settle(
     noise = 0.9 * torch.randint(0, 2, exact.shape, generator=torch.Generator().manual_seed(seed)).mul(2).sub(1)
     found = candidates_of(exact + noise * (relative * exact.abs() + slack), min(F, k + spare))
     arguments = (*found, torch.full((n,), slack), relative, x, W, b, k, relu)
-    got, expected = _triton.topk_settle(*arguments), reference.topk_settle(*arguments)
+    got, expected = backend.topk_settle(*arguments), reference.topk_settle(*arguments)
     assert torch.equal(got[1], expected[1])
     torch.testing.assert_close(got[0], expected[0], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(got[2], expected[2])
@@ -147,7 +151,7 @@ def test_exhaust(n: int, F: int, k: int, kind: str, relu: bool, seed: int) -> No
         b[:: max(1, F // 3)] = torch.nan if kind == "nan" else torch.inf
     uncertain = (torch.arange(n) % 2 == 0).to(torch.int8)
     values, indices = torch.full((n, k), 7.0), torch.full((n, k), -7, dtype=torch.int32)
-    _triton.topk_exhaust_(values, indices, uncertain, x, W, b, relu)
+    backend.topk_exhaust_(values, indices, uncertain, x, W, b, relu)
     expected = reference.topk_encode(x, W, b, k, relu)
     assert torch.equal(indices[::2], expected[1][::2])
     torch.testing.assert_close(values[::2], expected[0][::2], rtol=0, atol=0, equal_nan=True)
@@ -161,11 +165,11 @@ def test_exhaust(n: int, F: int, k: int, kind: str, relu: bool, seed: int) -> No
 @pytest.mark.parametrize(("n", "d", "F", "k"), [(9, 33, 1500, 1), (5, 16, 700, 8), (3, 1, 40, 40)])
 def test_encoder(way: str, dtype: torch.dtype, n: int, d: int, F: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_table, "DEFAULT", gpu_table.Plan(way, rows=4, features=300))
-    monkeypatch.setattr(_gpu_encoder, "SPARE", 9)
+    monkeypatch.setattr(gpu_encoder, "SPARE", 9)
     x, W, b = encoder(n, d, F, dtype)
     x[-1] = 0
     with use_backend("triton"):
-        values, indices = _gpu_encoder.topk_encode(x, W, b, k, True)
+        values, indices = gpu_encoder.topk_encode(x, W, b, k, True)
     expected = reference.topk_encode(x, W, b, k, True)
     assert torch.equal(indices, expected[1])
     assert torch.equal(values, expected[0])

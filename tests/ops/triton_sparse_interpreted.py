@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pullback.ops import _triton, reference, use_backend
+from pullback.ops import reference, use_backend
+from pullback.ops import triton as backend
 from tests.ops.cases import FLOATS, assert_sums, pattern, shapes
 from tests.ops.interpreter import needs_ranges
 
@@ -28,7 +29,7 @@ def test_sampled_dot(shape: dict[str, int], dtype: torch.dtype) -> None:
     n, F, d, seed = (shape[name] for name in ("n", "F", "d", "seed"))
     acts = pattern(n, F, shape["most"], torch.float32, seed)
     g, W = rand(n, d, seed=seed, dtype=dtype), rand(F, d, seed=seed + 1, dtype=dtype)
-    got = _triton.sampled_dot(g, W, acts.indptr, acts.indices)
+    got = backend.sampled_dot(g, W, acts.indptr, acts.indices)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     arguments = acts.indptr, acts.indices
     expected = reference.sampled_dot(g.double(), W.double(), *arguments)
@@ -42,7 +43,7 @@ def test_segment_outer(shape: dict[str, int], dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     acts = pattern(n, F, shape["most"], wide, seed)
     x = rand(n, d, seed=seed, dtype=dtype)
-    got = _triton.segment_outer(acts.indptr, acts.indices, acts.values, x, F)
+    got = backend.segment_outer(acts.indptr, acts.indices, acts.values, x, F)
     arguments = acts.indptr, acts.indices
     expected = reference.segment_outer(*arguments, acts.values.double(), x.double(), F)
     magnitude = reference.segment_outer(*arguments, acts.values.double().abs(), x.double().abs(), F)
@@ -54,9 +55,9 @@ def test_segment_outer(shape: dict[str, int], dtype: torch.dtype) -> None:
 def test_ids_out_of_range_show_or_stay_out() -> None:
     indptr, indices = torch.tensor([0, 2, 4]), torch.tensor([1, 5, -1, 0], dtype=torch.int32)
     x, W = rand(2, 8, seed=0), rand(5, 8, seed=1)
-    dots = _triton.sampled_dot(x, W, indptr, indices)
+    dots = backend.sampled_dot(x, W, indptr, indices)
     assert dots.isnan().tolist() == [False, True, True, False]
-    outer = _triton.segment_outer(indptr, indices, torch.ones(4), x, 5)
+    outer = backend.segment_outer(indptr, indices, torch.ones(4), x, 5)
     assert torch.equal(outer, torch.stack([x[1], x[0], *torch.zeros(3, 8)]))
 
 
@@ -64,7 +65,7 @@ def test_ids_out_of_range_show_or_stay_out() -> None:
 @pytest.mark.parametrize("indptr", [[0, 2, 9], [0, 4, 2], [-3, 2, 4]], ids=["past the end", "descending", "negative"])
 def test_damaged_pointers_stay_in_bounds(indptr: list[int]) -> None:
     W = rand(5, 8, seed=1)
-    dots = _triton.sampled_dot(rand(2, 8, seed=0), W, torch.tensor(indptr), torch.arange(4, dtype=torch.int32))
+    dots = backend.sampled_dot(rand(2, 8, seed=0), W, torch.tensor(indptr), torch.arange(4, dtype=torch.int32))
     assert bool(dots.isnan().any())
 
 
@@ -86,7 +87,7 @@ def test_contract(shape: dict[str, int], b: int, layers: int, dtype: torch.dtype
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     before = rand(b, acts.nnz, seed=seed + 2, dtype=sums)
     out = before.clone() if add else None
-    got = _triton.contract(G, acts.indptr, acts.indices, acts.values, W, out)
+    got = backend.contract(G, acts.indptr, acts.indices, acts.values, W, out)
     assert got is out or not add
 
     arguments = acts.indptr, acts.indices, acts.values.double()
@@ -98,7 +99,7 @@ def test_contract(shape: dict[str, int], b: int, layers: int, dtype: torch.dtype
     assert isinstance(magnitude, torch.Tensor)
     assert_sums(got, expected, magnitude, layers * d + 1)
     if layers == 1 and not add:
-        one = _triton.contract(G[0], acts.indptr, acts.indices, acts.values, W[:, 0])
+        one = backend.contract(G[0], acts.indptr, acts.indices, acts.values, W[:, 0])
         assert torch.equal(one, got)
 
 
@@ -106,7 +107,7 @@ def test_contract(shape: dict[str, int], b: int, layers: int, dtype: torch.dtype
 @needs_ranges
 def test_contract_marks_ids_out_of_range() -> None:
     indptr, indices = torch.tensor([0, 2, 4]), torch.tensor([1, 5, -1, 0], dtype=torch.int32)
-    edges = _triton.contract(rand(3, 2, 8, seed=0), indptr, indices, torch.ones(4), rand(5, 8, seed=1))
+    edges = backend.contract(rand(3, 2, 8, seed=0), indptr, indices, torch.ones(4), rand(5, 8, seed=1))
     assert edges.isnan().all(0).tolist() == [False, True, True, False]
     assert edges.isnan().any(0).tolist() == [False, True, True, False]
 
@@ -116,10 +117,10 @@ def test_gradients_of_a_decode_come_from_triton_alone() -> None:
 
     acts = pattern(6, 40, 9, torch.float32, seed=3)
     results = []
-    for backend in ("triton", "reference"):
+    for name in ("triton", "reference"):
         values, W, b = acts.values.clone(), rand(40, 17, seed=4), rand(17, seed=5)
         leaves = [t.requires_grad_() for t in (values, W, b)]
-        with use_backend(backend):
+        with use_backend(name):
             sparse = ops.SparseActivations(acts.indptr, acts.indices, values, 40)
             (ops.decode_csr(sparse, W, b) ** 2).sum().backward()
         results.append([leaf.grad for leaf in leaves])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pullback.ops.reference_gradient import dense_gradient
+from pullback.ops.reference.gradient import dense_gradient
 from pullback.training import TrainingDiverged, TrainStep
 from pullback.transcoders import BatchTopK, ReLU, TopK
 

@@ -4,9 +4,9 @@ Each op has a reference in plain torch (`reference`), a compiled CPU version, an
 gradients and work under `torch.compile`.
 """
 
-from ._screened import ScreenCounts, screen_counts
 from .coactivation import Coactivation, PairSums
 from .contraction import contract, contract_topk
+from .cpu.encoders import ScreenCounts, screen_counts
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
 from .encoders import batch_topk_encode, threshold_encode
 from .functional import decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select

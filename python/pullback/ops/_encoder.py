@@ -1,6 +1,6 @@
 """The encoders in row chunks, so that the N x F matrix never exists: on a GPU, and in float64 on a CPU.
 
-Float32 on a CPU has its own, exact ones: `_screened`.
+Float32 on a CPU has its own, exact ones: `cpu.encoders`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _gpu_encoder, _screened, dispatch, reference
+from . import dispatch, reference
+from .cpu import encoders as screened
+from .gpu import encoder as gpu_encoder
 from .sparse import SparseActivations
 
 # Pre-activations held at a time: the product of a row chunk and F stays at or below it.
@@ -22,17 +24,17 @@ GPU_ROWS = 256, 8192
 
 
 def topk_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, shadow: _screened.Factor | None = None
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, shadow: screened.Factor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Top-k of x @ W_enc.T + b_enc. The answer is that of float64 accumulation, rounded once: see `_screened` and
     `_gpu_encoder`; for float64, and for many slots on a GPU, it is the top-k of what the GEMM gave."""
     if dispatch.forced() == "reference":
         return reference.topk_encode(x, W_enc, b_enc, k, relu)
     if screens(x):
-        return _screened.topk_encode(x, W_enc, b_enc, k, relu, shadow)
-    if x.is_cuda and W_enc.dtype in _gpu_encoder.DTYPES:
-        if k <= _gpu_encoder.MOST_SLOTS:
-            return _gpu_encoder.topk_encode(x, W_enc, b_enc, k, relu)
+        return screened.topk_encode(x, W_enc, b_enc, k, relu, shadow)
+    if x.is_cuda and W_enc.dtype in gpu_encoder.DTYPES:
+        if k <= gpu_encoder.MOST_SLOTS:
+            return gpu_encoder.topk_encode(x, W_enc, b_enc, k, relu)
         x, W_enc, b_enc = x.to(W_enc.dtype).float(), W_enc.float(), b_enc.float()
     select = dispatch.lookup("topk_select", x.device)
     values, indices = x.new_empty(len(x), k), x.new_empty(len(x), k, dtype=torch.int32)
@@ -44,8 +46,9 @@ def topk_encode(
 def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
     """What of x @ W_enc.T + b_enc is above theta (F), or NaN."""
     if screens(x):
-        return _screened.threshold_encode(x, W_enc, b_enc, theta)
-    parts = [SparseActivations.from_dense(torch.where(h <= theta, 0, h)) for _, h in _chunks(x, W_enc, b_enc)]
+        return screened.threshold_encode(x, W_enc, b_enc, theta)
+    select = dispatch.lookup("threshold_select", x.device)
+    parts = [SparseActivations(*select(h, theta), len(W_enc)) for _, h in _chunks(x, W_enc, b_enc)]
     return SparseActivations.stacked(parts, len(W_enc), x)
 
 
@@ -53,7 +56,7 @@ def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Sparse
     """The k n largest positive of x @ W_enc.T + b_enc; ties go to the lower (row, id)."""
     budget = k * len(x)
     if screens(x):
-        return _screened.batch_candidates(x, W_enc, b_enc, k).largest(budget)
+        return screened.batch_candidates(x, W_enc, b_enc, k).largest(budget)
     kept = SparseActivations.stacked([], len(W_enc), x)
     for _, h in _chunks(x, W_enc, b_enc):
         # What is beaten by k n earlier entries can never come back, so at most budget + one chunk is held.

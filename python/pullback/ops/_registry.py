@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cpu, _encoder, _screened, dispatch
+from . import _encoder, cpu, dispatch
+from .cpu.encoders import Factor
 
 _lib = torch.library.Library("pullback", "DEF")
 _ops = torch.ops.pullback
@@ -44,7 +45,7 @@ def _encode(
     norms: Tensor | None = None,
     rests: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    shadow = None if W16 is None or norms is None else _screened.Factor(W16, norms, rests)
+    shadow = None if W16 is None or norms is None else Factor(W16, norms, rests)
     return _encoder.topk_encode(x, W_enc, b_enc, k, relu, shadow)
 
 
@@ -59,8 +60,8 @@ def _dispatched(op: str, device_of: int) -> Any:
 
 def _contract_into(out: Tensor, G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> None:
     contract = dispatch.lookup("contract", G.device)
-    if contract is _cpu.contract:
-        return _cpu.contract_into(out, G, indptr, indices, values, W_dec)
+    if contract is cpu.contract:
+        return cpu.contract_into(out, G, indptr, indices, values, W_dec)
     for layer, gradient in enumerate(G):
         out += contract(gradient, indptr, indices, values, W_dec[:, layer])
     return None

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pullback import _C
 
-from . import dispatch, reference_attribution
-from ._cpu import _view
-from .functional import _floats, topk_select
+from . import arguments, dispatch
+from .cpu.borrow import view
+from .functional import topk_select
+from .reference import attribution as reference
 from .sparse import INT32_MAX, SparseActivations
 
 _View = tuple[int, int, tuple[int, ...], tuple[int, ...]]  # what _view gives
@@ -192,14 +193,14 @@ class _Block:
 
     def add(self, a: SparseActivations, b: SparseActivations) -> None:
         if dispatch.forced() == "reference":
-            products, gated, _ = reference_attribution.coactivation(a, b)
+            products, gated, _ = reference.coactivation(a, b)
             self.products += products[self.ids]
             self.gated += gated[self.ids]
             return
         kept = a.validate().where(self.position[a.indices.long()] >= 0)
         local = self.position[kept.indices.long()]  # by name: a view only borrows
-        A = _view(kept.indptr), _view(local), _view(kept.values)
-        _C.coactivation_block(*A, *_views(b), _view(self.products), _view(self.gated))
+        A = view(kept.indptr), view(local), view(kept.values)
+        _C.coactivation_block(*A, *_views(b), view(self.products), view(self.gated))
 
     def merge(self, other: object) -> None:
         assert isinstance(other, _Block)
@@ -210,12 +211,12 @@ class _Block:
 def _pair_sums(a: SparseActivations, b: SparseActivations) -> PairSums:
     """The sums over the rows of a and b alone."""
     if dispatch.forced() == "reference":
-        products, gated, met = reference_attribution.coactivation(a, b)
+        products, gated, met = reference.coactivation(a, b)
         indptr = torch.nn.functional.pad(met.sum(1).cumsum(0), (1, 0))
         return PairSums(indptr, met.nonzero()[:, 1].int(), products[met], gated[met])
     A, B = _views(a), _views(b)
     counts = torch.empty(a.n_features, dtype=torch.int64)
-    _C.coactivation_counts(*A[:2], *B[:2], _view(counts), b.n_features)
+    _C.coactivation_counts(*A[:2], *B[:2], view(counts), b.n_features)
     sums = _room(counts)
     _C.coactivation_sums(*A, *B, *_sum_views(sums), b.n_features)
     return sums
@@ -224,7 +225,7 @@ def _pair_sums(a: SparseActivations, b: SparseActivations) -> PairSums:
 def _union(x: PairSums, y: PairSums, F_b: int) -> PairSums:
     """The sum of two parts, in this order."""
     counts = torch.empty(len(x.indptr) - 1, dtype=torch.int64)
-    _C.union_counts(_view(x.indptr), _view(x.indices), _view(y.indptr), _view(y.indices), _view(counts), F_b)
+    _C.union_counts(view(x.indptr), view(x.indices), view(y.indptr), view(y.indices), view(counts), F_b)
     sums = _room(counts)
     _C.union_sums(*_sum_views(x), *_sum_views(y), *_sum_views(sums), F_b)
     return sums
@@ -238,16 +239,16 @@ def _room(counts: Tensor) -> PairSums:
 
 
 def _views(acts: SparseActivations) -> tuple[_View, _View, _View]:
-    return _view(acts.indptr), _view(acts.indices), _view(acts.values)
+    return view(acts.indptr), view(acts.indices), view(acts.values)
 
 
 def _sum_views(sums: PairSums) -> tuple[_View, _View, _View, _View]:
-    return _view(sums.indptr), _view(sums.indices), _view(sums.products), _view(sums.gated)
+    return view(sums.indptr), view(sums.indices), view(sums.products), view(sums.gated)
 
 
 def _float_pair(a: SparseActivations, b: SparseActivations) -> tuple[SparseActivations, SparseActivations]:
     """Both on the CPU, contiguous, and float64 if one is, else float32."""
-    values = _floats(a.values.detach().cpu(), b.values.detach().cpu())
+    values = arguments.floats(a.values.detach().cpu(), b.values.detach().cpu())
 
     def contiguous(acts: SparseActivations, values: Tensor) -> SparseActivations:
         indptr, indices = acts.indptr.cpu().contiguous(), acts.indices.cpu().contiguous()

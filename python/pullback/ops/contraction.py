@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _registry
-from .functional import _check, _check_weights, _int32, _ops, _rows
+from . import _registry, arguments
+from .functional import _ops
 from .sparse import SparseActivations
 
 
@@ -36,16 +36,16 @@ def contract(G: Tensor, acts: SparseActivations, W_dec: Tensor, out: Tensor | No
         n_layers, b, _, d = G.shape
         expected = [acts.n_features, n_layers, d]
         turned = " (transposed?)" if sorted(W_dec.shape) == sorted(expected) else ""
-        _check(list(W_dec.shape) == expected, "contract", f"W_dec must be [F, t, d]={expected}{turned}", W_dec)
-        _check(G.shape[2] == p, "contract", f"G must be [t, b, p, d]=[?, ?, {p}, ?]", G)
-        _check(n_layers > 0, "contract", "G must be [t, b, p, d] with a layer t", G)
+        arguments.check(list(W_dec.shape) == expected, "contract", f"W_dec must be [F, t, d]={expected}{turned}", W_dec)
+        arguments.check(G.shape[2] == p, "contract", f"G must be [t, b, p, d]=[?, ?, {p}, ?]", G)
+        arguments.check(n_layers > 0, "contract", "G must be [t, b, p, d] with a layer t", G)
     else:
-        _check(G.ndim == 3, "contract", "G must be [b, p, d] or [t, b, p, d]", G)
-        _check(G.shape[1] == p, "contract", f"G must be [b, p, d]=[?, {p}, ?]", G)
-        _check_weights("contract", "W_dec", W_dec, acts.n_features, G.shape[2])
+        arguments.check(G.ndim == 3, "contract", "G must be [b, p, d] or [t, b, p, d]", G)
+        arguments.check(G.shape[1] == p, "contract", f"G must be [b, p, d]=[?, {p}, ?]", G)
+        arguments.check_weights("contract", "W_dec", W_dec, acts.n_features, G.shape[2])
         b = G.shape[0]
     if out is not None:
-        _check(out.shape == (b, acts.nnz), "contract", f"out must be [b, nnz]=[{b}, {acts.nnz}]", out)
+        arguments.check(out.shape == (b, acts.nnz), "contract", f"out must be [b, nnz]=[{b}, {acts.nnz}]", out)
     return _contract(G, acts.indptr, acts.indices, acts.values, W_dec, out)
 
 
@@ -64,13 +64,13 @@ def contract_topk(G: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor) -> 
     Raises:
         ValueError: shapes that do not fit, or a feature id outside 0..F-1.
     """
-    _check(values.ndim == 2, "contract_topk", "values must be [p, k]", values)
+    arguments.check(values.ndim == 2, "contract_topk", "values must be [p, k]", values)
     p, k = values.shape
     if G.ndim == 3:
-        _check_weights("contract_topk", "W_dec", W_dec, None, G.shape[2])
-    _check(indices.shape == (p, k), "contract_topk", f"indices must be [p, k]=[{p}, {k}]", indices)
+        arguments.check_weights("contract_topk", "W_dec", W_dec, None, G.shape[2])
+    arguments.check(indices.shape == (p, k), "contract_topk", f"indices must be [p, k]=[{p}, {k}]", indices)
     indptr = _registry.regular_indptr(p, k, values.device)
-    slots = SparseActivations(indptr, _int32(indices.reshape(-1)), values.reshape(-1), W_dec.shape[0])
+    slots = SparseActivations(indptr, arguments.int32(indices.reshape(-1)), values.reshape(-1), W_dec.shape[0])
     return contract(G, slots, W_dec).unflatten(1, (p, k))
 
 
@@ -79,7 +79,7 @@ def _contract(G: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, W_dec:
     double = torch.float64 in (G.dtype, W_dec.dtype, values.dtype)
     G, W_dec = _readable(G, double), _readable(W_dec, double)
     values = values.to(torch.float64 if double else torch.float32).contiguous()
-    pattern = indptr.contiguous(), _int32(indices)
+    pattern = indptr.contiguous(), arguments.int32(indices)
     if G.ndim == 3 and out is None:
         return _ops.contract(G, *pattern, values, W_dec)
     fits = out is not None and out.dtype == values.dtype and (out.shape[1] <= 1 or out.stride(1) == 1)
@@ -96,5 +96,5 @@ def _readable(t: Tensor, double: bool) -> Tensor:
     if not t.is_floating_point():
         raise ValueError(f"contract: expected floating point tensors, got {t.dtype} {list(t.shape)}")
     if double:
-        return _rows(t.double())
-    return _rows(t if t.dtype == torch.bfloat16 else t.float())
+        return arguments.rows(t.double())
+    return arguments.rows(t if t.dtype == torch.bfloat16 else t.float())

@@ -20,10 +20,7 @@ import torch
 from pullback import _C
 
 BACKENDS = ("reference", "cpu", "triton", "cuda", "auto")
-_MODULES = {
-    name: f"pullback.ops.{file}"
-    for name, file in {"reference": "reference", "cpu": "_cpu", "triton": "_triton", "cuda": "_cuda"}.items()
-}
+_MODULES = {name: f"pullback.ops.{name}" for name in ("reference", "cpu", "triton", "cuda")}
 
 # One setting for the process, not one a thread: autograd runs backward passes on threads of its own.
 _forced = "auto"

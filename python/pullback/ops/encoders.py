@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _encoder
-from .functional import encoder_arguments
+from . import _encoder, arguments
 from .sparse import SparseActivations
 
 
@@ -32,7 +31,7 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor | fl
     Raises:
         ValueError: shapes that do not fit.
     """
-    x, W_enc, b_enc = encoder_arguments("threshold_encode", x, W_enc, b_enc)
+    x, W_enc, b_enc = arguments.encoder_arguments("threshold_encode", x, W_enc, b_enc)
     F = len(W_enc)
     thetas = torch.as_tensor(theta, dtype=x.dtype, device=x.device)
     if thetas.shape not in ((), (1,), (F,)):
@@ -58,7 +57,7 @@ def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Sparse
     Raises:
         ValueError: shapes that do not fit, or a wrong k.
     """
-    x, W_enc, b_enc = encoder_arguments("batch_topk_encode", x, W_enc, b_enc)
+    x, W_enc, b_enc = arguments.encoder_arguments("batch_topk_encode", x, W_enc, b_enc)
     if k < 1:
         raise ValueError(f"batch_topk_encode: k must be at least 1, got {k}")
     return _encoder.batch_topk_encode(x, W_enc, b_enc, min(k, len(W_enc)))

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch, reference_gradient
-from .functional import _check, _check_weights, _floats, _int32, _rows
+from . import arguments, dispatch
+from .reference import gradient as reference
 from .screen import Screen
 from .sparse import INT32_MAX
 
@@ -79,17 +79,17 @@ def decode_residual(
         ValueError: shapes that do not fit, or a feature id outside 0..F-1.
     """
     op = "decode_residual"
-    _check(values.ndim == 2, op, "values must be [n, k]", values)
-    _check(indices.shape == values.shape, op, f"indices must be [n, k]={list(values.shape)}", indices)
-    _check_weights(op, "W_dec", W_dec, None, None)
+    arguments.check(values.ndim == 2, op, "values must be [n, k]", values)
+    arguments.check(indices.shape == values.shape, op, f"indices must be [n, k]={list(values.shape)}", indices)
+    arguments.check_weights(op, "W_dec", W_dec, None, None)
     n, d = len(values), W_dec.shape[1]
-    _check(y.shape == (n, d), op, f"y must be [n, d]=[{n}, {d}]", y)
-    values, W_dec, y = _floats(values.detach(), W_dec.detach(), y.detach())
+    arguments.check(y.shape == (n, d), op, f"y must be [n, d]=[{n}, {d}]", y)
+    values, W_dec, y = arguments.floats(values.detach(), W_dec.detach(), y.detach())
     if b_dec is not None:
-        _check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
+        arguments.check(b_dec.shape == (d,), op, f"b_dec must be [d]=[{d}]", b_dec)
         b_dec = b_dec.detach().to(values.dtype).contiguous()
     run = dispatch.lookup(op, y.device)
-    return run(values.contiguous(), _int32(indices), _rows(W_dec), b_dec, _rows(y), relu)
+    return run(values.contiguous(), arguments.int32(indices), arguments.rows(W_dec), b_dec, arguments.rows(y), relu)
 
 
 def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
@@ -106,12 +106,12 @@ def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a wrong shape, 2^31 entries or more, or (on a CPU) a feature id outside 0..F-1.
     """
-    _check(indices.ndim == 1, "feature_order", "indices must be [nnz]", indices)
+    arguments.check(indices.ndim == 1, "feature_order", "indices must be [nnz]", indices)
     if not 0 < n_features <= INT32_MAX:
         raise ValueError(f"feature_order: n_features must be in 1..{INT32_MAX}, got {n_features}")
     if len(indices) > INT32_MAX:
         raise ValueError(f"feature_order: entries are counted in int32, at most {INT32_MAX}, got {len(indices)}")
-    return dispatch.lookup("feature_order", indices.device)(_int32(indices), n_features)
+    return dispatch.lookup("feature_order", indices.device)(arguments.int32(indices), n_features)
 
 
 def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,10 +127,10 @@ def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: shapes that do not fit.
     """
-    _check(y.ndim == 2, "column_moments", "y must be [n, d]", y)
-    _check(center.shape == y.shape[1:], "column_moments", f"center must be [d]=[{y.shape[1]}]", center)
-    (y,) = _floats(y.detach())
-    return dispatch.lookup("column_moments", y.device)(_rows(y), center.detach().double().contiguous())
+    arguments.check(y.ndim == 2, "column_moments", "y must be [n, d]", y)
+    arguments.check(center.shape == y.shape[1:], "column_moments", f"center must be [d]=[{y.shape[1]}]", center)
+    (y,) = arguments.floats(y.detach())
+    return dispatch.lookup("column_moments", y.device)(arguments.rows(y), center.detach().double().contiguous())
 
 
 def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool = False) -> Tensor:
@@ -148,7 +148,7 @@ def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool = F
         ValueError: shapes or dtypes that do not fit.
     """
     F = _checked("gradient_norm", grad)
-    _check_weights("gradient_norm", "W_dec", W_dec, F, grad.g.shape[1])
+    arguments.check_weights("gradient_norm", "W_dec", W_dec, F, grad.g.shape[1])
     _check_alike("gradient_norm", grad.x, W_dec=W_dec)
     return dispatch.lookup("gradient_norm", grad.x.device)(grad, W_dec.detach(), remove_parallel)
 
@@ -205,12 +205,14 @@ def adam_(
     """
     F, shapes = _checked("adam_", grad), (grad.x.shape[1], grad.g.shape[1])
     for owner, group in (("", params), ("exp_avg.", exp_avg), ("exp_avg_sq.", exp_avg_sq)):
-        _check_weights("adam_", f"{owner}W_enc", group.W_enc, F, shapes[0])
-        _check(group.b_enc.shape == (F,), "adam_", f"{owner}b_enc must be [F]=[{F}]", group.b_enc)
-        _check_weights("adam_", f"{owner}W_dec", group.W_dec, F, shapes[1])
+        arguments.check_weights("adam_", f"{owner}W_enc", group.W_enc, F, shapes[0])
+        arguments.check(group.b_enc.shape == (F,), "adam_", f"{owner}b_enc must be [F]=[{F}]", group.b_enc)
+        arguments.check_weights("adam_", f"{owner}W_dec", group.W_dec, F, shapes[1])
         _check_alike("adam_", grad.x, **{owner + name: t for name, t in group._asdict().items()})
     if screen is not None:
-        _check(screen.W16.shape == params.W_enc.shape, "adam_", f"screen must shadow {[F, shapes[0]]}", screen.W16)
+        arguments.check(
+            screen.W16.shape == params.W_enc.shape, "adam_", f"screen must shadow {[F, shapes[0]]}", screen.W16
+        )
     dispatch.lookup("adam_", grad.x.device)(
         grad,
         *(DictionaryParams(*(t.detach() for t in group)) for group in (params, exp_avg, exp_avg_sq)),
@@ -253,22 +255,22 @@ def dense_adam_(
         ValueError: shapes that do not fit.
     """
     for name, t in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        _check(t.shape == param.shape, "dense_adam_", f"{name} must be {list(param.shape)} like param", t)
+        arguments.check(t.shape == param.shape, "dense_adam_", f"{name} must be {list(param.shape)} like param", t)
     weights = grad, param.detach(), exp_avg, exp_avg_sq
-    reference_gradient.dense_adam_(*weights, grad_scale, lr, step, betas=betas, eps=eps)
+    reference.dense_adam_(*weights, grad_scale, lr, step, betas=betas, eps=eps)
 
 
 def _checked(op: str, grad: SparseGradient) -> int:
     """The number of features of a gradient whose shapes and dtypes fit."""
-    _check(grad.starts.ndim == 1 and len(grad.starts) > 1, op, "starts must be [F + 1]", grad.starts)
-    _check(grad.order.ndim == 1, op, "order must be [nnz]", grad.order)
+    arguments.check(grad.starts.ndim == 1 and len(grad.starts) > 1, op, "starts must be [F + 1]", grad.starts)
+    arguments.check(grad.order.ndim == 1, op, "order must be [nnz]", grad.order)
     nnz = len(grad.order)
     for name in ("rows", "dvalues", "values"):
-        _check(getattr(grad, name).shape == (nnz,), op, f"{name} must be [nnz]=[{nnz}]", getattr(grad, name))
-    _check(grad.x.ndim == 2, op, "x must be [n, d_in]", grad.x)
+        arguments.check(getattr(grad, name).shape == (nnz,), op, f"{name} must be [nnz]=[{nnz}]", getattr(grad, name))
+    arguments.check(grad.x.ndim == 2, op, "x must be [n, d_in]", grad.x)
     n = len(grad.x)
     fits = grad.g.ndim == 2 and (len(grad.g) % n == 0 if n else len(grad.g) == 0)
-    _check(fits, op, f"g must be [m, d_out] with m a multiple of n={n}", grad.g)
+    arguments.check(fits, op, f"g must be [m, d_out] with m a multiple of n={n}", grad.g)
     for name, wanted in (("starts", torch.int64), ("order", torch.int32), ("rows", torch.int32)):
         found = getattr(grad, name).dtype
         if found != wanted:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import dispatch, reference_attribution
-from .functional import _check, _check_k, _check_weights, _floats, _int32, _rows, sampled_dot, topk_select
+from . import arguments, dispatch
+from .functional import sampled_dot, topk_select
+from .reference import attribution as reference
 from .sparse import SparseActivations
 
 # Elements held at a time: products of a chunk of targets with a block of features, and decoder rows widened for them.
@@ -38,23 +39,23 @@ def top_pullbacks(
     Raises:
         ValueError: shapes that do not fit, a wrong k, or an id of `scale` outside 0..F-1.
     """
-    _check(v.ndim == 2, "top_pullbacks", "v must be [r, d]", v)
-    _check_weights("top_pullbacks", "W_dec", W_dec, None, v.shape[1])
+    arguments.check(v.ndim == 2, "top_pullbacks", "v must be [r, d]", v)
+    arguments.check_weights("top_pullbacks", "W_dec", W_dec, None, v.shape[1])
     (r, _), F = v.shape, W_dec.shape[0]
-    _check_k("top_pullbacks", k, F)
+    arguments.check_k("top_pullbacks", k, F)
     v, W_dec = v.detach(), W_dec.detach()
     if isinstance(scale, SparseActivations):
         if scale.shape != (r, F):
             raise ValueError(f"top_pullbacks: scale must be [r, F]=[{r}, {F}], got {list(scale.shape)}")
         scale = scale.detach()
     elif scale is not None:
-        _check(scale.shape == (F,), "top_pullbacks", f"scale must be [F]=[{F}]", scale)
+        arguments.check(scale.shape == (F,), "top_pullbacks", f"scale must be [F]=[{F}]", scale)
         scale = scale.detach()
     if dispatch.forced() == "reference":
         factors = scale.values if isinstance(scale, SparseActivations) else v if scale is None else scale
-        v, W_dec, factors = _floats(v, W_dec, factors)
+        v, W_dec, factors = arguments.floats(v, W_dec, factors)
         scale = None if scale is None else scale.to(dtype=factors.dtype)
-        return reference_attribution.top_pullbacks(v, W_dec, k, scale, absolute)
+        return reference.top_pullbacks(v, W_dec, k, scale, absolute)
     if isinstance(scale, SparseActivations):
         return _among_active(v, W_dec, k, scale, absolute)
     return _among_all(v, W_dec, k, scale, absolute)
@@ -94,7 +95,7 @@ def _among_all(v: Tensor, W_dec: Tensor, k: int, scale: Tensor | None, absolute:
 
 
 def _among_active(v: Tensor, W_dec: Tensor, k: int, scale: SparseActivations, absolute: bool) -> tuple[Tensor, Tensor]:
-    dots, factors = _floats(sampled_dot(_rows(v), W_dec, scale.indptr, scale.indices), scale.values)
+    dots, factors = arguments.floats(sampled_dot(arguments.rows(v), W_dec, scale.indptr, scale.indices), scale.values)
     products = dots * factors
     row, n = scale.rows(), scale.n_rows
     # By product within a row: two stable sorts, the second of which keeps the order of the first.
@@ -106,5 +107,5 @@ def _among_active(v: Tensor, W_dec: Tensor, k: int, scale: SparseActivations, ab
     ids = torch.full((n, k), -1, dtype=torch.int32, device=v.device)
     slots = row[kept], place[kept]
     chosen = order[kept]
-    values[slots], ids[slots] = products[chosen], _int32(scale.indices)[chosen]
+    values[slots], ids[slots] = products[chosen], arguments.int32(scale.indices)[chosen]
     return values, ids

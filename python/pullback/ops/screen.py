@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pullback import _C
 
-from . import _cpu_screen
+from .cpu import screen as kernels
 
 
 class Screen:
@@ -44,7 +44,7 @@ class Screen:
     def refresh(self, W_enc: Tensor) -> None:
         """Follow W_enc after it has changed."""
         rows = W_enc.detach()
-        _cpu_screen.shadow_rows(rows if rows.stride(-1) == 1 else rows.contiguous(), self.W16, self.norms, self.rests)
+        kernels.shadow_rows(rows if rows.stride(-1) == 1 else rows.contiguous(), self.W16, self.norms, self.rests)
         self.mark(W_enc)
 
     def mark(self, W_enc: Tensor) -> None:

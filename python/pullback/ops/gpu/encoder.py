@@ -20,7 +20,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from . import dispatch, gpu_table
+from .. import dispatch
+from . import table
 
 SCRATCH = 256 * 2**20  # bytes of pre-activations at a time
 SPARE = 64  # candidates beyond k
@@ -47,7 +48,7 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> 
     if n == 0:
         return values, indices
     b_enc = b_enc.contiguous()
-    plan = gpu_table.plan(_arch(x.device), W_enc.dtype, d, F) if x.is_cuda else gpu_table.DEFAULT
+    plan = table.plan(_arch(x.device), W_enc.dtype, d, F) if x.is_cuda else table.DEFAULT
     slack = _slack(x, W_enc, b_enc)
     settle, exhaust_ = (dispatch.lookup(op, x.device) for op in ("topk_settle", "topk_exhaust_"))
     C = min(F, k + SPARE)
@@ -64,39 +65,30 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> 
     return values, indices
 
 
-def _by_chunks(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, C: int, plan: gpu_table.Plan
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, C: int, plan: table.Plan) -> Iterator[tuple[Tensor, Tensor]]:
     """The C largest of each row, block of rows after block of rows, in ascending order of feature."""
     n, F = x.shape[0], W_enc.shape[0]
-    select = dispatch.lookup("topk_select", x.device)
+    select, select_running = (dispatch.lookup(op, x.device) for op in ("topk_select", "select_running"))
     width = min(F, max(plan.features, C))
     height = max(1, min(n, plan.rows, SCRATCH // (width * x.element_size())))
     h = x.new_empty(height, width)
     bias = b_enc.to(x.dtype)
     for top in range(0, n, height):
         rows = x[top : top + height]
-        best: tuple[Tensor, Tensor] | None = None
+        candidates = features = bias.new_empty(0)
         for left in range(0, F, width):
             block = slice(left, min(F, left + width))
             part = h.view(-1)[: len(rows) * (block.stop - left)].view(len(rows), -1)
             with _sums_in_full():
                 torch.addmm(bias[block], rows, W_enc[block].T, out=part)
-            candidates, features = select(part, min(C, part.shape[1]), False)
-            found = candidates.float(), features + left
-            best = found if best is None else _merge(best, found, C)
-        assert best is not None
-        yield best
+            if left == 0:
+                candidates, features = select(part, C, False)
+            else:
+                select_running(part, left, candidates, features)
+        yield candidates.float(), features
 
 
-def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], C: int) -> tuple[Tensor, Tensor]:
-    """The C largest of two sets of candidates; the features of `b` come after those of `a`."""
-    candidates, features = torch.cat([a[0], b[0]], 1), torch.cat([a[1], b[1]], 1)
-    values, slots = dispatch.lookup("topk_select", candidates.device)(candidates, C, False)
-    return values, features.gather(1, slots.long())
-
-
-def _by_tiles(x: Tensor, W_enc: Tensor, b_enc: Tensor, C: int, plan: gpu_table.Plan) -> Iterator[tuple[Tensor, Tensor]]:
+def _by_tiles(x: Tensor, W_enc: Tensor, b_enc: Tensor, C: int, plan: table.Plan) -> Iterator[tuple[Tensor, Tensor]]:
     """As :func:`_by_chunks`, by way of the maxima of tiles."""
     n, F = x.shape[0], W_enc.shape[0]
     gemm, select = (dispatch.lookup(op, x.device) for op in ("encode_gemm", "topk_select_tiles"))

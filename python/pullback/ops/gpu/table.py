@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-TABLE = Path(__file__).with_name("gpu_table.json")
+TABLE = Path(__file__).with_name("table.json")
 
 
 @dataclass(frozen=True)

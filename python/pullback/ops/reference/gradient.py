@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ._ids import checked
+from .ids import checked
 
 if TYPE_CHECKING:
-    from .gradient import DictionaryParams, SparseGradient
-    from .screen import Screen
+    from ..gradient import DictionaryParams, SparseGradient
+    from ..screen import Screen
 
 
 def decode_residual(
@@ -42,7 +42,7 @@ def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
 
 def dense_gradient(grad: SparseGradient) -> DictionaryParams:
     """The gradient as W_enc (F, d_in), b_enc (F), W_dec (F, d_out): for tests and small cases."""
-    from .gradient import DictionaryParams
+    from ..gradient import DictionaryParams
 
     F = len(grad.starts) - 1
     feature = torch.arange(F, device=grad.order.device).repeat_interleave(grad.starts.diff())

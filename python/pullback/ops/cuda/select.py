@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pullback import _cuda
 
-from . import reference
-from ._cuda_queue import optional_view, queue, view
+from .. import reference
+from .launch import optional_view, queue, view
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,6 +36,11 @@ def topk_select(h: Tensor, k: int, relu: bool, maxima: Tensor | None = None) -> 
     return values, indices
 
 
+def topk_select_tiles(h: Tensor, maxima: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
+    """:func:`topk_select` by way of the maxima of tiles."""
+    return topk_select(h, k, relu, maxima)
+
+
 def select_running(h: Tensor, first_id: int, values: Tensor, indices: Tensor, *, relu: bool = False) -> None:
     """Lets the columns first_id, first_id + 1, ... of the pre-activations join a running top-k, in place.
 
@@ -61,7 +66,7 @@ def select_running(h: Tensor, first_id: int, values: Tensor, indices: Tensor, *,
         _cuda.topk_select(*lent, values.shape[1], first_id, relu, *place)
 
 
-def threshold_encode(
+def threshold_select(
     h: Tensor, theta: Tensor | None = None, capacity: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The elements of h above theta (JumpReLU), or above 0 without theta (ReLU), as sparse rows.
@@ -75,12 +80,12 @@ def threshold_encode(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
     """
-    _check("threshold_encode", h)
+    _check("threshold_select", h)
     if h.dtype == torch.float64:
-        raise ValueError("threshold_encode (cuda): h must be float32, bfloat16 or float16, got torch.float64")
+        raise ValueError("threshold_select (cuda): h must be float32, bfloat16 or float16, got torch.float64")
     theta = None if theta is None else theta.float().contiguous()
     indptr = h.new_empty(h.shape[0] + 1, dtype=torch.int64)
-    with queue("threshold_encode", h, theta) as place:
+    with queue("threshold_select", h, theta) as place:
         inputs = view(h), optional_view(theta), view(indptr)
         _cuda.threshold_count(*inputs, *place)
         size = int(indptr[-1]) if capacity is None else capacity

@@ -39,6 +39,28 @@ def topk_select_tiles(h: Tensor, maxima: Tensor, k: int, relu: bool) -> tuple[Te
     return torch.where(values <= 0, 0, values) if relu else values, columns.gather(1, slots).int()
 
 
+def select_running(h: Tensor, first_id: int, values: Tensor, indices: Tensor, *, relu: bool = False) -> None:
+    """Lets the columns first_id, first_id + 1, ... of the pre-activations h (n, c) join a running top-k, in place.
+
+    values (n, k) of h's dtype and indices (n, k) Int32: the best of the columns before, in ascending order. Ties stay
+    with the lower id; relu is for the last chunk.
+    """
+    ids = torch.arange(first_id, first_id + h.shape[1], dtype=torch.int32, device=h.device).expand(h.shape)
+    both, names = torch.cat([values, h], 1), torch.cat([indices, ids], 1)
+    slots = both.sort(dim=1, descending=True, stable=True).indices[:, : values.shape[1]].sort(dim=1).values
+    best = both.gather(1, slots)
+    values.copy_(torch.where(best <= 0, 0, best) if relu else best)
+    indices.copy_(names.gather(1, slots))
+
+
+def threshold_select(h: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What of h (n, c) is above theta (c), or NaN, and not zero, as sparse rows: indptr, indices, values."""
+    kept = ~(h <= theta) & (h != 0)
+    row, ids = kept.nonzero(as_tuple=True)
+    indptr = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+    return indptr, ids.int(), h[row, ids]
+
+
 def topk_settle(
     candidates: Tensor, features: Tensor, slack: Tensor, relative: float,
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool,

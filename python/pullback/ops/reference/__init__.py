@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._ids import checked
-from .reference_encoder import encode_gemm, topk_exhaust_, topk_select_tiles, topk_settle
-from .reference_gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
+from .encoder import encode_gemm, select_running, threshold_select, topk_exhaust_, topk_select_tiles, topk_settle
+from .gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
+from .ids import checked
 
 __all__ = [
     "adam_",
@@ -27,6 +27,8 @@ __all__ = [
     "rows_of",
     "sampled_dot",
     "segment_outer",
+    "select_running",
+    "threshold_select",
     "topk_encode",
     "topk_exhaust_",
     "topk_select",

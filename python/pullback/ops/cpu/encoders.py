@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _cpu, _cpu_screen
-from .screen import Screen, multiplies_bf16
-from .sparse import SparseActivations
+from ..screen import Screen, multiplies_bf16
+from ..sparse import SparseActivations
+from . import screen, topk_select
 
 # A block of the product: it stays in a core's L2 for the kernel that reads it.
 ROWS, COLUMNS = 512, 4096
@@ -65,7 +65,7 @@ def _rounded(rows: Tensor) -> Factor:
 
 
 def _unrounded(rows: Tensor) -> Factor:
-    norms = _cpu_screen.norm_rows(rows)
+    norms = screen.norm_rows(rows)
     # In the lower precisions torch may itself round float32 factors to bfloat16.
     exact = torch.get_float32_matmul_precision() == "highest"
     return Factor(rows, norms, None if exact else norms * 2.0**-7)
@@ -106,11 +106,11 @@ def topk_encode(
     n, F = len(x), len(W_enc)
     values, indices = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32)
     for rows, candidates in _sifted(x, W_enc, b_enc, 16 * k + 512, k=k, shadow=shadow):
-        _cpu_screen.settle_topk(x[rows], W_enc, b_enc, candidates, values[rows], indices[rows], relu)
+        screen.settle_topk(x[rows], W_enc, b_enc, candidates, values[rows], indices[rows], relu)
         _count(evaluated=candidates.counts)
         for some in _unsettled(candidates, F):
             h = _whole(x[rows][some], W_enc, b_enc)
-            values[rows][some], indices[rows][some] = _cpu.topk_select(h, k, relu)
+            values[rows][some], indices[rows][some] = topk_select(h, k, relu)
     return values, indices
 
 
@@ -137,7 +137,7 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
     for rows, candidates in _sifted(x, W_enc, b_enc, 32 * k + 512, k=min(2 * k, F)):
         width = max(int(candidates.counts.max()), MIN_CAPACITY)
         held = (t[:, :width].clone() if t.ndim == 2 else t.clone() for t in candidates)
-        groups.append((rows, _cpu_screen.Candidates(*held)))
+        groups.append((rows, screen.Candidates(*held)))
     lows = torch.cat([held.lows[_given(held)] for _, held in groups])
     lows = lows[lows > 0]
     bound = float(lows.topk(k * n, sorted=False).values.min()) if len(lows) >= k * n else 0.0
@@ -182,17 +182,17 @@ def _settle_above(
     W_enc: Tensor,
     b_enc: Tensor,
     theta: Tensor,
-    candidates: _cpu_screen.Candidates,
+    candidates: screen.Candidates,
     first_row: int,
 ) -> None:
     """Adds the candidates that are above theta; leaves the rows that are not settled alone."""
     _count(evaluated=candidates.counts)
-    _cpu_screen.settle_threshold(x, W_enc, b_enc, theta, candidates)
+    screen.settle_threshold(x, W_enc, b_enc, theta, candidates)
     row, slot = _given(candidates).nonzero(as_tuple=True)
     entries.add(row + first_row, candidates.ids[row, slot], candidates.lows[row, slot])
 
 
-def _given(candidates: _cpu_screen.Candidates) -> Tensor:
+def _given(candidates: screen.Candidates) -> Tensor:
     """Bool[Tensor, "rows capacity"]: the slots that hold a candidate."""
     return torch.arange(candidates.ids.shape[1]) < candidates.counts[:, None]
 
@@ -205,7 +205,7 @@ def _sifted(
     k: int = 0,
     theta: Tensor | None = None,
     shadow: Factor | None = None,
-) -> Iterator[tuple[slice, _cpu_screen.Candidates]]:
+) -> Iterator[tuple[slice, screen.Candidates]]:
     """(rows, what in them may be among the k largest or above theta), a group of rows at a time.
 
     The candidates are good until the next group is asked for.
@@ -229,7 +229,7 @@ def _sifted(
                 left = inputs[part]
                 y = _kept.take(f"product {factor.rows.dtype}", factor.rows.dtype, len(left.rows), len(factor.rows))
                 torch.mm(left.rows, factor.rows.T, out=y)
-                _cpu_screen.screen_block(
+                screen.screen_block(
                     y,
                     first,
                     b_enc[block],
@@ -241,19 +241,19 @@ def _sifted(
                     rho,
                     k,
                     None if theta is None else theta[block],
-                    _cpu_screen.Candidates(*(t[part] for t in candidates)),
+                    screen.Candidates(*(t[part] for t in candidates)),
                 )
         yield rows, candidates
 
 
-def _no_candidates(n: int, capacity: int, limit: int) -> _cpu_screen.Candidates:
+def _no_candidates(n: int, capacity: int, limit: int) -> screen.Candidates:
     ids = _kept.take("ids", torch.int32, n, capacity)
     lows, highs = (_kept.take(name, torch.float32, n, capacity) for name in ("lows", "highs"))
     counts, limits = torch.zeros(n, dtype=torch.int32), torch.full((n,), limit, dtype=torch.int32)
-    return _cpu_screen.Candidates(ids, lows, highs, counts, torch.full((n,), -math.inf), limits)
+    return screen.Candidates(ids, lows, highs, counts, torch.full((n,), -math.inf), limits)
 
 
-def _unsettled(candidates: _cpu_screen.Candidates, F: int) -> tuple[Tensor, ...]:
+def _unsettled(candidates: screen.Candidates, F: int) -> tuple[Tensor, ...]:
     """The rows of the group that have to be computed whole, in portions that fit in memory."""
     lost = (candidates.counts < 0).nonzero().flatten()
     _count(len(candidates.counts), unsettled=len(lost))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pullback import _C
 
-from ._borrow import view as _view
-from ._cpu_gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
+from .borrow import view
+from .gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 
 __all__ = [
     "adam_",
@@ -35,26 +35,26 @@ _C.isa()
 def topk_select(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
     values = h.new_empty(h.shape[0], k)
     indices = torch.empty(h.shape[0], k, dtype=torch.int32)
-    _C.topk_select(_view(h), _view(values), _view(indices), relu)
+    _C.topk_select(view(h), view(values), view(indices), relu)
     return values, indices
 
 
 def decode_csr(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
     out = values.new_empty(indptr.shape[0] - 1, W_dec.shape[1])
-    bias = None if b_dec is None else _view(b_dec)
-    _C.decode_csr(_view(indptr), _view(indices), _view(values), _view(W_dec), bias, _view(out))
+    bias = None if b_dec is None else view(b_dec)
+    _C.decode_csr(view(indptr), view(indices), view(values), view(W_dec), bias, view(out))
     return out
 
 
 def sampled_dot(g: Tensor, W: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
     out = g.new_empty(indices.shape[0])
-    _C.sampled_dot(_view(g), _view(W), _view(indptr), _view(indices), _view(out))
+    _C.sampled_dot(view(g), view(W), view(indptr), view(indices), view(out))
     return out
 
 
 def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_features: int) -> Tensor:
     out = x.new_empty(n_features, x.shape[1])
-    _C.segment_outer(_view(indptr), _view(indices), _view(values), _view(x), _view(out))
+    _C.segment_outer(view(indptr), view(indices), view(values), view(x), view(out))
     return out
 
 
@@ -75,4 +75,4 @@ def _contract(
 ) -> None:
     if torch.float16 in (G.dtype, W_dec.dtype):
         raise ValueError("contract (cpu): float16 is not supported, only float32, float64 and bfloat16")
-    _C.contract(_view(G), _view(indptr), _view(indices), _view(values), _view(W_dec), _view(out), add)
+    _C.contract(view(G), view(indptr), view(indices), view(values), view(W_dec), view(out), add)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sparse import SparseActivations
+from ..sparse import SparseActivations
 
 
 def top_pullbacks(

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pullback import _C
 
-from ._borrow import View, view
+from .borrow import View, view
 
 if TYPE_CHECKING:
-    from .gradient import DictionaryParams, SparseGradient
-    from .screen import Screen
+    from ..gradient import DictionaryParams, SparseGradient
+    from ..screen import Screen
 
 
 def decode_residual(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pullback import _cuda
 
-from ._cuda_gradient import adam_, decode_residual, feature_order, gradient_norm
-from ._cuda_queue import queue
-from ._cuda_select import select_running, threshold_encode, topk_select
-from ._gpu import check_decode_csr
+from ..gpu.checks import check_decode_csr
+from .gradient import adam_, decode_residual, feature_order, gradient_norm
+from .launch import queue
+from .select import select_running, threshold_select, topk_select, topk_select_tiles
 
 __all__ = [
     "adam_",
@@ -20,8 +20,9 @@ __all__ = [
     "feature_order",
     "gradient_norm",
     "select_running",
-    "threshold_encode",
+    "threshold_select",
     "topk_select",
+    "topk_select_tiles",
 ]
 
 _NAMES = {

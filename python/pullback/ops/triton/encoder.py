@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._triton_launch import INTERPRETED, blocks, check_placed, check_programs, dot_operand, kernels
+from .launch import INTERPRETED, blocks, check_placed, check_programs, dot_operand, kernels
 
 SHARED_BYTES = 227 * 1024  # that a multiprocessor with descriptors has for tiles
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pullback import _cuda
 
-from . import reference
-from ._cuda_queue import View, optional_view, queue, view
+from .. import reference
+from .launch import View, optional_view, queue, view
 
 if TYPE_CHECKING:
-    from .gradient import DictionaryParams, SparseGradient
-    from .screen import Screen
+    from ..gradient import DictionaryParams, SparseGradient
+    from ..screen import Screen
 
 
 def decode_residual(

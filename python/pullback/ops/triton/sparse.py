@@ -6,8 +6,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ._gpu import check_decode_csr
-from ._triton_launch import (
+from ..gpu.checks import check_decode_csr
+from .launch import (
     INTERPRETED,
     MAX_PROGRAMS,
     MAX_TILES,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback import _C
 
-from ._borrow import optional, view
+from .borrow import optional, view
 
 
 class Candidates(NamedTuple):

@@ -1,8 +1,8 @@
 """Triton backend. Importing this module imports triton; the dispatcher does so only when it is there."""
 
-from ._triton_encoder import encode_gemm, topk_exhaust_, topk_settle
-from ._triton_launch import INTERPRETED, available
-from ._triton_sparse import contract, decode_csr, sampled_dot, segment_outer
+from .encoder import encode_gemm, topk_exhaust_, topk_settle
+from .launch import INTERPRETED, available
+from .sparse import contract, decode_csr, sampled_dot, segment_outer
 
 __all__ = [
     "INTERPRETED",
