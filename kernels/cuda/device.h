@@ -119,4 +119,19 @@ __device__ void gather_add(float (&sum)[V], const X* source, int64_t stride, con
 }
 
 }  // namespace
+// f(an element of the type), for the types that weights and pre-activations come in.
+template <typename F>
+cudaError_t by_element(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(__nv_bfloat16{});
+    case DType::f16:
+      return f(__half{});
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
 }  // namespace pullback::cuda

@@ -94,16 +94,7 @@ cudaError_t launch_widest(const DecodeResidual& job, cudaStream_t stream) {
 
 cudaError_t decode_residual(const DecodeResidual& job, cudaStream_t stream) {
   if (job.n == 0) return cudaSuccess;
-  switch (job.W_dtype) {
-    case DType::f32:
-      return launch_widest<float>(job, stream);
-    case DType::bf16:
-      return launch_widest<__nv_bfloat16>(job, stream);
-    case DType::f16:
-      return launch_widest<__half>(job, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return by_element(job.W_dtype, [&](auto zero) { return launch_widest<decltype(zero)>(job, stream); });
 }
 
 }  // namespace pullback::cuda

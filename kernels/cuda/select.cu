@@ -377,16 +377,7 @@ cudaError_t launch_widest(const TopkSelect& job, cudaStream_t stream) {
 
 cudaError_t topk_select(const TopkSelect& job, cudaStream_t stream) {
   if (job.n == 0) return cudaSuccess;
-  switch (job.dtype) {
-    case DType::f32:
-      return launch_widest<float>(job, stream);
-    case DType::bf16:
-      return launch_widest<__nv_bfloat16>(job, stream);
-    case DType::f16:
-      return launch_widest<__half>(job, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return by_element(job.dtype, [&](auto zero) { return launch_widest<decltype(zero)>(job, stream); });
 }
 
 }  // namespace pullback::cuda

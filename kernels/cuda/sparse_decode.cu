@@ -108,18 +108,8 @@ cudaError_t launch_widest(const DecodeCsr& job, cudaStream_t stream) {
 
 cudaError_t decode_csr(const DecodeCsr& job, cudaStream_t stream) {
   if (job.n_rows == 0 || job.d == 0) return cudaSuccess;
-  switch (job.W_dtype) {
-    case DType::f32:
-      return launch_widest<float>(job, stream);
-    case DType::f64:
-      return launch_widest<double>(job, stream);
-    case DType::bf16:
-      return launch_widest<__nv_bfloat16>(job, stream);
-    case DType::f16:
-      return launch_widest<__half>(job, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  if (job.W_dtype == DType::f64) return launch_widest<double>(job, stream);
+  return by_element(job.W_dtype, [&](auto zero) { return launch_widest<decltype(zero)>(job, stream); });
 }
 
 }  // namespace pullback::cuda

@@ -94,29 +94,11 @@ cudaError_t launch_compact(const ThresholdRows& job, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t threshold_count(const ThresholdRows& job, cudaStream_t stream) {
-  switch (job.dtype) {
-    case DType::f32:
-      return launch_count<float>(job, stream);
-    case DType::bf16:
-      return launch_count<__nv_bfloat16>(job, stream);
-    case DType::f16:
-      return launch_count<__half>(job, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return by_element(job.dtype, [&](auto zero) { return launch_count<decltype(zero)>(job, stream); });
 }
 
 cudaError_t threshold_compact(const ThresholdRows& job, cudaStream_t stream) {
-  switch (job.dtype) {
-    case DType::f32:
-      return launch_compact<float>(job, stream);
-    case DType::bf16:
-      return launch_compact<__nv_bfloat16>(job, stream);
-    case DType::f16:
-      return launch_compact<__half>(job, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return by_element(job.dtype, [&](auto zero) { return launch_compact<decltype(zero)>(job, stream); });
 }
 
 }  // namespace pullback::cuda
