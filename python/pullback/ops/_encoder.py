@@ -48,7 +48,10 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> 
     if screens(x):
         return screened.threshold_encode(x, W_enc, b_enc, theta)
     select = dispatch.lookup("threshold_select", x.device)
-    parts = [SparseActivations(*select(h, theta), len(W_enc)) for _, h in _chunks(x, W_enc, b_enc)]
+    parts = []
+    for _, h in _chunks(x, W_enc, b_enc):
+        indptr, indices, values = select(h, theta)
+        parts.append(SparseActivations(indptr, indices, values, len(W_enc)))
     return SparseActivations.stacked(parts, len(W_enc), x)
 
 
