@@ -106,7 +106,7 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
                              thresholds ? thresholds->as<float>() : nullptr,
                              thresholds ? lowest.data() : nullptr};
   const auto kernel = y.itemsize == 2 ? kernels().screen_bf16 : kernels().screen_f32;
-  const int64_t floats = 3 * width + 64;
+  const int64_t floats = 2 * width + 64;
   for_rows(n, n * width, floats * sizeof(float),
            [&](int64_t begin, int64_t end, void* scratch) { kernel(block, candidates, begin, end, scratch); });
 }
