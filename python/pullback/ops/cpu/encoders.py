@@ -18,6 +18,7 @@ from torch import Tensor
 from ..screen import multiplies_bf16
 from ..sparse import SparseActivations
 from . import screen, topk_select
+from .pages import on_huge_pages
 
 # Rows and columns of a block of the product: what the GEMM is fast at, and what stays in the cache for the kernel that
 # reads it. Wide blocks settle sooner what cannot matter; float32 gains more from a GEMM that stays in the second cache.
@@ -43,7 +44,7 @@ class _Kept(threading.local):
         size = math.prod(shape)
         if name not in self.buffers or self.buffers[name].numel() < size:
             with torch.inference_mode(False):  # a tensor made under inference mode could not be written outside it
-                self.buffers[name] = torch.empty(size, dtype=dtype)
+                self.buffers[name] = on_huge_pages(torch.empty(size, dtype=dtype))
         return self.buffers[name][:size].view(shape)
 
 
