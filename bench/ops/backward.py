@@ -68,7 +68,7 @@ def _csr(layer: Layer) -> Run:
 
 
 def _sparsify(layer: Layer) -> Run:
-    """eai-sparsify's own backward pass through decoder and encoder, with these features in place of those it selects."""
+    """eai-sparsify's own backward pass through decoder and encoder, for these features instead of those it selects."""
     from sparsify.fused_encoder import FusedEncoder  # type: ignore[import-not-found]
     from sparsify.utils import decoder_impl  # type: ignore[import-not-found]
 
