@@ -173,6 +173,17 @@ void settle_threshold(const View& x, const View& W, const View& b, const View& t
                [&](int64_t begin, int64_t end, int) { kernel(candidates, thresholds.as<float>(), begin, end); });
 }
 
+void evaluate_rows(const View& x, const View& W, const View& b, const View& h) {
+  const char* op = "evaluate_rows";
+  const ScreenedEncoder encoder = require_encoder(op, x, W, b);
+  const int64_t n = x.shape[0], F = W.shape[0];
+  require_dense(op, "h", h, {n, F}, 4);
+  const auto kernel = kernels().evaluate_rows;
+  for_rows(F, n * F * encoder.d, encoder.d * sizeof(double), [&](int64_t begin, int64_t end, void* scratch) {
+    kernel(encoder, n, F, begin, end, h.as<float>(), scratch);
+  });
+}
+
 void norm_rows(const View& rows, const View& norms) {
   require_rows("norm_rows", "rows", rows, {-1, -1}, 4);
   const int64_t n = rows.shape[0], d = rows.shape[1];

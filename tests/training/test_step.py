@@ -160,6 +160,18 @@ def test_the_transcoder_can_be_used_between_steps():
     assert all(w.grad is None for w in step.transcoder.parameters())
 
 
+def test_weights_put_in_place_of_the_old_ones_are_encoded_with():
+    """The shadow of an encoder must not outlive it."""
+    step, other = TrainStep(4, 4, 500, k=2, lr=1e-9, auxk_alpha=0), TrainStep(4, 4, 500, k=2, seed=1)
+    x = rows(70, 4)
+    repeat(step, 1)
+    step.transcoder.W_enc.data = other.transcoder.W_enc.detach().clone()
+    expected = step.transcoder.encode(x)
+    step(x, x)
+    fired = (step.tokens_since_fired == 0).nonzero().flatten()
+    assert torch.equal(fired, expected.indices.unique().long())
+
+
 def test_batches_may_lie_in_memory_any_way():
     x, y = rows(9, 4), rows(9, 5, seed=1)
     steps = [TrainStep(4, 5, 8, k=2) for _ in range(2)]

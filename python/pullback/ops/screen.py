@@ -52,6 +52,10 @@ class Screen:
         """The shadow is that of W_enc as it is now."""
         self._state = _state(W_enc)
 
+    def follows(self, W_enc: Tensor) -> bool:
+        """Whether W_enc is the tensor that was followed, unchanged."""
+        return _state(W_enc) == self._state
+
     def is_stale(self, W_enc: Tensor) -> bool:
         """Whether W_enc is the tensor that was followed, and has changed since."""
         address, version = _state(W_enc)

@@ -217,7 +217,7 @@ class TrainStep:
         if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
             if self.screen is None:
                 self.screen = Screen(tc.W_enc)
-            elif self.screen.is_stale(tc.W_enc):
+            elif not self.screen.follows(tc.W_enc):
                 self.screen.refresh(tc.W_enc)
         return topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu, screen=self.screen)
 

@@ -29,9 +29,8 @@ GROUP = 2048
 FEWEST_TO_ROUND = 64
 # Below this the kernel has no room to take in a tile of features.
 MIN_CAPACITY = 128
-# For rows that the bound does not settle: pre-activations computed whole at a time, and features widened for them.
+# Pre-activations computed at a time for rows that the bound does not settle.
 WHOLE = 2**23
-AT_ONCE = 4096
 
 
 class _Kept(threading.local):
@@ -72,9 +71,15 @@ def _rounded(rows: Tensor, name: str) -> Factor:
 
 def _unrounded(rows: Tensor) -> Factor:
     norms = screen.norm_rows(rows)
-    # In the lower precisions torch may itself round float32 factors to bfloat16.
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return Factor(rows, norms, None if exact else norms * 2.0**-7)
+    return Factor(rows, norms, None if _multiplies_in_full() else norms * 2.0**-7)
+
+
+def _multiplies_in_full() -> bool:
+    """Whether torch takes float32 factors as they are: in the lower precisions it may round them to bfloat16."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set by way of torch's newer, per-backend names
+        return False
 
 
 class ScreenCounts(NamedTuple):
@@ -115,7 +120,7 @@ def topk_encode(
         screen.settle_topk(x[rows], W_enc, b_enc, candidates, values[rows], indices[rows], relu)
         _count(evaluated=candidates.counts)
         for some in _unsettled(candidates, F):
-            h = _whole(x[rows][some], W_enc, b_enc)
+            h = screen.evaluate_rows(x[rows][some], W_enc, b_enc)
             values[rows][some], indices[rows][some] = topk_select(h, k, relu)
     return values, indices
 
@@ -126,8 +131,8 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> 
     for rows, candidates in _sifted(x, W_enc, b_enc, 2048, theta=theta):
         _settle_above(entries, x[rows], W_enc, b_enc, theta, candidates, rows.start)
         for some in _unsettled(candidates, len(W_enc)):
-            h = _whole(x[rows][some], W_enc, b_enc)
-            row, ids = (~(h <= theta) & (h != 0)).nonzero(as_tuple=True)
+            h = screen.evaluate_rows(x[rows][some], W_enc, b_enc)
+            row, ids = (((h > theta) | h.isnan()) & (h != 0)).nonzero(as_tuple=True)
             entries.add(some[row] + rows.start, ids.int(), h[row, ids])
     return entries.stacked(len(x), len(W_enc))
 
@@ -139,6 +144,8 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
     bound for the batch; a row whose own bound is higher may hold more than it gave, and is asked again.
     """
     n, F = len(x), len(W_enc)
+    if n == 0:
+        return SparseActivations.stacked([], F, x)
     groups = []
     for rows, candidates in _sifted(x, W_enc, b_enc, 32 * k + 512, k=min(2 * k, F)):
         width = max(int(candidates.counts.max()), MIN_CAPACITY)
@@ -266,12 +273,3 @@ def _unsettled(candidates: screen.Candidates, F: int) -> tuple[Tensor, ...]:
     _count(len(candidates.counts), unsettled=len(lost))
     return lost.split(max(1, WHOLE // F)) if len(lost) else ()
 
-
-def _whole(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
-    """x W_enc^T + b_enc accumulated in float64 and rounded once."""
-    h = torch.empty(len(x), len(W_enc))
-    inputs = x.double()
-    for first in range(0, len(W_enc), AT_ONCE):
-        block = slice(first, first + AT_ONCE)
-        h[:, block] = torch.addmm(b_enc[block].double(), inputs, W_enc[block].double().T)
-    return h
