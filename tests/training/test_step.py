@@ -172,6 +172,18 @@ def test_weights_put_in_place_of_the_old_ones_are_encoded_with():
     assert torch.equal(fired, expected.indices.unique().long())
 
 
+def test_autocast_around_a_step_changes_nothing():
+    """It would round the skip path, and the start at the mean, to bfloat16."""
+    x, y = rows(9, 4), rows(9, 5, seed=1)
+    steps = [TrainStep(4, 5, 8, k=2, skip_connection=True) for _ in range(2)]
+    for _ in range(3):
+        steps[0](x, y)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            steps[1](x, y)
+    for a, b in zip(*(step.transcoder.parameters() for step in steps), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_batches_may_lie_in_memory_any_way():
     x, y = rows(9, 4), rows(9, 5, seed=1)
     steps = [TrainStep(4, 5, 8, k=2) for _ in range(2)]
