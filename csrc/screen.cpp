@@ -193,8 +193,12 @@ void norm_rows(const View& rows, const View& norms) {
   parallel_for(n, n * d, [&](int64_t begin, int64_t end, int) {
     kernel(rows.as<float>(), rows.strides[0], d, begin, end, near.data());
   });
-  // More than the roundings of the sum and of the conversion.
-  for (int64_t i = 0; i < n; ++i) norms.as<float>()[i] = static_cast<float>(near[i] * (1 + 0x1p-20));
+  // More than the roundings of the sum; the conversion may round down again, where it is subnormal by a lot.
+  for (int64_t i = 0; i < n; ++i) {
+    const double above = near[i] * (1 + 0x1p-20);
+    const float norm = static_cast<float>(above);
+    norms.as<float>()[i] = norm < above ? std::nextafter(norm, HUGE_VALF) : norm;
+  }
 }
 
 void shadow_rows(const View& rows, const View& w16, const View& norms, const View& rests) {

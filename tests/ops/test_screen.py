@@ -265,6 +265,13 @@ def test_shadow(isa: str, d: int) -> None:
     assert not screen.rests[2].isfinite()
 
 
+@pytest.mark.parametrize("d", [1, 70])
+def test_norms_are_never_below_the_truth(isa: str, d: int) -> None:
+    """Not where they are subnormal either: rounding to the nearest would halve the smallest."""
+    rows = torch.rand(300, d, generator=torch.Generator().manual_seed(d)) * 2.0 ** -torch.arange(-126, 174)[:, None]
+    assert (kernels.norm_rows(rows).double() >= rows.double().norm(dim=1)).all()
+
+
 def test_shadow_keeps_nan_and_inf(isa: str) -> None:
     screen = Screen(torch.tensor([[math.nan, 1.0], [-math.inf, 1.0]]))
     assert screen.W16.isnan().tolist() == [[True, False], [False, False]]
