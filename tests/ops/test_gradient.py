@@ -236,7 +236,9 @@ def test_rows_of_any_scale_are_brought_to_unit_norm(isa):
     """Of a subnormal norm not even the inverse is a float32."""
     grad = gradient(4, 1, 0, 5, 3, 67, 0, torch.float32)
     groups = [dictionary(grad, 1), *(DictionaryParams(*map(torch.zeros_like, dictionary(grad, 1))) for _ in range(2))]
-    groups[0].W_dec[:] = torch.tensor([1.0, -1.0]).repeat(34)[:67] * torch.tensor([[1e-43], [1e-39], [1e-20], [1e15], [0]])
+    groups[0].W_dec[:] = torch.tensor([1.0, -1.0]).repeat(34)[:67] * torch.tensor(
+        [[1e-43], [1e-39], [1e-20], [1e15], [0]]
+    )
     adam_(grad, *groups, 1.0, 1e-2, 1, unit_norm=True)
     torch.testing.assert_close(groups[0].W_dec.norm(dim=1), torch.tensor([1.0, 1, 1, 1, 0]))
 
