@@ -86,8 +86,28 @@ cases = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=60)
 @given(case_=cases)
 def test_intervals_hold_the_truth(in_bf16: bool, case_: dict) -> None:
+    assert_held(*case(**case_), in_bf16)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_intervals_hold_what_a_bias_leaves_of_a_product(in_bf16: bool) -> None:
+    """Factors that bfloat16 holds, so that only the product is rounded, and a bias that takes nearly all of it away."""
+    g = torch.Generator().manual_seed(0)
+    x, W = (torch.randint(128, 256, (rows, 40), generator=g) / 128.0 for rows in (5, 300))
+    assert_held(x, W, -canonical(x, W, torch.zeros(300))[0], in_bf16)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_intervals_hold_sums_of_subnormal_products(in_bf16: bool) -> None:
+    """Processors take them for zero in a bfloat16 product."""
+    g = torch.Generator().manual_seed(0)
+    x, W = (torch.randint(128, 256, (rows, 300), generator=g) * 2.0**-77 for rows in (5, 300))
+    assert canonical(x, W, torch.zeros(300)).count_nonzero() == 1500
+    assert_held(x, W, torch.zeros(300), in_bf16)
+
+
+def assert_held(x: Tensor, W: Tensor, b: Tensor, in_bf16: bool) -> None:
     """With no threshold every feature is a candidate, so every interval can be looked at."""
-    x, W, b = case(**case_)
     h = canonical(x, W, b)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screened, "multiplies_bf16", lambda: in_bf16)
@@ -246,6 +266,14 @@ def test_a_precision_set_by_torchs_newer_names_changes_nothing(monkeypatch: pyte
     got = ops.topk_encode(x, W, b, 12)
     assert torch.equal(got[0], expected[0])
     assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("name", screened.FPMATH)
+def test_a_precision_set_in_the_environment_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    W = torch.randn(9, 20)
+    for mode, rounds in (("STRICT", False), ("", False), ("bf16", True), ("ANY", True)):
+        monkeypatch.setenv(name, mode)
+        assert (screened._unrounded(W).rests is not None) == rounds
 
 
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 70])

@@ -8,6 +8,7 @@ No row whose candidates overflow, or that holds NaN or infinity, is guessed: it 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +28,8 @@ BLOCKS = {torch.bfloat16: (256, 24576), torch.float32: (1024, 512)}
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
 FEWEST_TO_ROUND = 64
+# Where oneDNN is told, behind torch's back, that it may round the factors of float32 products.
+FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"
 # Below this the kernel has no room to take in a tile of features.
 MIN_CAPACITY = 128
 # Pre-activations computed at a time for rows that the bound does not settle.
@@ -76,6 +79,8 @@ def _unrounded(rows: Tensor) -> Factor:
 
 def _multiplies_in_full() -> bool:
     """Whether torch takes float32 factors as they are: in the lower precisions it may round them to bfloat16."""
+    if any(os.environ.get(name, "STRICT").upper() not in ("", "STRICT") for name in FPMATH):
+        return False
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # it was set by way of torch's newer, per-backend names
