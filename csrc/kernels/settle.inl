@@ -16,9 +16,9 @@ inline Vec<double> load_doubled(const float* w) {
 #endif
 }
 
-// <w, x> of float64 and float32, accumulated in float64: 32 sums in turn, halved until one is left, then the rest of the
-// row. Products of two float32 are exact, so every instruction set comes to the same bits. The row after x is fetched on
-// the way: it lies anywhere.
+// <w, x> of float64 and float32, accumulated in float64: 32 sums in turn, halved until one is left, then the rest of
+// the row. Products of two float32 are exact, so every instruction set comes to the same bits. The row after x is
+// fetched on the way: it lies anywhere.
 inline double exact_dot(const double* w, const float* x, const float* next, int64_t d) {
   constexpr int64_t step = lanes<double>, line = 64 / sizeof(float), at_once = 32, n_sums = at_once / step;
   Vec<double> sum[n_sums] = {};
