@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.testing
 
+from pullback.kernels.triton import ENCODE_TILES
 from pullback.ops import dispatch, reference
 from pullback.ops.gpu import encoder as gpu_encoder
 from pullback.ops.gpu import table as gpu_table
@@ -30,25 +31,13 @@ TABLE = Path(__file__).resolve().parents[1] / "python/pullback/ops/gpu/table.jso
 # (d, F, k): GPT-2 small, Gemma-2-2b, and a million features.
 SHAPES = [(768, 24576, 32), (2304, 131072, 64), (2304, 1 << 20, 64)]
 BLOCKS = [(1024, 8192), (2048, 4096), (2048, 8192), (2048, 16384), (4096, 8192)]
-TILES = [
-    {"BLOCK_M": M, "BLOCK_N": N, "BLOCK_K": K, "GROUP": 8, "num_warps": warps, "num_stages": stages}
-    for M, N, K, warps, stages in [
-        (128, 256, 64, 8, 3),
-        (128, 128, 64, 4, 2),
-        (128, 128, 64, 4, 3),
-        (128, 128, 64, 8, 3),
-        (256, 128, 64, 8, 3),
-    ]
-]
 
 
-def plans(dtype: torch.dtype) -> Iterator[Plan]:
+def plans() -> Iterator[Plan]:
     for rows, features in BLOCKS:
         yield Plan("chunks", rows, features)
-    yield Plan("tiles", 8192, 0)
-    if dtype != torch.float32:
-        for tile in TILES:
-            yield Plan("tiles", 8192, 0, tuple(tile.items()))
+    for tile in ENCODE_TILES:
+        yield Plan("tiles", 8192, 0, tuple(tile.items()))
 
 
 def use(plan: Plan) -> None:
@@ -62,9 +51,11 @@ def measure(rows: int, d: int, F: int, k: int, dtype: torch.dtype) -> list[dict[
     b = 0.1 * torch.randn(F, device="cuda").to(dtype)
     expected = reference.topk_encode(x[:8], W, b, k, True)
     some = x[: max(256, min(rows, 2**30 // F))]
-    floor = triton.testing.do_bench(lambda: some @ W.T) * rows / len(some)
+    some16, W16 = (t if t.element_size() == 2 else t.bfloat16() for t in (some, W))
+    floor = triton.testing.do_bench(lambda: some16 @ W16.T) * rows / len(some)
+    del some16, W16
     result = []
-    for plan in plans(dtype):
+    for plan in plans():
         use(plan)
         row = {"op": "topk_encode", "rows": rows, "d": d, "F": F, "k": k, "dtype": str(dtype)[6:], "gemm_ms": floor}
         row |= {"way": plan.way, "block": [plan.rows, plan.features], "tile": dict(plan.tile) if plan.tile else None}
@@ -108,20 +99,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--shapes", nargs="+", default=None, help="as 768x24576x32 (d, F, k)")
-    parser.add_argument("--tf32", action="store_true", help="let float32 GEMMs round to TF32; the answer stays exact")
     parser.add_argument("--write", action="store_true", help="write the winners into the table of this checkout")
     parser.add_argument("--out", default=None, help="append the measurements to this file")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("tune: no CUDA device")
-    torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
     shapes = [tuple(map(int, s.split("x"))) for s in arguments.shapes] if arguments.shapes else SHAPES
 
     device = torch.device("cuda")
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{10 * major + minor}"
     machine = {"gpu": torch.cuda.get_device_name(), "arch": arch, "torch": torch.__version__}
-    machine |= {"triton": triton.__version__, "tf32": arguments.tf32}
+    machine["triton"] = triton.__version__
     machine["select"] = dispatch.lookup("topk_select", device).__module__
     winners = []
     for d, F, k in shapes:

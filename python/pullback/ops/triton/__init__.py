@@ -1,6 +1,6 @@
 """Triton backend. Importing this module imports triton; the dispatcher does so only when it is there."""
 
-from .encoder import encode_gemm, topk_exhaust_, topk_settle
+from .encoder import encode_gemm, round_rows, topk_exhaust_, topk_settle
 from .launch import INTERPRETED, available
 from .sparse import contract, decode_csr, sampled_dot, segment_outer
 
@@ -10,6 +10,7 @@ __all__ = [
     "contract",
     "decode_csr",
     "encode_gemm",
+    "round_rows",
     "sampled_dot",
     "segment_outer",
     "topk_exhaust_",
