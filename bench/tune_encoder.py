@@ -1,10 +1,11 @@
 """Which way to encode on this GPU: times both ways of `pullback.ops.gpu.table` and writes the table.
 
-    python bench/tune_encoder.py [--rows 8192] [--shapes 768x24576x32 ...] [--dtypes bfloat16 ...] [--write]
+    python bench/tune_encoder.py [--rows 8192] [--shapes 768x24576x32 ...] [--dtypes bfloat16 ...] [--write [TABLE]]
 
-For each shape and dtype: the GEMM alone (the floor), "chunks" over a few block sizes, "tiles" over a few tiles of the
-GEMM, all checked against float64 on some rows first. Prints one JSON object a line; with --write, the best plan of each
-shape replaces this architecture's entries of python/pullback/ops/gpu/table.json in this checkout.
+For each shape and dtype: the 16-bit GEMM alone (the floor), "chunks" over a few block sizes, "tiles" over a few tiles
+of the GEMM, all checked against float64 on some rows first. Prints one JSON object a line; with --write, the best plan
+of each shape replaces this architecture's entries of python/pullback/ops/gpu/table.json in this checkout, or the table
+goes to another file.
 """
 
 from __future__ import annotations
@@ -45,15 +46,21 @@ def use(plan: Plan) -> None:
     gpu_table.plan = lambda *_: plan
 
 
+def gemm_ms(x: torch.Tensor, W: torch.Tensor) -> float:
+    """The 16-bit GEMM alone, into memory that is there."""
+    if x.dtype == torch.float32:
+        x, W = x.bfloat16(), W.bfloat16()
+    out = x.new_empty(len(x), len(W))
+    return triton.testing.do_bench(lambda: torch.mm(x, W.T, out=out), return_mode="median")
+
+
 def measure(rows: int, d: int, F: int, k: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     x, W = (torch.randn(size, d, device="cuda").to(dtype) for size in (rows, F))
     b = 0.1 * torch.randn(F, device="cuda").to(dtype)
     expected = reference.topk_encode(x[:8], W, b, k, True)
     some = x[: max(256, min(rows, 2**30 // F))]
-    some16, W16 = (t if t.element_size() == 2 else t.bfloat16() for t in (some, W))
-    floor = triton.testing.do_bench(lambda: some16 @ W16.T) * rows / len(some)
-    del some16, W16
+    floor = gemm_ms(some, W) * rows / len(some)
     result = []
     for plan in plans():
         use(plan)
@@ -86,12 +93,12 @@ def entry(arch: str, best: dict[str, Any]) -> dict[str, Any]:
     return {"arch": arch, "dtype": best["dtype"], "d": best["d"], "F": best["F"]} | chosen | {"measured": True}
 
 
-def write(arch: str, entries: list[dict[str, Any]]) -> None:
-    """Replace the entries of `arch`, one a line."""
+def write(path: Path, arch: str, entries: list[dict[str, Any]]) -> None:
+    """The table with these entries of `arch` in place of its own, one a line."""
     measured = {(e["dtype"], e["d"], e["F"]) for e in entries}
     kept = [e for e in gpu_table.table() if e["arch"] != arch or (e["dtype"], e["d"], e["F"]) not in measured]
     lines = sorted(json.dumps(e) for e in kept + entries)
-    TABLE.write_text("[\n  " + ",\n  ".join(lines) + "\n]\n")
+    path.write_text("[\n  " + ",\n  ".join(lines) + "\n]\n")
 
 
 def main() -> None:
@@ -99,7 +106,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--shapes", nargs="+", default=None, help="as 768x24576x32 (d, F, k)")
-    parser.add_argument("--write", action="store_true", help="write the winners into the table of this checkout")
+    parser.add_argument(
+        "--write", type=Path, nargs="?", const=TABLE, help="write the table with the winners; default: of this checkout"
+    )
     parser.add_argument("--out", default=None, help="append the measurements to this file")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -123,9 +132,9 @@ def main() -> None:
                     with open(arguments.out, "a") as file:
                         file.write(line + "\n")
             winners.append(entry(arch, min((row for row in timed if "ms" in row), key=lambda row: row["ms"])))
+            if arguments.write:
+                write(arguments.write, arch, winners)
     print(json.dumps(winners, indent=2))
-    if arguments.write:
-        write(arch, winners)
 
 
 if __name__ == "__main__":

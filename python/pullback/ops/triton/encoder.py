@@ -55,7 +55,7 @@ def encode_gemm(
 
 
 def round_rows(t: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """scale * t in float16, the norms of its rows before that, and of what rounding took: see `reference.round_rows`."""
+    """scale * t in float16, the norms of its rows before, and of what that took: see `reference.round_rows`."""
     check_placed("round_rows", t, scale)
     n, d = t.shape
     half = torch.empty(n, d, dtype=torch.float16, device=t.device)
