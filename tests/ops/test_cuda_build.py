@@ -22,7 +22,14 @@ LIMITS = {
     "select": {"select_rows": (6, 64)},
     "threshold": {"count_rows": (6, 64), "compact_rows": (6, 64), "add_up": (1, 64)},
     "order": {"count_digits": (1, 64), "place_tiles": (1, 64), "move_entries": (1, 64), "find_starts": (1, 32)},
-    "gradient": {"feature_squares": (8, 64), "sum_chunks": (4, 64), "find_owners": (1, 32), "sum_squares": (1, 64)},
+    "gradient": {
+        "feature_squares": (8, 64),
+        "sum_chunks": (4, 64),
+        "find_owners": (1, 32),
+        "sum_squares": (1, 64),
+        "row_norms": (2, 64),
+        "feature_bounds": (1, 64),
+    },
     "adam": {"adam_features": (8, 80), "adam_constants": (1, 64)},
 }
 

@@ -133,13 +133,17 @@ def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     return dispatch.lookup("column_moments", y.device)(arguments.rows(y), center.detach().double().contiguous())
 
 
-def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool = False) -> Tensor:
+def gradient_norm(
+    grad: SparseGradient, W_dec: Tensor, remove_parallel: bool = False, enough: Tensor | None = None
+) -> Tensor:
     """||dW_enc||^2 + ||db_enc||^2 + ||dW_dec||^2, the rows summed one at a time.
 
     Args:
         grad: of F features.
         W_dec: Float[Tensor, "F d_out"].
         remove_parallel: dW_dec[f] loses its component along W_dec[f] first.
+        enough: Float64[Tensor, ""]: where the square of :func:`gradient_bound` is at most this, it is returned instead,
+            at a tenth of the cost.
 
     Returns:
         Float64[Tensor, ""].
@@ -150,7 +154,7 @@ def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool = F
     F = _checked("gradient_norm", grad)
     arguments.check_weights("gradient_norm", "W_dec", W_dec, F, grad.g.shape[1])
     _check_alike("gradient_norm", grad.x, W_dec=W_dec)
-    return dispatch.lookup("gradient_norm", grad.x.device)(grad, W_dec.detach(), remove_parallel)
+    return dispatch.lookup("gradient_norm", grad.x.device)(grad, W_dec.detach(), remove_parallel, enough)
 
 
 def gradient_bound(grad: SparseGradient) -> Tensor:

@@ -63,11 +63,15 @@ def _perpendicular(rows: Tensor, to: Tensor) -> Tensor:
     return rows - along[:, None] * to
 
 
-def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) -> Tensor:
+def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool, enough: Tensor | None = None) -> Tensor:
     dense = dense_gradient(grad)
     if remove_parallel:
         dense = dense._replace(W_dec=_perpendicular(dense.W_dec, W_dec))
-    return torch.stack([part.double().square().sum() for part in dense]).sum()
+    exact = torch.stack([part.double().square().sum() for part in dense]).sum()
+    if enough is None:
+        return exact
+    bound = gradient_bound(grad).square()
+    return torch.where(bound <= enough, bound, exact)
 
 
 def gradient_bound(grad: SparseGradient) -> Tensor:
