@@ -40,6 +40,15 @@ __device__ void store(T* to, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
 
+// Asks for memory without waiting for it or holding a register: it is in L2 when it is read.
+__device__ inline void prefetch(const void* address) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
 // The block's dynamic shared memory.
 template <typename T>
 __device__ T* dynamic_shared() {

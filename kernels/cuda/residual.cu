@@ -47,14 +47,16 @@ __global__ void __launch_bounds__(kMaxThreads, 4) decode_residual_kernel(const D
 
   double squares = 0;
   for (int64_t column = thread * V; column < job.d; column += threads * V) {
+    const Pack<float, V> y = load<V>(job.y + n * job.y_stride + column);
+    Pack<float, V> residual;
 #pragma unroll
     for (int v = 0; v < V; ++v) {  // the columns this thread wrote
       const float decoded = job.k > 0 ? row[column + v] : job.bias == nullptr ? 0.0f : job.bias[column + v];
-      const float r = decoded - job.y[n * job.y_stride + column + v];
-      row[column + v] = r;
-      job.residual[n * job.d + column + v] = r;
+      const float r = decoded - y.lane[v];
+      row[column + v] = residual.lane[v] = r;
       squares += static_cast<double>(r) * r;
     }
+    store<V>(job.residual + n * job.d + column, residual);
   }
   squares = block_sum(squares);  // and the row is whole
   if (thread == 0) job.losses[n] = squares;
@@ -83,7 +85,8 @@ __global__ void __launch_bounds__(kMaxThreads, 4) decode_residual_kernel(const D
 template <typename W>
 cudaError_t launch_widest(const DecodeResidual& job, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(W);
-  const bool aligned = on_16_bytes(job.W) && job.W_stride % V == 0 && job.d % V == 0;
+  const bool aligned = on_16_bytes(job.W) && on_16_bytes(job.y) && on_16_bytes(job.residual) && job.W_stride % V == 0 &&
+                       job.y_stride % 4 == 0 && job.d % V == 0;
   const int threads = even_threads(ceil_div(job.d, aligned ? V : 1), kMaxThreads);
   const size_t shared = static_cast<size_t>(job.d) * sizeof(float);
   return launch(aligned ? decode_residual_kernel<W, V> : decode_residual_kernel<W, 1>, blocks(job.n), threads, shared,

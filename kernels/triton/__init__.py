@@ -14,6 +14,7 @@ from .encode_gemm import (
     encode_gemm_kernel,
 )
 from .entry_tiles import entry_tile_count
+from .moments import column_moments_config, column_moments_kernel
 from .round_rows import round_rows_config, round_rows_kernel
 from .sampled_dot import sampled_dot_config, sampled_dot_kernel
 from .settle import (
@@ -31,6 +32,8 @@ __all__ = [
     "ENCODE_TILES",
     "MAXIMA_WIDTH",
     "AotCase",
+    "column_moments_config",
+    "column_moments_kernel",
     "contract_config",
     "contract_kernel",
     "decode_csr_kernel",

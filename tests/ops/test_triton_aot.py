@@ -38,6 +38,7 @@ def by_kernel(compiled: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 KERNELS = [
+    "column_moments_kernel",
     "contract_kernel",
     "decode_csr_kernel",
     "encode_gemm_descriptor_kernel",

@@ -2,11 +2,13 @@
 
 from .encoder import encode_gemm, round_rows, topk_exhaust_, topk_settle
 from .launch import INTERPRETED, available
+from .moments import column_moments
 from .sparse import contract, decode_csr, sampled_dot, segment_outer
 
 __all__ = [
     "INTERPRETED",
     "available",
+    "column_moments",
     "contract",
     "decode_csr",
     "encode_gemm",
