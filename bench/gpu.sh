@@ -143,6 +143,7 @@ print('devices', _cuda.device_count(), 'backends', available_backends())" || ret
   part sanitize && { sanitize || failed=1; }
   part tune && { tune || failed=1; }
   part bench && { benchmark ops 300 --ops $("$PYTHON" -c "from bench.ops import OPS; print(*OPS)") || failed=1; }
+  part step && { say "a step, kernel by kernel"; within 100 "$PYTHON" -m bench.step.kernels || failed=1; }
   part step && { benchmark step 300 --ops step || failed=1; }
   say "done, failed: $failed"
   return $failed

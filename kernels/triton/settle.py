@@ -222,7 +222,7 @@ def _cases() -> list[AotCase]:
     candidates |= {"uncertain_ptr": "*i8"}
     slots = {"values_ptr": "*fp32", "indices_ptr": "*i32"}
     found = []
-    for C in (96, 320):
+    for C in (96, 192, 320):
         narrow = {"C": "i32", "k": "i32", "relative": "fp32"}
         for dtype in ("bf16", "fp16"):
             pointers = candidates | {"candidates_ptr": f"*{dtype}"}

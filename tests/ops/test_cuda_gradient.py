@@ -184,6 +184,7 @@ def test_a_bound_that_is_enough_stands_for_the_norm(cuda: Cuda, name: str, dtype
     torch.testing.assert_close(got, bound, rtol=2e-3, atol=1e-9)
     assert got >= exact
     torch.testing.assert_close(norm(0.99 * float(bound) - 1), exact, rtol=1e-4, atol=1e-9)
+    assert torch.equal(cuda.ops.gradient_bound(to(grad, cuda.device)).cpu(), got.sqrt())
 
 
 def test_a_bound_of_damaged_entries_is_never_enough(cuda: Cuda) -> None:

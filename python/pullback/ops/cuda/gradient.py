@@ -61,6 +61,11 @@ def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool, en
     return norm
 
 
+def gradient_bound(grad: SparseGradient) -> Tensor:
+    enough = torch.full((), torch.inf, dtype=torch.float64, device=grad.g.device)
+    return gradient_norm(grad, grad.g, False, enough).sqrt()
+
+
 def adam_(
     grad: SparseGradient,
     params: DictionaryParams,
