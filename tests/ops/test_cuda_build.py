@@ -18,7 +18,7 @@ ARCHITECTURES = ["80", "90", "100"]
 # ask for, so that enough threads stay resident.
 LIMITS = {
     "sparse_decode": {"decode_csr_kernel": (8, 64)},
-    "residual": {"decode_residual_kernel": (6, 64)},
+    "residual": {"decode_residual_kernel": (6, 64), "decode_residual_tiles": (3, 64)},
     "select": {"select_rows": (6, 64)},
     "threshold": {"count_rows": (6, 64), "compact_rows": (6, 64), "add_up": (1, 64)},
     "order": {"count_digits": (1, 64), "place_tiles": (1, 64), "move_entries": (1, 64), "find_starts": (1, 32)},

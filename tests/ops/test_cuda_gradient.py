@@ -67,7 +67,16 @@ def assert_residual(cuda: Cuda, case: tuple[Any, ...], relu: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("n", "k", "F", "d"), [(3, 32, 50, 768), (2, 1, 5, 1), (2, 129, 300, 33), (4, 7, 9, 260), (2, 5, 5, 1100)]
+    ("n", "k", "F", "d"),
+    [
+        (3, 32, 50, 768),
+        (2, 1, 5, 1),
+        (2, 129, 300, 33),
+        (4, 7, 9, 260),
+        (2, 5, 5, 1100),
+        (2, 64, 90, 2304),
+        (2, 300, 400, 64),
+    ],
 )
 def test_residual(cuda: Cuda, n: int, k: int, F: int, d: int, dtype: torch.dtype) -> None:
     assert_residual(cuda, residual_case(n, k, F, d, dtype), relu=bool(k % 2))
