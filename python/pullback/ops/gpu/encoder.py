@@ -28,6 +28,7 @@ SCRATCH = 256 * 2**20  # bytes of pre-activations at a time
 SPARE = 64  # candidates beyond k, at least; else 2 k, up to four times this
 MOST_SLOTS = 512  # of k for which candidates of a row are sorted in one block
 MAXIMA_WIDTH = 64  # features under one maximum
+TILE_ROWS = 128  # of the GEMM of "tiles", which leaves no tile half empty if it can
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -141,7 +142,9 @@ def _by_tiles(screen: _Screen, C: int, plan: table.Plan) -> Iterator[tuple[Tenso
     x, W, (n, F) = screen.x, screen.W, (len(screen.x), len(screen.W))
     gemm, select = (dispatch.lookup(op, x.device) for op in ("encode_gemm", "topk_select_tiles"))
     tiles = -(-F // MAXIMA_WIDTH)
-    height = max(1, min(n, plan.rows, SCRATCH // ((F + tiles) * x.element_size())))
+    most = max(1, min(n, plan.rows, SCRATCH // ((F + tiles) * x.element_size())))
+    alike = -(-n // -(-n // most))
+    height = min(most, -(-alike // TILE_ROWS) * TILE_ROWS)
     h, maxima = x.new_empty(height, F), x.new_empty(height, tiles)
     for top in range(0, n, height):
         rows = x[top : top + height]
