@@ -81,7 +81,7 @@ $(PEERS)/.built: $(PEERS)/.installed $(NATIVE) $(shell find python -name '*.py')
 		--no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
-## make bench-peers: every op at every shape, beside eai-sparsify and sae-lens; 8 minutes once their environment is made
+## make bench-peers: every op at every shape, beside eai-sparsify and sae-lens; 10 minutes once their environment is made
 bench-peers: $(PEERS)/.built
 	$(PEERS)/bin/python -m bench --suite peers $(BENCH_ARGS)
 

@@ -62,7 +62,10 @@ def _summary(groups: Sequence[Group]) -> str:
 
 def _headline(group: Group) -> bool:
     """Whether a case is one of those that the README shows."""
-    return bool(group.label) or (group.op == "select" and group.rows[0]["shape"]["k"] == 64)
+    if group.op != "select":
+        return bool(group.label)
+    row = group.rows[0]
+    return row["shape"]["k"] == 64 and (row["data"] == "normal" or row["shape"]["F"] == 131072)
 
 
 def _steps(groups: Sequence[Group]) -> str:

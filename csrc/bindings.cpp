@@ -76,6 +76,7 @@ PYBIND11_MODULE(_C, m) {
     return features;
   });
   m.def("max_threads", &max_threads);
+  m.def("prefer_huge_pages", &prefer_huge_pages, unlocked);
   m.def("topk_select", &topk_select, unlocked);
   m.def("screen_block", &screen_block_of, unlocked);
   m.def("settle_topk", &settle_topk, unlocked);

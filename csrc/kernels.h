@@ -144,7 +144,7 @@ struct Kernels {
   Table<float> f32;
   Table<double> f64;
 
-  // Rows [begin, end): adds what of a block may matter to the candidates. scratch holds 3 width + 64 floats.
+  // Rows [begin, end): adds what of a block may matter to the candidates. scratch holds 2 width + 64 floats.
   void (*screen_f32)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end, void* scratch);
   void (*screen_bf16)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end,
                       void* scratch);
@@ -161,7 +161,7 @@ struct Kernels {
   void (*choose_topk)(const Candidates& candidates, int64_t k, bool relu, int64_t begin, int64_t end, float* values,
                       int32_t* indices, void* scratch);
 
-  // Rows [begin, end), evaluated: leaves what is above its threshold.
+  // Rows [begin, end), evaluated: leaves what is above its threshold and not zero.
   void (*choose_above)(const Candidates& candidates, const float* thresholds, int64_t begin, int64_t end);
 
   // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.

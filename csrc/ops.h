@@ -98,6 +98,9 @@ void adam(const GradientViews& grad, const DictionaryViews& weights, const Dicti
           const DictionaryViews& exp_avg_sq, double grad_scale, double lr, int64_t step, double beta1, double beta2,
           double eps, bool remove_parallel, bool unit_norm, bool lazy, const std::optional<ShadowViews>& shadow);
 
+// Asks the system for huge pages behind memory that nobody has touched yet. Its contents stay what they are.
+void prefer_huge_pages(const View& memory);
+
 // int32 ids without gaps, all in 0..F-1.
 void require_ids(const char* op, const View& indices, int64_t F);
 

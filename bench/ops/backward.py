@@ -5,6 +5,8 @@ dh[n, j] = <g[n], W_dec[id]>      dW_enc[id] += dh x[n]      db_enc[id] += dh   
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,8 +67,26 @@ def _csr(layer: Layer) -> Run:
     return run
 
 
+def _sparsify(layer: Layer) -> Run:
+    """eai-sparsify's own backward pass through decoder and encoder, for these features instead of those it selects."""
+    from sparsify.fused_encoder import FusedEncoder  # type: ignore[import-not-found]
+    from sparsify.utils import decoder_impl  # type: ignore[import-not-found]
+
+    class Given(FusedEncoder):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor, ids: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+            ctx.save_for_backward(x, W, b, ids)
+            return values.clone(), ids, values.new_empty(0)
+
+    W_enc, W_dec = (layer.W_dec.clone().requires_grad_() for _ in range(2))
+    b_enc = layer.x.new_zeros(layer.n_features).requires_grad_()
+    values, ids, _ = Given.apply(layer.x, W_enc, b_enc, layer.ids.long(), layer.values)
+    y = decoder_impl(ids, values, W_dec.mT)
+    return lambda: torch.autograd.grad(y, (W_enc, b_enc, W_dec), layer.g, retain_graph=True)  # type: ignore[return-value]
+
+
 def _index_add(layer: Layer) -> Run:
-    """The form eai-sparsify uses for its encoder, written anew: every product is built, then added into place."""
+    """Every product is built, then added into place: what eai-sparsify does for its encoder, here for both."""
     flat, F = layer.ids.flatten(), layer.n_features
 
     def run() -> Gradients:
@@ -96,5 +116,6 @@ BACKWARD = Op(
         Provider("torch dense", _dense),
         Provider("torch CSR", _csr),
         Provider("torch index_add", _index_add),
+        Provider("sparsify", _sparsify, needs=("sparsify",)),
     ),
 )

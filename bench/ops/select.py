@@ -71,11 +71,13 @@ def _cases() -> tuple[Case, ...]:
     """About 64 MiB a case, on a GPU 1 GiB and less."""
     cases = [Case({"N": 24, "F": 256, "k": 4}, ("tiny",)), Case({"N": 24, "F": 200, "k": 7}, ("tiny",), data="ties")]
     for F, N in ((4096, 2048), (24576, 512), (131072, 64), (2**20, 16)):
-        for k in (16, 64, 512):
+        for k in (16, 32, 64, 128, 256, 512):
             suites = ("quick", "full") if (F, k) in ((24576, 64), (131072, 64)) else ("full",)
             cases.append(Case({"N": N, "F": F, "k": k}, suites))
-    for kind in KINDS[1:]:
-        cases.append(Case({"N": 32, "F": 131072, "k": 64}, ("quick", "full"), data=kind))
+        for kind in KINDS[1:]:
+            for k in (16, 64, 512):
+                suites = ("quick", "full") if (F, k) == (131072, 64) else ("full",)
+                cases.append(Case({"N": N // 4, "F": F, "k": k}, suites, data=kind))
     for F, N in ((4096, 8192), (24576, 8192), (131072, 2048), (2**20, 128)):
         for dtype in ("float32", "bfloat16"):
             cases.append(Case({"N": N, "F": F, "k": 64}, ("gpu",), dtype))

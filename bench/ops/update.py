@@ -126,36 +126,34 @@ def _then_adam(summed: Callable[[Problem], Callable[[], Weights]], **how: bool) 
 
 def _in_one_pass(p: Problem) -> Run:
     """Gradients go from registers into Adam: they are never written."""
-    from pullback.ops import gradient  # type: ignore[attr-defined]
-
-    weights, mean, square = (
-        gradient.DictionaryParams(*(part.clone() for part in parts)) for parts in (p.weights, p.mean, p.square)
-    )
     n, k = p.layer.ids.shape
     rows = torch.arange(n, device=p.dh.device, dtype=torch.int32).repeat_interleave(k)
+
+    def gradient() -> ops.SparseGradient:
+        starts, order = ops.feature_order(p.layer.ids.flatten(), p.layer.n_features)
+        return ops.SparseGradient(starts, order, rows, p.dh.flatten(), p.layer.values.flatten(), p.layer.x, p.layer.g)
+
+    return _stepping(p, gradient)
+
+
+def _in_one_pass_of_no_entries(p: Problem) -> Run:
+    """The same pass with nothing to sum: what Adam alone takes."""
+    none, nothing = p.layer.ids.new_empty(0), p.dh.new_empty(0)
+    starts = torch.zeros(p.layer.n_features + 1, dtype=torch.int64, device=p.dh.device)
+    empty = ops.SparseGradient(starts, none, none, nothing, nothing, p.layer.x, p.layer.g)
+    return _stepping(p, lambda: empty)
+
+
+def _stepping(p: Problem, gradient: Callable[[], ops.SparseGradient]) -> Run:
+    weights, mean, square = (
+        ops.DictionaryParams(*(part.clone() for part in parts)) for parts in (p.weights, p.mean, p.square)
+    )
     step = STEPS_BEFORE
 
     def run() -> Weights:
         nonlocal step
         step += 1
-        starts, order = gradient.feature_order(p.layer.ids.flatten(), p.layer.n_features)
-        summed = gradient.SparseGradient(
-            starts, order, rows, p.dh.flatten(), p.layer.values.flatten(), p.layer.x, p.layer.g
-        )
-        gradient.adam_(
-            summed,
-            weights,
-            mean,
-            square,
-            1.0,
-            LR,
-            step,
-            betas=BETAS,
-            eps=EPS,
-            remove_parallel=False,
-            unit_norm=False,
-            lazy=False,
-        )
+        ops.adam_(gradient(), weights, mean, square, 1.0, LR, step, betas=BETAS, eps=EPS)
         return tuple(weights)
 
     return run
@@ -186,5 +184,6 @@ UPDATE = Op(
         Provider("torch CSR, Adam fused", _then_adam(_summed_by_csr, fused=True)),
         Provider("torch CSR, Adam foreach", _then_adam(_summed_by_csr, foreach=True)),
         Provider("Adam fused alone", _adam_alone, role="floor"),
+        Provider("pullback Adam alone", _in_one_pass_of_no_entries, role="floor"),
     ),
 )

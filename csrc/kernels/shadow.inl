@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "bf16.inl"
 #include "vector.inl"
 
 // The nearest bfloat16 (ties to even) as its 16 bits. A subnormal result becomes 0: hardware flushes it in products, so
@@ -13,13 +14,6 @@ inline uint16_t to_bf16(float w) {
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t kept = magnitude > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
   return static_cast<uint16_t>((rounded & 0x7f80u) == 0 ? bits >> 31 << 15 : kept);
-}
-
-inline float from_bf16(uint16_t b) {
-  const uint32_t bits = static_cast<uint32_t>(b) << 16;
-  float w;
-  __builtin_memcpy(&w, &bits, sizeof w);
-  return w;
 }
 
 // A float not below the root of a sum of squares that was accumulated in float64 over fewer than 2^30 terms.
@@ -38,7 +32,7 @@ inline void shadow_row(const float* w, int64_t d, uint16_t* w16, float* norm, fl
     for (int64_t i = 0; i < lanes_at_once; ++i) {
       const uint16_t b = to_bf16(w[c + i]);
       w16[c + i] = b;
-      const double whole = w[c + i], left = whole - from_bf16(b);
+      const double whole = w[c + i], left = whole - widen(bf16{b});
       squares[i] += whole * whole;
       rests[i] += left * left;
     }
@@ -47,7 +41,7 @@ inline void shadow_row(const float* w, int64_t d, uint16_t* w16, float* norm, fl
   for (int64_t i = 0; i < lanes_at_once; ++i) square += squares[i], left_over += rests[i];
   for (; c < d; ++c) {
     w16[c] = to_bf16(w[c]);
-    const double whole = w[c], left = whole - from_bf16(w16[c]);
+    const double whole = w[c], left = whole - widen(bf16{w16[c]});
     square += whole * whole;
     left_over += left * left;
   }

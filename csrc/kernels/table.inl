@@ -25,6 +25,7 @@ namespace {
 
 // They build on those above.
 #include "gradient.inl"
+#include "settle.inl"
 #include "update.inl"
 
 template <class T>
@@ -39,7 +40,7 @@ const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,
                                   table<float>(),
                                   table<double>(),
                                   screen_rows<float>,
-                                  screen_rows<uint16_t>,
+                                  screen_rows<bf16>,
                                   tighten_rows,
                                   evaluate_features,
                                   choose_topk,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pullback import ops
+from pullback.ops.cpu import encoders
 from tests.cuda_host import build as host
 from tests.cuda_host.backend import load_backend
 
@@ -46,3 +47,12 @@ def cuda(request: pytest.FixtureRequest) -> Cuda:
         pytest.skip("no CUDA device")
     pytest.importorskip("pullback._cuda", reason="pullback was built without CUDA")
     return Cuda(importlib.import_module("pullback.ops.cuda"), "cuda")
+
+
+@pytest.fixture(scope="module", params=["one block", "many blocks"])
+def blocks(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The product of an encoder in blocks as large as they are, and so small that every case has many."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "many blocks":
+            patch.setattr(encoders, "BLOCKS", dict.fromkeys(encoders.BLOCKS, (2, 130)))
+        yield request.param

@@ -17,6 +17,8 @@ from pullback.ops.cpu import encoders as screened
 from pullback.ops.cpu import screen as kernels
 from pullback.ops.screen import Screen
 
+pytestmark = pytest.mark.usefixtures("blocks")
+
 
 def canonical(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """Accumulated in float64, rounded once."""
@@ -122,6 +124,12 @@ def test_thresholds_are_exact_on_adversarial_rows(case_: dict, quantile: float, 
     acts = ops.threshold_encode(x, W, b, thetas if each else float(theta)).validate()
     expected = torch.where(h > thetas, h, 0)
     assert torch.equal(acts.to_dense(), expected)
+
+
+def test_a_zero_above_a_negative_threshold_is_not_stored() -> None:
+    W = torch.tensor([[0.0], [-1.0], [1.0], [-3.0]])
+    acts = ops.threshold_encode(torch.ones(2, 1), W, torch.zeros(4), -2.0).validate()
+    assert acts.indices.tolist() == [1, 2, 1, 2]
 
 
 @settings(deadline=None, max_examples=100)

@@ -12,6 +12,8 @@ from pullback.ops import reference
 from pullback.ops.cpu import encoders as screened
 from tests.ops.cases import FLOATS
 
+pytestmark = pytest.mark.usefixtures("blocks")
+
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

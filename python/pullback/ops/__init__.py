@@ -7,6 +7,7 @@ gradients and work under `torch.compile`.
 from .coactivation import Coactivation, PairSums
 from .contraction import contract, contract_topk
 from .cpu.encoders import ScreenCounts, screen_counts
+from .cpu.pages import on_huge_pages
 from .dispatch import available_backends, available_isas, describe, isa, set_isa, use_backend
 from .encoders import batch_topk_encode, threshold_encode
 from .functional import decode_csr, decode_topk, sampled_dot, segment_outer, topk_encode, topk_select
@@ -49,6 +50,7 @@ __all__ = [
     "gradient_bound",
     "gradient_norm",
     "isa",
+    "on_huge_pages",
     "sampled_dot",
     "screen_counts",
     "segment_outer",

@@ -17,7 +17,7 @@ from .sparse import SparseActivations
 def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor | float = 0.0) -> SparseActivations:
     """The entries of x @ W_enc.T + b_enc above theta: ReLU at 0, JumpReLU at one theta or one a feature.
 
-    NaN is above every threshold, so that it surfaces.
+    NaN is above every threshold, so that it surfaces; a zero is never stored, also where theta is negative.
 
     Args:
         x: Float[Tensor, "n d_in"].

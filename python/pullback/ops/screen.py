@@ -13,6 +13,7 @@ from torch import Tensor
 from pullback import _C
 
 from .cpu import screen as kernels
+from .cpu.pages import on_huge_pages
 
 
 class Screen:
@@ -37,7 +38,7 @@ class Screen:
                 f"got {W_enc.dtype} {list(W_enc.shape)} on {W_enc.device}"
             )
         F, d_in = W_enc.shape
-        self.W16 = torch.empty(F, d_in, dtype=torch.bfloat16)
+        self.W16 = on_huge_pages(torch.empty(F, d_in, dtype=torch.bfloat16))
         self.norms, self.rests = torch.empty(F), torch.empty(F)
         self.refresh(W_enc)
 

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.ops import DictionaryParams, SparseGradient, adam_, dense_adam_, gradient_norm
+from pullback.ops import (
+    DictionaryParams,
+    SparseGradient,
+    adam_,
+    dense_adam_,
+    gradient_norm,
+    on_huge_pages,
+)
 from pullback.ops.screen import Screen
 from pullback.transcoders import Transcoder
 
@@ -64,7 +71,8 @@ class Adam:
         self.n_steps = 0
         weights = dict(transcoder.named_parameters())
         self.exp_avg, self.exp_avg_sq = (
-            {name: torch.zeros_like(weight.detach()) for name, weight in weights.items()} for _ in range(2)
+            {name: on_huge_pages(torch.empty_like(weight.detach())).zero_() for name, weight in weights.items()}
+            for _ in range(2)
         )
 
     def squared_norm(self, gradient: Gradient, enough: float = 0.0) -> Tensor:

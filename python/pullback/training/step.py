@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.ops import topk_encode
+from pullback.ops import on_huge_pages, topk_encode
 from pullback.ops.screen import Screen, multiplies_bf16
 from pullback.training.config import require_topk
 from pullback.training.loss import Reconstruction, auxk_reconstruction, sparse_gradient
@@ -317,11 +317,14 @@ def _initial_weights(
     # On the CPU whatever the device, so that one seed gives one set of weights everywhere.
     random = torch.Generator().manual_seed(seed)
 
+    def fresh(d: int) -> Tensor:
+        return on_huge_pages(torch.empty(d_sae, d, dtype=dtype))
+
     def unit_rows(d: int) -> Tensor:
-        rows = torch.randn(d_sae, d, generator=random, dtype=dtype)
-        return rows / rows.norm(dim=1, keepdim=True)
+        rows = fresh(d).normal_(generator=random)
+        return rows.div_(rows.norm(dim=1, keepdim=True))
 
     W_enc = unit_rows(d_in)
     if decoder_norm:
-        return W_enc, W_enc.clone() if d_in == d_out else unit_rows(d_out)
-    return W_enc, 0.1 * W_enc if d_in == d_out else torch.zeros(d_sae, d_out, dtype=dtype)
+        return W_enc, fresh(d_out).copy_(W_enc) if d_in == d_out else unit_rows(d_out)
+    return W_enc, torch.mul(W_enc, 0.1, out=fresh(d_out)) if d_in == d_out else fresh(d_out).zero_()

@@ -15,20 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..screen import Screen, multiplies_bf16
+from ..screen import multiplies_bf16
 from ..sparse import SparseActivations
 from . import screen, topk_select
+from .pages import on_huge_pages
 
-# A block of the product: it stays in a core's L2 for the kernel that reads it.
-ROWS, COLUMNS = 512, 4096
+# Rows and columns of a block of the product: what the GEMM is fast at, and what stays in the cache for the kernel that
+# reads it. Wide blocks settle sooner what cannot matter; float32 gains more from a GEMM that stays in the second cache.
+BLOCKS = {torch.bfloat16: (256, 24576), torch.float32: (1024, 512)}
 # Rows whose candidates are held together, so that a row of W is fetched once for all that need it.
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
 FEWEST_TO_ROUND = 64
 # Below this the kernel has no room to take in a tile of features.
 MIN_CAPACITY = 128
-# Pre-activations computed whole at a time, for rows that the bound does not settle.
+# For rows that the bound does not settle: pre-activations computed whole at a time, and features widened for them.
 WHOLE = 2**23
+AT_ONCE = 4096
 
 
 class _Kept(threading.local):
@@ -41,7 +44,7 @@ class _Kept(threading.local):
         size = math.prod(shape)
         if name not in self.buffers or self.buffers[name].numel() < size:
             with torch.inference_mode(False):  # a tensor made under inference mode could not be written outside it
-                self.buffers[name] = torch.empty(size, dtype=dtype)
+                self.buffers[name] = on_huge_pages(torch.empty(size, dtype=dtype))
         return self.buffers[name][:size].view(shape)
 
 
@@ -59,9 +62,12 @@ class Factor(NamedTuple):
         return Factor(self.rows[part], self.norms[part], None if self.rests is None else self.rests[part])
 
 
-def _rounded(rows: Tensor) -> Factor:
-    shadow = Screen(rows)
-    return Factor(shadow.W16, shadow.norms, shadow.rests)
+def _rounded(rows: Tensor, name: str) -> Factor:
+    """Good until the next of the same name."""
+    rounded = _kept.take(f"{name} in bfloat16", torch.bfloat16, *rows.shape)
+    norms, rests = (_kept.take(f"{name}, {what}", torch.float32, len(rows)) for what in ("norms", "rests"))
+    screen.shadow_rows(rows, rounded, norms, rests)
+    return Factor(rounded, norms, rests)
 
 
 def _unrounded(rows: Tensor) -> Factor:
@@ -115,13 +121,13 @@ def topk_encode(
 
 
 def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
-    """What of x W_enc^T + b_enc is above theta, Float32[Tensor, "F"], or NaN: exactly, in CSR form."""
+    """What of x W_enc^T + b_enc is above theta, Float32[Tensor, "F"], or NaN, and not zero: exactly, in CSR form."""
     entries = _Entries()
     for rows, candidates in _sifted(x, W_enc, b_enc, 2048, theta=theta):
         _settle_above(entries, x[rows], W_enc, b_enc, theta, candidates, rows.start)
         for some in _unsettled(candidates, len(W_enc)):
             h = _whole(x[rows][some], W_enc, b_enc)
-            row, ids = (~(h <= theta)).nonzero(as_tuple=True)
+            row, ids = (~(h <= theta) & (h != 0)).nonzero(as_tuple=True)
             entries.add(some[row] + rows.start, ids.int(), h[row, ids])
     return entries.stacked(len(x), len(W_enc))
 
@@ -213,19 +219,20 @@ def _sifted(
     (n, d), F = x.shape, len(W_enc)
     in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
     weights = shadow if in_bf16 else _unrounded(W_enc)
+    height, width = BLOCKS[torch.bfloat16 if in_bf16 else torch.float32]
     # Half a unit of bfloat16, with something to spare for the roundings to float32.
     rho = 2.0**-8 + 2.0**-16 if in_bf16 else 2.0**-22
     roundings = (d + 4) * 2.0**-24
     gamma = roundings / (1 - roundings) + d * 2.0**-50
     for start in range(0, n, GROUP):
         rows = slice(start, min(start + GROUP, n))
-        inputs = _rounded(x[rows]) if in_bf16 else _unrounded(x[rows])
+        inputs = _rounded(x[rows], "inputs") if in_bf16 else _unrounded(x[rows])
         candidates = _no_candidates(len(inputs.rows), min(capacity, F) + MIN_CAPACITY, 4 * k + 64)
-        for first in range(0, F, COLUMNS):
-            block = slice(first, min(first + COLUMNS, F))
-            factor = _rounded(W_enc[block]) if weights is None else weights[block]
-            for top in range(0, len(inputs.rows), ROWS):
-                part = slice(top, min(top + ROWS, len(inputs.rows)))
+        for first in range(0, F, width):
+            block = slice(first, min(first + width, F))
+            factor = _rounded(W_enc[block], "weights") if weights is None else weights[block]
+            for top in range(0, len(inputs.rows), height):
+                part = slice(top, min(top + height, len(inputs.rows)))
                 left = inputs[part]
                 y = _kept.take(f"product {factor.rows.dtype}", factor.rows.dtype, len(left.rows), len(factor.rows))
                 torch.mm(left.rows, factor.rows.T, out=y)
@@ -264,7 +271,7 @@ def _whole(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
     """x W_enc^T + b_enc accumulated in float64 and rounded once."""
     h = torch.empty(len(x), len(W_enc))
     inputs = x.double()
-    for first in range(0, len(W_enc), COLUMNS):
-        block = slice(first, first + COLUMNS)
+    for first in range(0, len(W_enc), AT_ONCE):
+        block = slice(first, first + AT_ONCE)
         h[:, block] = torch.addmm(b_enc[block].double(), inputs, W_enc[block].double().T)
     return h
