@@ -259,3 +259,48 @@ def test_bfloat16_weights_train_on_gpu() -> None:
         results.append([out.detach().cpu(), *(leaf.grad.cpu().float() for leaf in leaves if leaf.grad is not None)])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+
+
+# ---- the bound, term by term ----
+
+
+def errors(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor, h: torch.Tensor | None = None) -> torch.Tensor:
+    """What the stored pre-activations are off by, in units of what the bound allows; b[0] is a power of two."""
+    screen = gpu_encoder._screen(x, W, b)
+    scale = float(screen.b[0] / b[0])
+    if h is None:
+        h = screen.x.double() @ screen.W.double().T + screen.b.double()
+    stored = h.to(screen.x.dtype).double()
+    exact = scale * (x.double() @ W.double().T + b.double())
+    allowed = gpu_encoder._RELATIVE[screen.x.dtype] * stored.abs() + screen.slack[:, None].double()
+    return (stored - exact).abs() / allowed
+
+
+@pytest.mark.parametrize("side", ["x", "W", "both"])
+def test_the_bound_counts_what_rounding_took_from_either_operand(side: str) -> None:
+    """Numbers halfway between two of float16, whose products nearly cancel while all their errors add up."""
+    u = 2.0**-11
+    down, up = torch.full((500,), 1 + u), torch.full((500,), 1 + 3 * u)  # to 1, to 1 + 4u
+    odd, even = torch.cat([down, up]), torch.ones(1000)
+    signs = torch.cat([torch.ones(500), -torch.ones(500)])
+    x, w = (odd if side in (name, "both") else even for name in ("x", "W"))
+    b = torch.tensor([1.0, 0.0])
+    off = errors(x[None], torch.stack([signs * w, -signs * w]), b)
+    assert float(off.max()) <= 1
+    assert float(off.max()) > 0.6  # and is hardly larger than it has to be
+
+
+def test_the_bound_counts_sums_that_chop() -> None:
+    """d products of one sign, each sum cut off where it does not fit float32."""
+    d = 20000
+    x, W, b = torch.ones(1, d).half(), torch.ones(1, d).half(), torch.ones(1)
+    chopped = (d + 1) * (1 - d * 2.0**-23) * torch.ones(1, 1, dtype=torch.float64)
+    assert 0.3 < float(errors(x, W, b, chopped).max()) <= 1
+
+
+def test_the_bound_counts_what_is_below_the_normal_numbers() -> None:
+    """A product halfway between the two smallest numbers of float16."""
+    x, W = torch.tensor([[2.0**-12]]).half(), torch.tensor([[1.0], [1.5 * 2.0**-12]]).half()
+    off = errors(x, W, torch.tensor([2.0**-10, 0.0]))
+    assert float(off.max()) <= 1
+    assert float(off[0, 1]) > 0.1
