@@ -182,6 +182,17 @@ void settle_threshold(const View& x, const View& W, const View& b, const View& t
                [&](int64_t begin, int64_t end, int) { kernel(candidates, thresholds.as<float>(), begin, end); });
 }
 
+void evaluate_rows(const View& x, const View& W, const View& b, const View& h) {
+  const char* op = "evaluate_rows";
+  const ScreenedEncoder encoder = require_encoder(op, x, W, b);
+  const int64_t n = x.shape[0], F = W.shape[0];
+  require_dense(op, "h", h, {n, F}, 4);
+  const auto kernel = kernels().evaluate_rows;
+  for_rows(F, n * F * encoder.d, encoder.d * sizeof(double), [&](int64_t begin, int64_t end, void* scratch) {
+    kernel(encoder, n, F, begin, end, h.as<float>(), scratch);
+  });
+}
+
 void norm_rows(const View& rows, const View& norms) {
   require_rows("norm_rows", "rows", rows, {-1, -1}, 4);
   const int64_t n = rows.shape[0], d = rows.shape[1];
@@ -191,8 +202,12 @@ void norm_rows(const View& rows, const View& norms) {
   parallel_for(n, n * d, [&](int64_t begin, int64_t end, int) {
     kernel(rows.as<float>(), rows.strides[0], d, begin, end, near.data());
   });
-  // More than the roundings of the sum and of the conversion.
-  for (int64_t i = 0; i < n; ++i) norms.as<float>()[i] = static_cast<float>(near[i] * (1 + 0x1p-20));
+  // More than the roundings of the sum; the conversion may round down again, where it is subnormal by a lot.
+  for (int64_t i = 0; i < n; ++i) {
+    const double above = near[i] * (1 + 0x1p-20);
+    const float norm = static_cast<float>(above);
+    norms.as<float>()[i] = norm < above ? std::nextafter(norm, HUGE_VALF) : norm;
+  }
 }
 
 void shadow_rows(const View& rows, const View& w16, const View& norms, const View& rests) {

@@ -149,11 +149,11 @@ __global__ void __launch_bounds__(kMaxThreads, 3) adam_features(const AdamStep j
   }
   if (!job.unit_norm) return;
   square = block_sum(square);
-  const float shrink = square > 0 ? static_cast<float>(1 / sqrt(square)) : 1.0f;
+  const double shrink = square > 0 ? 1 / sqrt(square) : 1;  // infinite in float32 where the norm is subnormal
   for (int64_t column = thread * V; column < grad.d_out; column += step) {
     float updated[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) updated[i] = row[column + i] * shrink;
+    for (int i = 0; i < V; ++i) updated[i] = static_cast<float>(row[column + i] * shrink);
     store_narrow<V>(p + column, updated);
   }
 }

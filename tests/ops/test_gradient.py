@@ -134,6 +134,18 @@ def test_the_bound_is_its_reference_and_not_below_the_norm(isa, shape, dtype):
     assert bound >= gradient_norm(grad, dictionary(grad, seed=1).W_dec).sqrt()
 
 
+def test_the_bound_holds_where_every_addition_rounds_up(isa):
+    """One, and then many of just over half a unit in its last place: summed one by one, they count double."""
+    n = 200_000
+    dvalues = torch.full((n,), 2.0**-24 * (1 + 2.0**-10))
+    dvalues[0] = 1
+    ids, rows = torch.zeros(n, dtype=torch.int32), torch.arange(n, dtype=torch.int32)
+    grad = SparseGradient(*feature_order(ids, 1), rows, dvalues, dvalues, torch.ones(n, 1), torch.ones(n, 1))
+    norm = gradient_norm(grad, torch.zeros(1, 1)).sqrt()
+    assert norm > 1.005 * reference.gradient_norm(in_double(grad), torch.zeros(1, 1).double(), False).sqrt()
+    assert gradient_bound(grad) >= norm
+
+
 def test_the_dense_gradient_is_that_of_autograd():
     """Of the plain squared loss of a top-k dictionary, with an auxiliary loss on the same inputs."""
     n, F, d_in, d_out, k = 6, 9, 4, 5, 3
@@ -219,6 +231,17 @@ def test_decoder_rows_keep_unit_norm(isa):
     adam_(grad, *groups, 1.0, 1e-2, 1, unit_norm=True, remove_parallel=True)
     norms = groups[0].W_dec.norm(dim=1)
     torch.testing.assert_close(norms, torch.where(dead, 0.0, 1.0), rtol=1e-6, atol=0)
+
+
+def test_rows_of_any_scale_are_brought_to_unit_norm(isa):
+    """Of a subnormal norm not even the inverse is a float32."""
+    grad = gradient(4, 1, 0, 5, 3, 67, 0, torch.float32)
+    groups = [dictionary(grad, 1), *(DictionaryParams(*map(torch.zeros_like, dictionary(grad, 1))) for _ in range(2))]
+    groups[0].W_dec[:] = torch.tensor([1.0, -1.0]).repeat(34)[:67] * torch.tensor(
+        [[1e-43], [1e-39], [1e-20], [1e15], [0]]
+    )
+    adam_(grad, *groups, 1.0, 1e-2, 1, unit_norm=True)
+    torch.testing.assert_close(groups[0].W_dec.norm(dim=1), torch.tensor([1.0, 1, 1, 1, 0]))
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])

@@ -128,10 +128,10 @@ class TrainStep:
         W_enc, W_dec = _initial_weights(d_in, d_out, d_sae, decoder_norm, seed, dtype)
         self.transcoder = Transcoder(
             W_enc,
-            torch.zeros(d_sae, dtype=dtype),
+            W_enc.new_zeros(d_sae),
             W_dec,
-            torch.zeros(d_out, dtype=dtype),
-            torch.zeros(d_out, d_in, dtype=dtype) if skip_connection else None,
+            W_enc.new_zeros(d_out),
+            W_enc.new_zeros(d_out, d_in) if skip_connection else None,
             activation=self.activation,
             hook_in=hook_in,
             hook_out=hook_out,
@@ -178,6 +178,10 @@ class TrainStep:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on inputs x Float[Tensor, 'n d_in'] and targets y Float[Tensor, 'n d_out']; returns the loss."""
         x, y = self._checked(x, y)
+        with torch.autocast(x.device.type, enabled=False):  # the weights' precision is that of the step
+            return self._step(x, y)
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
         if self.n_tokens == 0:
             self._start_at_mean(x, y)
         variance = self._variance.after(y)
@@ -217,7 +221,7 @@ class TrainStep:
         if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
             if self.screen is None:
                 self.screen = Screen(tc.W_enc)
-            elif self.screen.is_stale(tc.W_enc):
+            elif not self.screen.follows(tc.W_enc):
                 self.screen.refresh(tc.W_enc)
         return topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu, screen=self.screen)
 
@@ -318,7 +322,7 @@ def _initial_weights(
     random = torch.Generator().manual_seed(seed)
 
     def fresh(d: int) -> Tensor:
-        return on_huge_pages(torch.empty(d_sae, d, dtype=dtype))
+        return on_huge_pages(torch.empty(d_sae, d, dtype=dtype, device="cpu"))
 
     def unit_rows(d: int) -> Tensor:
         rows = fresh(d).normal_(generator=random)

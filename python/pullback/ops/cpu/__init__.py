@@ -35,7 +35,7 @@ _C.isa()
 
 def topk_select(h: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
     values = h.new_empty(h.shape[0], k)
-    indices = torch.empty(h.shape[0], k, dtype=torch.int32)
+    indices = h.new_empty(h.shape[0], k, dtype=torch.int32)
     _C.topk_select(view(h), view(values), view(indices), relu)
     return values, indices
 

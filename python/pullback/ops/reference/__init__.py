@@ -68,7 +68,7 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> 
 
     x has, or is first rounded to, the dtype of the weights.
     """
-    h = torch.addmm(b_enc.double(), x.to(W_enc.dtype).double(), W_enc.double().T)
+    h = x.to(W_enc.dtype).double() @ W_enc.double().T + b_enc.double()
     return topk_select(h.to(torch.promote_types(W_enc.dtype, torch.float32)), k, relu)
 
 

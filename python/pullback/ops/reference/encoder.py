@@ -65,7 +65,7 @@ def select_running(h: Tensor, first_id: int, values: Tensor, indices: Tensor, *,
 
 def threshold_select(h: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What of h (n, c) is above theta (c), or NaN, and not zero, as sparse rows: indptr, indices, values."""
-    kept = ~(h <= theta) & (h != 0)
+    kept = ((h > theta) | h.isnan()) & (h != 0)
     row, ids = kept.nonzero(as_tuple=True)
     indptr = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
     return indptr, ids.int(), h[row, ids]
@@ -108,7 +108,7 @@ def topk_exhaust_(
     """Replace the top k of the rows that are uncertain by the exact one over all features."""
     rows = uncertain.nonzero()[:, 0]
     if len(rows):
-        h = torch.addmm(b_enc.double(), x[rows].double(), W_enc.double().T).float()
+        h = (x[rows].double() @ W_enc.double().T + b_enc.double()).float()
         slots = h.sort(dim=1, descending=True, stable=True).indices[:, : values.shape[1]].sort(dim=1).values
         best = h.gather(1, slots)
         values[rows] = torch.where(best <= 0, 0, best) if relu else best

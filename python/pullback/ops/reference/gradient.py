@@ -81,7 +81,8 @@ def gradient_bound(grad: SparseGradient) -> Tensor:
         x=grad.x.double().norm(dim=1, keepdim=True),
         g=grad.g.double().norm(dim=1, keepdim=True),
     )
-    return 1.001 * torch.stack([part.square().sum() for part in dense_gradient(absolute)]).sum().sqrt()
+    margin = 1.001 + grad.starts.diff().max().double() * torch.finfo(grad.x.dtype).eps
+    return margin * torch.stack([part.square().sum() for part in dense_gradient(absolute)]).sum().sqrt()
 
 
 def adam_(
