@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: build with CUDA, test, look for bad memory accesses, tune, benchmark. Needs no network.
 #   bash bench/gpu.sh [build] [test] [sanitize] [tune] [bench] [step]     some of it; all of it without a word
-# Every part is given at most so many seconds, keeps what it has when they are over, and leaves the next part its turn.
+# In parts of less than ten minutes: "build test", "sanitize", "tune step", "bench". Each has so many seconds, keeps what it has when they are over, and leaves the next part its turn.
 # What another run built is used again. Results are files in $OUT (default bench/results/gpu):
 #   log.txt  gpu-tests.xml  host-tests.xml  sanitize.txt  tune.jsonl  table.json  ops.jsonl  step.jsonl
 # PYTHON chooses the interpreter. Exits with 1 if the build, a test, a checker of memory or a result fails.
@@ -61,7 +61,7 @@ build() {
   local arch # of this GPU only: that is what is tested
   arch=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null) && export CUDAARCHS=$arch
   rm -rf "$SITE"
-  PULLBACK_CUDA=ON within 400 "$PYTHON" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$SITE" .
+  PULLBACK_CUDA=ON within 200 "$PYTHON" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$SITE" .
 }
 
 tests() {
@@ -73,10 +73,10 @@ tests() {
   local code=0 workers=()
   has xdist && workers=(-n 6)
   # Only rooms that do without other libraries than torch.
-  within 330 "$PYTHON" -m pytest -q "${workers[@]}" tests/ops tests/training/test_step_gpu.py -m gpu --timeout 240 \
+  within 240 "$PYTHON" -m pytest -q "${workers[@]}" tests/ops tests/training/test_step_gpu.py -m gpu --timeout 240 \
     --junitxml "$OUT/gpu-tests.xml" 2>&1 | grep -v ^SKIPPED | tail -40 || code=1
   say "the rest of the ops room"
-  within 240 "$PYTHON" -m pytest -q "${workers[@]}" tests/ops -m "not gpu" --deselect tests/ops/test_triton_aot.py \
+  within 120 "$PYTHON" -m pytest -q "${workers[@]}" tests/ops -m "not gpu" --deselect tests/ops/test_triton_aot.py \
     --junitxml "$OUT/host-tests.xml" 2>&1 | grep -v ^SKIPPED | tail -15 || code=1
   return $code
 }
@@ -85,11 +85,11 @@ sanitize() {
   say "compute-sanitizer"
   local sanitizer check code broken=0
   if ! sanitizer=$(tool compute-sanitizer); then echo "not run: compute-sanitizer is missing"; return 1; fi
-  within 120 "$PYTHON" tools/every_kernel.py --names || broken=1 # also compiles what follows
+  within 60 "$PYTHON" tools/every_kernel.py --names || broken=1 # also compiles what follows
   : >"$OUT/sanitize.txt"
   for check in memcheck racecheck synccheck initcheck; do
     # One allocation a tensor: else what lies beside it is memory like any other.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 within 140 "$sanitizer" --tool "$check" --error-exitcode 9 --print-limit 20 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 within 125 "$sanitizer" --tool "$check" --error-exitcode 9 --print-limit 20 \
       "$PYTHON" tools/every_kernel.py >"$OUT/sanitize.part" 2>&1
     code=$?
     { echo "== $check: exit $code"; head -c 1000000 "$OUT/sanitize.part"; } >>"$OUT/sanitize.txt"
@@ -114,7 +114,7 @@ benchmark() {
 
 tune() {
   say "which way to encode"
-  PYTHONPATH=$PWD:$PYTHONPATH within 240 "$PYTHON" bench/tune_encoder.py --shapes 768x24576x32 2304x131072x64 \
+  PYTHONPATH=$PWD:$PYTHONPATH within 200 "$PYTHON" bench/tune_encoder.py --shapes 768x24576x32 2304x131072x64 \
     --out "$OUT/tune.jsonl" --write "$OUT/table.json" >/dev/null
   local code=$?
   [ -f "$OUT/tune.jsonl" ] && "$PYTHON" - "$OUT/tune.jsonl" <<'PY'
@@ -143,8 +143,8 @@ print('devices', _cuda.device_count(), 'backends', available_backends())" || ret
   part sanitize && { sanitize || failed=1; }
   part tune && { tune || failed=1; }
   part bench && { benchmark ops 300 --ops $("$PYTHON" -c "from bench.ops import OPS; print(*OPS)") || failed=1; }
-  part step && { say "a step, kernel by kernel"; within 100 "$PYTHON" -m bench.step.kernels || failed=1; }
-  part step && { benchmark step 300 --ops step || failed=1; }
+  part step && { say "a step, kernel by kernel"; within 90 "$PYTHON" -m bench.step.kernels || failed=1; }
+  part step && { benchmark step 280 --ops step || failed=1; }
   say "done, failed: $failed"
   return $failed
 }

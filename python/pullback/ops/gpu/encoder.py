@@ -7,7 +7,7 @@ GEMM rounds its results to 16 bits, and float32 operands to float16 (scaled, so 
 2. `topk_settle` evaluates again those that may be among the k largest, and picks;
 3. `topk_exhaust_` goes through all features of the rows where others might compete, which is rare.
 
-Nothing waits for the device. Step 1 goes one of two ways, by a table (`gpu_table`): "chunks" is a library GEMM in
+Nothing waits for the device. Step 1 goes one of two ways, by a table (`ops.gpu.table`): "chunks" is a library GEMM in
 blocks that stay in L2, a select for each and a running merge; "tiles" is a GEMM that also writes the maximum of every
 64 features, after which a select reads only the tiles it has to. Neither holds more than `SCRATCH` bytes.
 """
