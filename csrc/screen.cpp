@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -113,20 +114,28 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
 
 namespace {
 
-// The candidates of all rows by feature, in order of row: each row of W is then read once for all of them.
+// The candidates of all rows by feature, in order of row: each row of W is then read once for all of them. Every thread
+// counts and places those of a part of the rows.
 struct CandidatesByFeature {
   std::vector<int64_t> starts, slots;
 
   CandidatesByFeature(const Candidates& c, int64_t n, int64_t F) : starts(F + 1, 0) {
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(n, max_threads()));
+    std::vector<std::vector<int64_t>> next(parts, std::vector<int64_t>(F, 0));
     const auto each = [&](const auto& f) {
-      for (int64_t row = 0; row < n; ++row)
-        for (int64_t i = 0; i < c.counts[row]; ++i) f(c.ids[row * c.capacity + i], row * c.capacity + i);
+      parallel_for(parts, 8 * n * 64, [&](int64_t begin, int64_t end, int) {
+        for (int64_t part = begin; part < end; ++part)
+          for (int64_t row = n * part / parts; row < n * (part + 1) / parts; ++row)
+            for (int64_t i = row * c.capacity; i < row * c.capacity + c.counts[row]; ++i) f(next[part][c.ids[i]], i);
+      });
     };
-    each([&](int32_t id, int64_t) { ++starts[id + 1]; });
-    for (int64_t f = 0; f < F; ++f) starts[f + 1] += starts[f];
+    each([](int64_t& count, int64_t) { ++count; });
+    for (int64_t f = 0, total = 0; f < F; ++f) {
+      for (auto& part : next) total += std::exchange(part[f], total);
+      starts[f + 1] = total;
+    }
     slots.resize(starts[F]);
-    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    each([&](int32_t id, int64_t slot) { slots[next[id]++] = slot; });
+    each([&](int64_t& place, int64_t slot) { slots[place++] = slot; });
   }
 };
 

@@ -23,6 +23,7 @@ from pullback.ops import (
     reference,
     use_backend,
 )
+from pullback.ops import gradient as ops_gradient
 from pullback.ops.reference.gradient import dense_gradient
 from pullback.ops.screen import Screen
 from tests.ops.cases import FLOATS, assert_sums
@@ -377,3 +378,21 @@ def test_refused_with_a_sentence(case):
     call, sentence = REFUSED[case]
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [0.5, torch.nan, torch.inf])
+def test_the_fused_adam_of_a_gpu_takes_the_step_of_the_reference(dtype, scale):
+    """torch's fused Adam also runs on a CPU."""
+    random = torch.Generator().manual_seed(0)
+    weights = [torch.randn(3, 7, generator=random, dtype=dtype) for _ in range(3)]
+    weights.append(torch.rand(3, 7, generator=random, dtype=dtype))
+    results = []
+    for run in (ops_gradient.fused_dense_adam_, ops_gradient.reference.dense_adam_):
+        moved = [t.clone() for t in weights]
+        number = torch.tensor(scale, dtype=torch.float64)
+        run(*moved, number, 1e-2, 5, betas=(0.9, 0.99), eps=1e-8)
+        results.append(moved)
+    for mine, expected, before in zip(*results, weights, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=1e-7)
+        assert math.isfinite(scale) or torch.equal(mine, before)

@@ -74,8 +74,10 @@ def auxk_reconstruction(transcoder: Transcoder, x: Tensor, residual: Tensor, dea
 def _encode_rows(transcoder: Transcoder, x: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of the features, as places in `features`: the top k of the top k of every chunk."""
     chunks = []
-    for start in range(0, len(features), DEAD_AT_ONCE):
-        ids = features[start : start + DEAD_AT_ONCE]
+    # A GPU has more memory to spare than time for many small kernels.
+    at_once = DEAD_AT_ONCE if x.is_cpu else 8 * DEAD_AT_ONCE
+    for start in range(0, len(features), at_once):
+        ids = features[start : start + at_once]
         values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)))
         chunks.append((values, places + start))
     if len(chunks) == 1:

@@ -13,7 +13,6 @@ from pullback.ops import (
     SparseGradient,
     adam_,
     dense_adam_,
-    gradient_bound,
     gradient_norm,
     on_huge_pages,
 )
@@ -76,14 +75,14 @@ class Adam:
             for _ in range(2)
         )
 
-    def squared_norm(self, gradient: Gradient) -> Tensor:
-        """Of the gradient as the step will use it: Float64[Tensor, ""]."""
-        square = gradient_norm(gradient.features, self.transcoder.W_dec, remove_parallel=self.decoder_norm)
-        return self._with_dense(square, gradient)
-
-    def squared_norm_bound(self, gradient: Gradient) -> Tensor:
-        """Not below `squared_norm`, and quickly found: Float64[Tensor, ""]."""
-        return self._with_dense(gradient_bound(gradient.features).square(), gradient)
+    def squared_norm(self, gradient: Gradient, enough: float = 0.0) -> Tensor:
+        """Of the gradient as the step will use it, or an upper bound of that where it is at most `enough`, which is
+        quickly found: Float64[Tensor, ""]."""
+        others = torch.zeros((), dtype=torch.float64, device=gradient.b_dec.device)
+        for part in gradient.dense().values():
+            others += part.double().square().sum()
+        switches = self.decoder_norm, enough - others
+        return others + gradient_norm(gradient.features, self.transcoder.W_dec, *switches)
 
     def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
         """Move the weights against grad_scale times the gradient; a scale that is not finite moves nothing.
@@ -113,12 +112,6 @@ class Adam:
         for name, part in gradient.dense().items():
             moved = weights[name], self.exp_avg[name], self.exp_avg_sq[name]
             dense_adam_(part, *moved, grad_scale, self.lr, self.n_steps, betas=self.betas, eps=self.eps)
-
-    @staticmethod
-    def _with_dense(square: Tensor, gradient: Gradient) -> Tensor:
-        for part in gradient.dense().values():
-            square = square + part.double().square().sum()
-        return square
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs of the optimizer; the tensors are the live ones."""

@@ -72,6 +72,8 @@ class Firing:
         alive = self.tokens_since < self.window
         if count is None:
             return (~alive).nonzero().flatten()
+        if count == 0:
+            return alive.new_empty(0, dtype=torch.long)
         return alive.to(torch.uint8).argsort(stable=True)[:count]
 
 

@@ -279,7 +279,9 @@ class TrainStep:
         return self._firing.dead(None if last is None else int(last[1]))
 
     def _descend(self, gradient: Gradient, loss: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        square = self._squared_norm(gradient)
+        # A bound says all there is to know where nothing is to be clipped and nothing overflows.
+        limit = math.inf if self.max_grad_norm is None else max(0.0, self.max_grad_norm - 1e-6)
+        square = self.optimizer.squared_norm(gradient, min(limit**2, torch.finfo(loss.dtype).max))
         # Adam squares gradients in the precision of the weights: what overflows there would stay in its moments.
         health = loss + square.to(loss.dtype)
         if not self._late and not bool(health.isfinite()):
@@ -289,15 +291,6 @@ class TrainStep:
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
         self.optimizer.step(gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
         return health
-
-    def _squared_norm(self, gradient: Gradient) -> Tensor:
-        """Of the gradient, or a bound of it that already says that nothing is to be clipped and nothing overflows."""
-        if not self._late:
-            bound = self.optimizer.squared_norm_bound(gradient)
-            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
-            if float(bound.sqrt()) + 1e-6 <= limit and bool(bound.to(self.transcoder.dtype).isfinite()):
-                return bound
-        return self.optimizer.squared_norm(gradient)
 
     def _blame(self, loss: Tensor, x: Tensor, y: Tensor) -> TrainingDiverged:
         where = f"at step {self.n_steps} of training"

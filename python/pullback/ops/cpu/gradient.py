@@ -39,7 +39,9 @@ def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     return sums, _number(squares)
 
 
-def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) -> Tensor:
+def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool, enough: Tensor | None = None) -> Tensor:
+    if enough is not None and (bound := gradient_bound(grad).square()) <= enough:
+        return bound
     return _number(_C.gradient_norm(_views(grad), view(W_dec), remove_parallel))
 
 

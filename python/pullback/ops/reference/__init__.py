@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .encoder import encode_gemm, select_running, threshold_select, topk_exhaust_, topk_select_tiles, topk_settle
+from .encoder import (
+    encode_gemm,
+    round_rows,
+    select_running,
+    threshold_select,
+    topk_exhaust_,
+    topk_select_tiles,
+    topk_settle,
+)
 from .gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 from .ids import checked
 
@@ -24,6 +32,7 @@ __all__ = [
     "feature_order",
     "gradient_bound",
     "gradient_norm",
+    "round_rows",
     "rows_of",
     "sampled_dot",
     "segment_outer",
