@@ -64,7 +64,7 @@ def is_one(file: Path) -> bool:
 def read(file: Path, options: Options, hooks: tuple[str, str] | None = None) -> Transcoder:
     """One dictionary; `hooks` are those its set was configured with."""
     if file.suffix == ".npz":
-        weights = from_table(_read_npz(file), GEMMASCOPE, file)
+        weights = from_table(read_npz(file), GEMMASCOPE, file)
         hooks = hooks or _hooks_1(file, options)
     else:
         weights = from_table(read_safetensors(file), GEMMASCOPE2, file)
@@ -73,7 +73,7 @@ def read(file: Path, options: Options, hooks: tuple[str, str] | None = None) -> 
     return build(weights, activation=None, hook_in=hooks[0], hook_out=hooks[1], options=options, source=file)
 
 
-def _read_npz(file: Path) -> dict[str, Tensor]:
+def read_npz(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; copy it again")
     try:
