@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pullback.ops.reference.gradient import dense_gradient
 from pullback.training import TrainingDiverged, TrainStep
-from pullback.transcoders import BatchTopK, ReLU, TopK
+from pullback.transcoders import TopK
 
 
 def rows(n, d, seed=0, dtype=torch.float32):
@@ -44,6 +44,12 @@ def dense_loss(step, x, y):
     mask = torch.zeros_like(h).scatter(1, h.topk(step.activation.k, dim=1).indices, 1.0)
     y_hat = (h * mask).relu() @ W_dec + b_dec
     return (y - y_hat).square().sum() / (y - y.mean(0)).square().sum(), weights
+
+
+def test_one_row_is_a_batch():
+    step = TrainStep(4, 4, 8, k=3)
+    step(rows(1, 4), rows(1, 4, seed=1))
+    assert step(rows(1, 4, seed=2), rows(1, 4, seed=3)).isfinite()
 
 
 @pytest.mark.parametrize("k", [1, 4, 30], ids=["k=1", "k=4", "k beyond the positives"])
@@ -315,12 +321,6 @@ def test_the_exact_norm_is_found_only_where_the_bound_does_not_do(monkeypatch):
         weights[limit] = step.transcoder.W_enc.detach().clone()
     assert exact == {None: False, 1e6: False, 1e-3: True}
     assert torch.equal(weights[None], weights[1e6])
-
-
-@pytest.mark.parametrize("activation", [ReLU(), BatchTopK(3)], ids=repr)
-def test_other_activations_are_refused(activation):
-    with pytest.raises(ValueError, match="training knows TopK only"):
-        TrainStep(4, 4, 8, activation=activation)
 
 
 def test_misshapen_batches_and_16_bit_weights_are_refused():

@@ -3,13 +3,16 @@ evaluation."""
 
 from pullback.training.config import TrainConfig
 from pullback.training.evaluation import Report, evaluate
+from pullback.training.objective import StepStats
 from pullback.training.optimizer import Adam, LazyAdam
-from pullback.training.step import StepStats, TrainingDiverged, TrainStep
+from pullback.training.recipe import Recipe
+from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.training.trainer import train, train_on_activations
 
 __all__ = [
     "Adam",
     "LazyAdam",
+    "Recipe",
     "Report",
     "StepStats",
     "TrainConfig",

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 import torch
 
 from pullback.training.optimizer import OPTIMIZERS
-from pullback.transcoders import Activation, TopK
+from pullback.training.recipe import Recipe
+from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
 
+ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass
-class TrainConfig:
-    """Settings of `train` and `train_on_activations`.
+class TrainConfig(Recipe):
+    """Settings of `train` and `train_on_activations`: these, and by keyword those of :class:`Recipe` (losses,
+    penalties, schedules of both, Matryoshka widths, initial values).
 
     Attributes:
         d_sae: number of features F of every layer.
-        k: features that may be active on one token.
-        activation: None for TopK(k), or a TopK, which then says k.
+        k: features that may be active on one token; with BatchTopK, on average.
+        activation: the sparsity rule, None for what `architecture` says.
         layers: layers to train, None for all of the model.
         hook_name: place inside `blocks.{l}.` where the input is read.
         hook_name_out: place inside `blocks.{l}.` whose value is the target.
@@ -51,6 +54,9 @@ class TrainConfig:
         seed: of weights, shuffling and mixing. The global generators are never touched.
         device: where transcoders are trained; None for where the model is.
         dtype: "float32" or "float64".
+        architecture: "topk", "batchtopk", "standard" (ReLU with an L1 penalty), "jumprelu" or "matryoshka_batchtopk".
+            Any of the first two is Matryoshka where `matryoshka_widths` are given. None for that of `activation`.
+        jumprelu_init_threshold: theta of every feature at the start, for architecture "jumprelu".
 
     Raises:
         ValueError: a setting is out of range; the sentence says which and why.
@@ -84,9 +90,11 @@ class TrainConfig:
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    architecture: str | None = None
+    jumprelu_init_threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        require_topk(self.activation)
+        super().__post_init__()
         for name in (
             "d_sae",
             "k",
@@ -107,8 +115,24 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig: {name} must be positive or None, got {value}")
         if not self.lr > 0:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
-        if self.topk.k > self.d_sae:
-            raise ValueError(f"TrainConfig: k={self.topk.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
+        if self.architecture not in (None, *ARCHITECTURES):
+            raise ValueError(
+                f"TrainConfig: architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}"
+            )
+        if self.architecture is not None and self.activation is not None:
+            raise ValueError(
+                f"TrainConfig: architecture={self.architecture!r} and activation={self.activation!r} say the same "
+                "thing twice; give one of them"
+            )
+        if self.architecture == "matryoshka_batchtopk" and self.matryoshka_widths is None:
+            raise ValueError("TrainConfig: architecture='matryoshka_batchtopk' needs matryoshka_widths, like [64, 256]")
+        if not self.jumprelu_init_threshold > 0:
+            raise ValueError(
+                f"TrainConfig: jumprelu_init_threshold must be positive, got {self.jumprelu_init_threshold}"
+            )
+        rule = self.trained_activation
+        if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae:
+            raise ValueError(f"TrainConfig: k={rule.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"TrainConfig: optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.dtype not in DTYPES:
@@ -118,9 +142,15 @@ class TrainConfig:
             )
 
     @property
-    def topk(self) -> TopK:
+    def trained_activation(self) -> Activation:
         """The sparsity rule that is trained."""
-        return self.activation if isinstance(self.activation, TopK) else TopK(self.k)
+        if self.activation is not None:
+            return self.activation
+        if self.architecture in ("batchtopk", "matryoshka_batchtopk"):
+            return BatchTopK(self.k)
+        if self.architecture == "standard":
+            return ReLU()
+        return JumpReLU(self.jumprelu_init_threshold) if self.architecture == "jumprelu" else TopK(self.k)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -143,12 +173,3 @@ class TrainConfig:
         decay = min(self.lr_decay_steps or self.n_steps, self.n_steps - warm_up)
         rise = (step + 1) / warm_up if warm_up else 1.0
         return self.lr * min(1.0, rise, (self.n_steps - step) / decay)
-
-
-def require_topk(activation: Activation | None) -> None:
-    """Raise ValueError for a sparsity rule that cannot be trained yet."""
-    if activation is not None and not isinstance(activation, TopK):
-        raise ValueError(
-            f"training knows TopK only, got {activation!r}; pass activation=None or TopK(k). Other "
-            "activations can be loaded, encoded and evaluated"
-        )

@@ -29,10 +29,13 @@ class Gradient(NamedTuple):
     """Float[Tensor, "d_out"]"""
     W_skip: Tensor | None = None
     """Float[Tensor, "d_out d_in"]"""
+    more: Mapping[str, Tensor] = {}
+    """by weights that are not the transcoder's own, by name"""
 
     def dense(self) -> dict[str, Tensor]:
         """The parts that are not sparse, by name of the weight."""
-        return {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
+        own = {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
+        return own | dict(self.more)
 
 
 class Adam:
@@ -46,6 +49,7 @@ class Adam:
         eps: added to the root of the second moment.
         decoder_norm: keep decoder rows at unit norm. The gradient's component along a row, which the norm would undo,
             is removed before it reaches the moments.
+        more: other weights that move along, by name, with dense gradients.
 
     Attributes:
         exp_avg, exp_avg_sq: the moments, by name of the weight.
@@ -62,18 +66,23 @@ class Adam:
         eps: float = 1e-8,
         *,
         decoder_norm: bool = False,
+        more: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.transcoder = transcoder
+        self.more = dict(more or {})
         self.lr = lr
         self.betas = betas
         self.eps = eps
         self.decoder_norm = decoder_norm
         self.n_steps = 0
-        weights = dict(transcoder.named_parameters())
+        weights = self._weights()
         self.exp_avg, self.exp_avg_sq = (
             {name: on_huge_pages(torch.empty_like(weight.detach())).zero_() for name, weight in weights.items()}
             for _ in range(2)
         )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.transcoder.named_parameters()) | self.more
 
     def squared_norm(self, gradient: Gradient, enough: float = 0.0) -> Tensor:
         """Of the gradient as the step will use it, or an upper bound of that where it is at most `enough`, which is
@@ -93,7 +102,7 @@ class Adam:
             screen: shadow of W_enc that is to follow it.
         """
         self.n_steps += 1
-        weights = dict(self.transcoder.named_parameters())
+        weights = self._weights()
         adam_(
             gradient.features,
             _features(weights),

@@ -148,7 +148,7 @@ def _new_step(
         d_in,
         d_out,
         config.d_sae,
-        activation=config.topk,
+        activation=config.trained_activation,
         lr=config.lr,
         device=device,
         dtype=config.torch_dtype,
@@ -164,6 +164,7 @@ def _new_step(
         hook_out=config.hook_name_out,
         reading=reading,
         seed=seed,
+        recipe=config,
     )
 
 
