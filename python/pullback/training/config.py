@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,6 +52,11 @@ class TrainConfig:
         seed: of weights, shuffling and mixing. The global generators are never touched.
         device: where transcoders are trained; None for where the model is.
         dtype: "float32" or "float64".
+        exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
+        exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
+            a list of ids.
+        prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
+            where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
 
     Raises:
         ValueError: a setting is out of range; the sentence says which and why.
@@ -84,6 +90,9 @@ class TrainConfig:
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    exclude_padding: bool = True
+    exclude_special_tokens: bool | Sequence[int] = False
+    prefetch: int | None = None
 
     def __post_init__(self) -> None:
         require_topk(self.activation)
@@ -105,6 +114,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"TrainConfig: {name} must be positive or None, got {value}")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise ValueError(f"TrainConfig: prefetch must be 0 or more, or None, got {self.prefetch}")
         if not self.lr > 0:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
         if self.topk.k > self.d_sae:
@@ -143,6 +154,16 @@ class TrainConfig:
         decay = min(self.lr_decay_steps or self.n_steps, self.n_steps - warm_up)
         rise = (step + 1) / warm_up if warm_up else 1.0
         return self.lr * min(1.0, rise, (self.n_steps - step) / decay)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple | range):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
 
 
 def require_topk(activation: Activation | None) -> None:
