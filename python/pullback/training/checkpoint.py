@@ -20,7 +20,6 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pullback._util.atomic import atomic_directory, atomic_save, sync_directory, sync_file
+from pullback._util.version import version
 from pullback.training.config import TrainConfig
 from pullback.training.state import flattened, nested
 from pullback.training.step import TrainStep
@@ -99,7 +99,7 @@ class Checkpoints:
             _write(staging / BUFFER, buffered)
             state = {
                 "format": FORMAT,
-                "pullback_version": _version(),
+                "pullback_version": version(),
                 "torch_version": torch.__version__,
                 "n_tokens": n_tokens,
                 "configs": [_settings(config) for config in configs],
@@ -217,10 +217,3 @@ def _must_agree(directory: Path, stored: list[dict[str, Any]], given: list[dict[
 def _must_have_layers(directory: Path, numbers: Mapping[str, Any], steps: Steps) -> None:
     if sorted(map(int, numbers)) != sorted(steps):
         raise ValueError(f"resume: {directory} has layers {sorted(map(int, numbers))}, this run has {sorted(steps)}")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("pullback")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -52,11 +52,11 @@ class Harvester:
         lens: has `mlp_io`.
         layers, hook_in, hook_out: what is read.
         excluded: tokens that are left out.
-        like: rows come in its dtype and on its device.
+        like: rows come in its dtype and on its device; None for those of the model.
     """
 
     def __init__(
-        self, lens: Any, layers: Sequence[int], hook_in: str, hook_out: str, excluded: Excluded, like: Tensor
+        self, lens: Any, layers: Sequence[int], hook_in: str, hook_out: str, excluded: Excluded, like: Tensor | None
     ) -> None:
         self.lens = lens
         self.layers = list(layers)
@@ -127,7 +127,7 @@ class Harvester:
                     if flat.device not in at:
                         at[flat.device] = keep.to(flat.device)
                     flat = flat.index_select(0, at[flat.device])
-                rows.append(flat.to(self.like))
+                rows.append(flat if self.like is None else flat.to(self.like))
         return rows
 
 

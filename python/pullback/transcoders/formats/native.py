@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pullback._util.atomic import atomic_directory, atomic_save, previous_directory
+from pullback._util.version import version
 from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
@@ -106,7 +106,7 @@ def _config(sets: TranscoderSet) -> dict[str, Any]:
         "model_kind": "transcoder_set",
         **common,
         "layers": sets.layers,
-        "pullback_version": _version(),
+        "pullback_version": version(),
     }
     if overrides:
         config["overrides"] = overrides
@@ -129,13 +129,6 @@ def _settings(transcoder: Transcoder) -> dict[str, Any]:
     if isinstance(activation, BatchTopK):
         settings["threshold"] = activation.threshold
     return settings
-
-
-def _version() -> str:
-    try:
-        return metadata.version("pullback")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 # Reading
