@@ -102,7 +102,8 @@ def _recorded(model: Any, sets: TranscoderSet, prompts: list[str]) -> dict[int, 
     import torch
 
     from pullback.lens import as_lens
-    from pullback.training.source import bos_id, token_batches, without_bos
+    from pullback.training.masks import bos_id, without_bos
+    from pullback.training.source import token_batches
 
     lens = as_lens(model)
     lens.check(sets)

@@ -1,4 +1,4 @@
-"""From tokens to batches: every kind of source, masks, BOS, and the mixing of prompts."""
+"""From tokens to batches: every kind of source."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from itertools import islice
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pullback.training.source import activation_rows, bos_id, mixed, token_batches, without_bos
+from pullback.training.source import token_batches
 
 IDS = torch.arange(12).view(4, 3)
 MASK = torch.tensor([[True, True, False]] * 4)
@@ -90,61 +88,3 @@ def test_repeating_reshuffles_prompts_and_restarts_lists_but_not_iterators(lens)
 def test_what_cannot_be_read_is_refused(lens, source, mask, sentence):
     with pytest.raises(ValueError, match=sentence):
         list(token_batches(lens, source, batch_size=2, mask=mask))
-
-
-def test_bos_is_masked_where_it_stands_first(lens):
-    ids = torch.tensor([[0, 5, 0], [5, 0, 0]])
-    everything = torch.ones(2, 3, dtype=torch.bool)
-    assert without_bos(ids, everything, 0).tolist() == [[False, True, True], [True, True, True]]
-    assert without_bos(ids, everything, None) is everything
-    assert everything.all()
-    assert bos_id(lens, None) is None
-    assert bos_id(lens, 3) == 3
-    lens.model.tokenizer.bos_token_id = 0
-    assert bos_id(lens, None) == 0
-    assert bos_id(object(), None) is None
-
-
-def test_rows_of_all_layers_come_from_one_forward_pass(lens, tokens):
-    mask = torch.rand(24, 10, generator=torch.Generator().manual_seed(0)) > 0.5
-    ((x0, y0, x1, y1),) = activation_rows(
-        lens, [(tokens, mask)], [0, 1], "a", "b", None, torch.zeros(1, dtype=torch.float64)
-    )
-    assert lens.forward_passes == 1
-    assert x0.dtype == torch.float64
-    for layer, (x, y) in enumerate(((x0, y0), (x1, y1))):
-        expected = lens.mlp_io(tokens)[layer]
-        torch.testing.assert_close(x.float(), expected[0][mask])
-        torch.testing.assert_close(y.float(), expected[1][mask])
-
-
-def test_a_source_of_masked_tokens_only_ends_with_a_sentence(lens, tokens):
-    nothing = iter(lambda: (tokens[:1, :1], torch.zeros(1, 1, dtype=torch.bool)), None)
-    with pytest.raises(ValueError, match="no token to train on"):
-        next(activation_rows(lens, nothing, [0], "a", "b", None, torch.zeros(1)))
-
-
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=0, max_size=12),
-    batch=st.integers(1, 9),
-    capacity=st.integers(1, 40),
-    seed=st.integers(0, 99),
-)
-def test_mixing_loses_nothing_doubles_nothing_and_keeps_rows_aligned(sizes, batch, capacity, seed):
-    stream, start = [], 0
-    for n in sizes:
-        ids = torch.arange(start, start + n).float()
-        stream.append([ids[:, None], -ids[:, None].repeat(1, 2)])
-        start += n
-    out = list(mixed(iter(stream), batch, capacity, torch.Generator().manual_seed(seed)))
-    assert all(torch.equal(x.repeat(1, 2), -y) for x, y in out)
-    assert sorted(v for x, _ in out for v in x.flatten().tolist()) == [float(i) for i in range(start)]
-    assert all(len(x) == batch for x, _ in out[:-1])
-    again = list(mixed(iter(stream), batch, capacity, torch.Generator().manual_seed(seed)))
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(out, again, strict=True))
-
-
-def test_a_batch_mixes_tokens_of_many_prompts():
-    prompts = ([torch.full((32, 1), float(i))] for i in range(64))
-    first = next(mixed(prompts, 32, 512, torch.Generator().manual_seed(0)))[0]
-    assert len(first.unique()) > 8

@@ -1,7 +1,4 @@
-"""From tokens to training batches: prompts in, one forward pass for all layers, tokens of many prompts mixed.
-
-The model is used through the lens's `mlp_io` and `to_tokens` only, so anything that has them can be trained on.
-"""
+"""Batches of prompts with their masks, from whatever holds tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +15,6 @@ Tokens: TypeAlias = Tensor | str | Sequence[Any] | Iterable[Any] | Callable[[], 
 """Prompts: a tensor (n, T), a string, a list of strings, of token lists or of vectors. Batches: an iterable of tensors
 (B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at every
 call."""
-
-EMPTY_BATCHES = 1000
 
 
 def token_batches(
@@ -50,82 +45,6 @@ def token_batches(
         batches = _given_batches(tokens, repeat)
     for ids, keep in batches:
         yield ids[:, :context_size], keep[:, :context_size]
-
-
-def bos_id(lens: Any, chosen: int | None) -> int | None:
-    """The beginning-of-sequence token: the chosen one, or that of the model's tokenizer, or None."""
-    if chosen is not None:
-        return chosen
-    return getattr(getattr(getattr(lens, "model", None), "tokenizer", None), "bos_token_id", None)
-
-
-def without_bos(tokens: Tensor, mask: Tensor, bos: int | None) -> Tensor:
-    """`mask` with the first position cleared where it holds the token `bos`."""
-    if bos is None:
-        return mask
-    mask = mask.clone()
-    mask[:, 0] &= tokens[:, 0] != bos
-    return mask
-
-
-def activation_rows(
-    lens: Any,
-    batches: Iterable[Batch],
-    layers: Sequence[int],
-    hook_in: str,
-    hook_out: str,
-    bos: int | None,
-    like: Tensor,
-) -> Iterator[list[Tensor]]:
-    """[x, y of the first layer, x, y of the next, ...], each (n, d), for the n tokens of a batch that count; in dtype
-    and place of `like`."""
-    empty = 0
-    for tokens, mask in batches:
-        keep = without_bos(tokens, mask, bos)
-        if not bool(keep.any()):
-            empty += 1
-            if empty == EMPTY_BATCHES:
-                raise ValueError(
-                    f"the last {EMPTY_BATCHES} batches of prompts had no token to train on: every one is masked or BOS"
-                )
-            continue
-        empty = 0
-        io = lens.mlp_io(tokens, layers, hook_in, hook_out)
-        yield [rows[keep.to(rows.device)].detach().to(like) for layer in layers for rows in io[layer]]
-
-
-def mixed(
-    rows: Iterable[list[Tensor]], batch_size: int, capacity: int, generator: torch.Generator
-) -> Iterator[list[Tensor]]:
-    """Batches of `batch_size` rows drawn from a buffer of about `capacity`, so that neighbours in a batch come from
-    many prompts.
-
-    `rows` yields lists of tensors of equal length, which stay aligned. A full buffer is shuffled and gives away half of
-    itself. The last batch may be smaller.
-    """
-    pool: list[list[Tensor]] = []
-    held = 0
-    for fresh in rows:
-        pool.append(fresh)
-        held += len(fresh[0])
-        if held < max(capacity, batch_size):
-            continue
-        shuffled = _shuffled(pool, generator)
-        given = max(1, held // (2 * batch_size)) * batch_size
-        yield from _split(shuffled, given, batch_size)
-        pool, held = [[tensor[given:] for tensor in shuffled]], held - given
-    if held:
-        yield from _split(_shuffled(pool, generator), held, batch_size)
-
-
-def _shuffled(pool: list[list[Tensor]], generator: torch.Generator) -> list[Tensor]:
-    order = torch.randperm(sum(len(part[0]) for part in pool), generator=generator)
-    return [torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*pool, strict=True)]
-
-
-def _split(tensors: list[Tensor], count: int, batch_size: int) -> Iterator[list[Tensor]]:
-    for start in range(0, count, batch_size):
-        yield [tensor[start : min(start + batch_size, count)] for tensor in tensors]
 
 
 def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None) -> list[Batch] | Batch | None:

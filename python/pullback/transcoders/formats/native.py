@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from pullback._util.atomic import atomic_directory, atomic_save, previous_directory
+from pullback._util.version import version
 from pullback.transcoders.activations import Activation, BatchTopK, ReLU, TopK
 from pullback.transcoders.formats.tensors import (
     CIRCUIT_TRACER,
@@ -30,7 +31,6 @@ from pullback.transcoders.formats.tensors import (
     from_table,
     read_safetensors,
     to_table,
-    version,
     write_safetensors,
 )
 from pullback.transcoders.reading import ModelReading

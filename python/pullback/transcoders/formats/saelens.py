@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_directory, atomic_save
+from pullback._util.version import version
 from pullback.transcoders.activations import Activation, JumpReLU, ReLU, TopK
 from pullback.transcoders.formats.tensors import (
     SAELENS,
@@ -31,7 +32,6 @@ from pullback.transcoders.formats.tensors import (
     read_safetensors,
     relu_then_threshold,
     to_table,
-    version,
     write_safetensors,
 )
 from pullback.transcoders.reading import ModelReading

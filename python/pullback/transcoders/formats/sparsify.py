@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_directory, atomic_save
+from pullback._util.version import version
 from pullback.transcoders.activations import TopK
 from pullback.transcoders.formats.tensors import (
     SPARSIFY,
@@ -28,7 +29,6 @@ from pullback.transcoders.formats.tensors import (
     read_json,
     read_safetensors,
     to_table,
-    version,
     write_safetensors,
 )
 from pullback.transcoders.reading import ModelReading

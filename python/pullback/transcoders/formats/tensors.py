@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -390,11 +389,3 @@ def in_block(hook: str, source: str | os.PathLike[str]) -> tuple[int, str]:
             '(names inside the block, like "mlp.hook_in")'
         )
     return int(number), name
-
-
-def version() -> str:
-    """Of this package, for the record in a file."""
-    try:
-        return metadata.version("pullback")
-    except metadata.PackageNotFoundError:
-        return "unknown"
