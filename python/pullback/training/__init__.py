@@ -4,20 +4,24 @@ evaluation."""
 from pullback.training.cache import cache_activations
 from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
+from pullback.training.documents import Documents
 from pullback.training.evaluation import Report, evaluate
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
 from pullback.training.optimizer import Adam, LazyAdam
 from pullback.training.step import StepStats, TrainingDiverged, TrainStep
+from pullback.training.tokenfile import TokenFile
 from pullback.training.trainer import train, train_on_activations
 
 __all__ = [
     "Adam",
     "CachedActivations",
+    "Documents",
     "LazyAdam",
     "LoggingConfig",
     "Report",
     "StepStats",
+    "TokenFile",
     "TrainConfig",
     "TrainStep",
     "TrainingDiverged",
