@@ -19,7 +19,7 @@ from pullback.training import shards
 from pullback.training.cached import CachedActivations
 from pullback.training.harvest import Harvested, Harvester, Position
 from pullback.training.masks import Excluded
-from pullback.training.source import Tokens, token_batches
+from pullback.training.source import Tokens, is_packed, token_batches
 
 SHARD_BYTES = 512 << 20
 
@@ -86,6 +86,7 @@ def cache_activations(
         bos_token_id=bos_token_id,
         exclude_padding=exclude_padding,
         exclude_special_tokens=exclude_special_tokens,
+        packed=is_packed(tokens),
     )
     per_token = shards.bytes_per_token(len(chosen), lens.d_model, lens.d_model, dtype)
     settings = {

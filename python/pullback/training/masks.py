@@ -56,9 +56,13 @@ class Excluded:
         bos_token_id: int | None = None,
         exclude_padding: bool = True,
         exclude_special_tokens: bool | Sequence[int] = False,
+        packed: bool = False,
     ) -> Excluded:
-        """What the settings of a run mean for a model. Raises ValueError where they ask for a tokenizer that the model
-        does not have."""
+        """What the settings of a run mean for a model; `packed` contexts have a BOS wherever a document begins.
+
+        Raises:
+            ValueError: they ask for a tokenizer that the model does not have.
+        """
         tokenizer = _tokenizer(lens)
         if exclude_special_tokens is True:
             if tokenizer is None:
@@ -69,8 +73,11 @@ class Excluded:
             special = tuple(sorted({int(i) for i in getattr(tokenizer, "all_special_ids", [])}))
         else:
             special = tuple(int(i) for i in exclude_special_tokens or ())
+        bos = bos_id(lens, bos_token_id) if exclude_bos else None
+        if packed and bos is not None:
+            special = (*special, bos)
         return cls(
-            bos_id(lens, bos_token_id) if exclude_bos else None,
+            bos,
             getattr(tokenizer, "pad_token_id", None) if exclude_padding else None,
             special,
         )

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pullback.training.documents import Documents, is_dataset
+from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """tokens Int[Tensor, 'B T'] and mask Bool[Tensor, 'B T'], true where a token counts"""
 
-Tokens: TypeAlias = Tensor | str | Sequence[Any] | Iterable[Any] | Callable[[], Any]
-"""Prompts: a tensor (n, T), a string, a list of strings, of token lists or of vectors. Batches: an iterable of tensors
-(B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at every
-call."""
+Tokens: TypeAlias = Tensor | str | Path | Sequence[Any] | Iterable[Any] | Callable[[], Any]
+"""Prompts: a tensor or an array (n, T), a string, a list of strings, of token lists or of vectors, a TokenFile.
+Documents: a `Documents`, a dataset of Hugging Face. A Path is one or the other by its suffix. Batches: an iterable of
+tensors (B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at
+every call."""
+
+
+class Prompts(Protocol):
+    """Prompts that can be taken in any order."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, chosen: Tensor) -> Batch: ...
+
+
+def from_path(tokens: Tokens) -> Tokens:
+    """What a Path leads to; anything else as it is. Raises ValueError for a suffix that says nothing."""
+    if not isinstance(tokens, Path):
+        return tokens
+    if tokens.suffix in TOKEN_FILES:
+        return TokenFile(tokens)
+    return Documents(tokens)
+
+
+def is_packed(tokens: Tokens) -> bool:
+    """Whether contexts will hold several documents, so that a BOS may stand inside."""
+    tokens = from_path(tokens)
+    return isinstance(tokens, Documents) or is_dataset(tokens)
 
 
 def token_batches(
@@ -30,15 +59,23 @@ def token_batches(
     """Batches of prompts with their masks.
 
     Prompts are taken `batch_size` at a time, in an order drawn from `generator` if there is one, padded on the right
-    where lengths differ (padding is masked). With `repeat` the prompts start over, reshuffled, without end; an iterator
-    that cannot start over ends.
+    where lengths differ (padding is masked). Documents are packed, one behind another, into contexts of `context_size`
+    (None: all that the model can read). With `repeat` either starts over, reshuffled, without end; an iterator that
+    cannot start over ends.
 
     Raises:
         ValueError: no tokens, a shape that is neither prompts nor batches, or a mask that does not fit.
     """
-    prompts = _prompts(lens, tokens, mask)
+    tokens = from_path(tokens)
+    if is_dataset(tokens):
+        tokens = Documents(tokens)
+    prompts = _prompts(lens, tokens, mask, context_size)
     if prompts is not None:
         batches = _prompt_batches(prompts, batch_size, generator, repeat)
+    elif isinstance(tokens, Documents):
+        if mask is not None:
+            raise ValueError("mask: give it with a tensor of prompts (n, T); documents have none")
+        batches = tokens.batches(lens, batch_size, context_size or lens.n_ctx, generator, repeat)
     elif mask is not None:
         raise ValueError("mask: give it with a tensor of prompts (n, T); batches bring theirs as pairs (tokens, mask)")
     else:
@@ -47,20 +84,50 @@ def token_batches(
         yield ids[:, :context_size], keep[:, :context_size]
 
 
-def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None) -> list[Batch] | Batch | None:
-    """A tensor of prompts with its mask, a list of single ones where lengths differ, or None where `tokens` are
-    batches."""
+class _Tensor:
+    def __init__(self, ids: Tensor, mask: Tensor) -> None:
+        self.ids, self.mask = ids, mask
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, chosen: Tensor) -> Batch:
+        at = chosen.to(self.ids.device)
+        return self.ids[at], self.mask[at]
+
+
+class _Rows:
+    """Single prompts of different lengths."""
+
+    def __init__(self, rows: list[Batch]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: Tensor) -> Batch:
+        return _padded([self.rows[i] for i in chosen.tolist()])
+
+
+def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None, context_size: int | None) -> Prompts | None:
+    """None where `tokens` are batches or documents."""
     if isinstance(tokens, str):
         tokens = [tokens]
+    if isinstance(tokens, np.ndarray):
+        tokens = TokenFile.of_array(tokens)
+    if isinstance(tokens, TokenFile):
+        if mask is not None:
+            raise ValueError("mask: give it with a tensor of prompts (n, T); a file of tokens has none")
+        return tokens.prompts(context_size)
     if isinstance(tokens, Tensor):
-        return _pair(tokens[None] if tokens.ndim == 1 else tokens, mask)
+        return _Tensor(*_pair(tokens[None] if tokens.ndim == 1 else tokens, mask))
     # A pair (tokens, mask) is one batch; any other tuple or list holds prompts, or batches, by what its first item is.
     if (
         isinstance(tokens, tuple)
         and len(tokens) == 2
         and all(isinstance(item, Tensor) and item.ndim == 2 for item in tokens)
     ):
-        return _pair(tokens[0], tokens[1])
+        return _Tensor(*_pair(tokens[0], tokens[1]))
     if not isinstance(tokens, list | tuple):
         return None
     if len(tokens) == 0:
@@ -72,7 +139,7 @@ def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None) -> list[Batch] | Ba
             "mask: give it with a tensor of prompts (n, T); a list of prompts is masked by its own lengths"
         )
     rows = [lens.to_tokens(item) if isinstance(item, str) else torch.as_tensor(item) for item in tokens]
-    return [_pair(row.reshape(1, -1), None) for row in rows]
+    return _Rows([_pair(row.reshape(1, -1), None) for row in rows])
 
 
 def _is_vector(item: Any) -> bool:
@@ -95,10 +162,8 @@ def _pair(tokens: Tensor, mask: Tensor | None) -> Batch:
     return tokens.long(), mask.to(tokens.device)
 
 
-def _prompt_batches(
-    prompts: list[Batch] | Batch, size: int, generator: torch.Generator | None, repeat: bool
-) -> Iterator[Batch]:
-    count = len(prompts) if isinstance(prompts, list) else len(prompts[0])
+def _prompt_batches(prompts: Prompts, size: int, generator: torch.Generator | None, repeat: bool) -> Iterator[Batch]:
+    count = len(prompts)
     rounds = -(-size // count) if repeat else 1  # of few prompts, several epochs make one forward pass
     while True:
         epochs = [
@@ -107,14 +172,8 @@ def _prompt_batches(
             else torch.randperm(count, generator=generator, device=generator.device)
             for _ in range(rounds)
         ]
-        order = torch.cat(epochs)
-        for chosen in order.split(size):
-            if isinstance(prompts, list):
-                yield _padded([prompts[i] for i in chosen.tolist()])
-            else:
-                ids, mask = prompts
-                at = chosen.to(ids.device)
-                yield ids[at], mask[at]
+        for chosen in torch.cat(epochs).split(size):
+            yield prompts.take(chosen)
         if not repeat:
             return
 

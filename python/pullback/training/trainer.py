@@ -18,7 +18,7 @@ from pullback.training.harvest import Harvest, Harvester
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import Steps, announce, finished, fit, new_step, new_steps
 from pullback.training.masks import Excluded
-from pullback.training.source import Tokens, token_batches
+from pullback.training.source import Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
 from pullback.transcoders import Transcoder, TranscoderSet
 
@@ -89,6 +89,7 @@ def train(
         bos_token_id=config.bos_token_id,
         exclude_padding=config.exclude_padding,
         exclude_special_tokens=config.exclude_special_tokens,
+        packed=is_packed(tokens),
     )
     held_tokens = config.train_batch_size_tokens * config.n_batches_in_buffer
     source = Harvest(
