@@ -16,6 +16,7 @@ from pullback.transcoders.formats.tensors import (
     DICTIONARY_LEARNING,
     Options,
     build,
+    folders_with,
     from_table,
     one_per_layer,
     read_json,
@@ -31,9 +32,7 @@ SUBMODULE = re.compile(r"(resid_post|mlp_out|attn_out)_layer_\d+")
 def load(path: str | os.PathLike[str], options: Options) -> TranscoderSet:
     """Read one trainer's folder, or a folder of them; see `load_transcoders`."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.rglob(WEIGHTS))
-    if not files:
-        raise FileNotFoundError(f"no {WEIGHTS} in {path}")
+    files = [folder / WEIGHTS for folder in folders_with(WEIGHTS, path, "dictionary_learning")]
     found = one_per_layer([(_layer(file, _trainer(file), options), file) for file in files], path)
     return TranscoderSet({layer: _read(file, options) for layer, file in found.items()})
 

@@ -188,6 +188,9 @@ def from_table(
     Raises:
         ValueError: names or shapes do not fit the table or the configuration.
     """
+    strange = sorted(name for name, tensor in tensors.items() if not isinstance(tensor, Tensor))
+    if strange:
+        raise ValueError(f"{source}: {strange} are not tensors; this is not the layout of {convention.name}")
     wrong = shapes_that_do_not_fit(tensors, convention)
     if wrong:
         others = [name for name in fitting(tensors) if name != convention.name]
@@ -313,8 +316,12 @@ def write_safetensors(tensors: Mapping[str, Tensor], file: Path, like: Path) -> 
 
     Raises: OSError, also for what safetensors reports of a full disk.
     """
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():  # tied weights are stored twice; safetensors refuses shared memory
+        shared = any(tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in own.values())
+        own[name] = tensor.clone() if shared else tensor
     try:
-        save_file(dict(tensors), file)
+        save_file(own, file)
     except SafetensorError as error:
         raise OSError(f"could not write {file.name}: {error}; what was there is intact") from error
     shutil.copymode(like, file)
