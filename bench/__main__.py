@@ -67,21 +67,27 @@ def bench(ops: list[Op], options: argparse.Namespace) -> int:
 
     found: list[dict[str, Any]] = []
     broken: list[str] = []
+    folder = options.out or ROOT / "bench" / "results" / header["machine"]
+    path = folder / f"{date.today().isoformat()}-{name}.jsonl"
+
+    def save() -> None:
+        header["ceilings"] = ceilings.as_dict()
+        roofline.hold_against(found, ceilings)
+        rows.write(path, [header, *found])
+
     try:
         for op in ops:
             found += run.run_op(op, cases, settings, say)
+            save()  # who is stopped early keeps what there is
         # A second look: on a machine with other work to do, one alone may be too low for a ceiling.
         ceilings = roofline.best_of(ceilings, roofline.measure_ceilings(device, tiny))
     except RuntimeError as error:  # a kernel that breaks the device ends the ops, not what they found so far
         broken.append(f"ended early: {error}")
     if options.ops is None or "step" in options.ops:
-        found += compare.run(cases, settings, options.rounds, say)
-    header["ceilings"] = ceilings.as_dict()
-    roofline.hold_against(found, ceilings)
-
-    folder = options.out or ROOT / "bench" / "results" / header["machine"]
-    path = folder / f"{date.today().isoformat()}-{name}.jsonl"
-    rows.write(path, [header, *found])
+        for steps in compare.run(cases, settings, options.rounds, say):
+            found += steps
+            save()
+    save()
     print(path)
     wrong = [row for row in found if row["status"] in ("refused", "failed")]
     for sentence in (*broken, *(f"{row['op']}, {row['provider']}: {row['reason']}" for row in wrong)):

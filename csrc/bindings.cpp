@@ -81,6 +81,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("screen_block", &screen_block_of, unlocked);
   m.def("settle_topk", &settle_topk, unlocked);
   m.def("settle_threshold", &settle_threshold, unlocked);
+  m.def("evaluate_rows", &evaluate_rows, unlocked);
   m.def("norm_rows", &norm_rows, unlocked);
   m.def("shadow_rows", &shadow_rows, unlocked);
   m.def("decode_csr", &decode_with_bias, unlocked);

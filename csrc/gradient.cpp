@@ -1,6 +1,8 @@
 #include "gradient.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -157,7 +159,7 @@ double gradient_norm(const GradientViews& grad, const View& W_dec, bool remove_p
 double gradient_bound(const GradientViews& grad, int64_t F) {
   const char* op = "gradient_bound";
   require_gradient(op, grad, F);
-  double square = 0;
+  double square = 0, margin = 0;
   with_float_type(op, grad[5].itemsize, [&](auto zero) {
     using T = decltype(zero);
     const auto norms = [](const View& rows) {
@@ -171,7 +173,9 @@ double gradient_bound(const GradientViews& grad, int64_t F) {
     const std::vector<double> x_norms = norms(grad[5]), g_norms = norms(grad[6]);
     const SortedGradient<T> sorted(grad);
     const SparseGradient<T> gradient = sorted.entries();
+    int64_t most = 0;
     for (int64_t f = 0; f < F; ++f) {
+      most = std::max(most, gradient.starts[f + 1] - gradient.starts[f]);
       double enc = 0, bias = 0, dec = 0;
       for (int64_t s = gradient.starts[f]; s < gradient.starts[f + 1]; ++s) {
         const double dvalue = std::abs(static_cast<double>(gradient.dvalues[s]));
@@ -181,9 +185,10 @@ double gradient_bound(const GradientViews& grad, int64_t F) {
       }
       square += enc * enc + bias * bias + dec * dec;
     }
+    margin = 1.001 + static_cast<double>(most) * std::numeric_limits<T>::epsilon();
   });
   // gradient_norm adds rows up in their own precision, which may round it above the bound of exact sums.
-  return 1.001 * std::sqrt(square);
+  return margin * std::sqrt(square);
 }
 
 }  // namespace pullback

@@ -157,6 +157,10 @@ struct Kernels {
   void (*evaluate_features)(const ScreenedEncoder& encoder, const Candidates& candidates, const int64_t* starts,
                             const int64_t* slots, int64_t begin, int64_t end, void* scratch);
 
+  // Features [begin, end) of n whole rows: canonical pre-activations h (n, F). scratch holds d doubles.
+  void (*evaluate_rows)(const ScreenedEncoder& encoder, int64_t n, int64_t F, int64_t begin, int64_t end, float* h,
+                        void* scratch);
+
   // Rows [begin, end), evaluated: the k largest. scratch holds 2 (capacity + 1) floats.
   void (*choose_topk)(const Candidates& candidates, int64_t k, bool relu, int64_t begin, int64_t end, float* values,
                       int32_t* indices, void* scratch);

@@ -31,6 +31,9 @@ void settle_topk(const View& x, const View& W, const View& b, const CandidateVie
 void settle_threshold(const View& x, const View& W, const View& b, const View& thresholds,
                       const CandidateViews& candidates);
 
+// h (n, F) float32: the canonical pre-activations of whole rows.
+void evaluate_rows(const View& x, const View& W, const View& b, const View& h);
+
 // norms (n) not below the Euclidean norms of the rows of a float32 matrix (n, d).
 void norm_rows(const View& rows, const View& norms);
 

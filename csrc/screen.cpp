@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -113,20 +114,28 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
 
 namespace {
 
-// The candidates of all rows by feature, in order of row: each row of W is then read once for all of them.
+// The candidates of all rows by feature, in order of row: each row of W is then read once for all of them. Every thread
+// counts and places those of a part of the rows.
 struct CandidatesByFeature {
   std::vector<int64_t> starts, slots;
 
   CandidatesByFeature(const Candidates& c, int64_t n, int64_t F) : starts(F + 1, 0) {
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(n, max_threads()));
+    std::vector<std::vector<int64_t>> next(parts, std::vector<int64_t>(F, 0));
     const auto each = [&](const auto& f) {
-      for (int64_t row = 0; row < n; ++row)
-        for (int64_t i = 0; i < c.counts[row]; ++i) f(c.ids[row * c.capacity + i], row * c.capacity + i);
+      parallel_for(parts, 8 * n * 64, [&](int64_t begin, int64_t end, int) {
+        for (int64_t part = begin; part < end; ++part)
+          for (int64_t row = n * part / parts; row < n * (part + 1) / parts; ++row)
+            for (int64_t i = row * c.capacity; i < row * c.capacity + c.counts[row]; ++i) f(next[part][c.ids[i]], i);
+      });
     };
-    each([&](int32_t id, int64_t) { ++starts[id + 1]; });
-    for (int64_t f = 0; f < F; ++f) starts[f + 1] += starts[f];
+    each([](int64_t& count, int64_t) { ++count; });
+    for (int64_t f = 0, total = 0; f < F; ++f) {
+      for (auto& part : next) total += std::exchange(part[f], total);
+      starts[f + 1] = total;
+    }
     slots.resize(starts[F]);
-    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    each([&](int32_t id, int64_t slot) { slots[next[id]++] = slot; });
+    each([&](int64_t& place, int64_t slot) { slots[place++] = slot; });
   }
 };
 
@@ -173,6 +182,17 @@ void settle_threshold(const View& x, const View& W, const View& b, const View& t
                [&](int64_t begin, int64_t end, int) { kernel(candidates, thresholds.as<float>(), begin, end); });
 }
 
+void evaluate_rows(const View& x, const View& W, const View& b, const View& h) {
+  const char* op = "evaluate_rows";
+  const ScreenedEncoder encoder = require_encoder(op, x, W, b);
+  const int64_t n = x.shape[0], F = W.shape[0];
+  require_dense(op, "h", h, {n, F}, 4);
+  const auto kernel = kernels().evaluate_rows;
+  for_rows(F, n * F * encoder.d, encoder.d * sizeof(double), [&](int64_t begin, int64_t end, void* scratch) {
+    kernel(encoder, n, F, begin, end, h.as<float>(), scratch);
+  });
+}
+
 void norm_rows(const View& rows, const View& norms) {
   require_rows("norm_rows", "rows", rows, {-1, -1}, 4);
   const int64_t n = rows.shape[0], d = rows.shape[1];
@@ -182,8 +202,12 @@ void norm_rows(const View& rows, const View& norms) {
   parallel_for(n, n * d, [&](int64_t begin, int64_t end, int) {
     kernel(rows.as<float>(), rows.strides[0], d, begin, end, near.data());
   });
-  // More than the roundings of the sum and of the conversion.
-  for (int64_t i = 0; i < n; ++i) norms.as<float>()[i] = static_cast<float>(near[i] * (1 + 0x1p-20));
+  // More than the roundings of the sum; the conversion may round down again, where it is subnormal by a lot.
+  for (int64_t i = 0; i < n; ++i) {
+    const double above = near[i] * (1 + 0x1p-20);
+    const float norm = static_cast<float>(above);
+    norms.as<float>()[i] = norm < above ? std::nextafter(norm, HUGE_VALF) : norm;
+  }
 }
 
 void shadow_rows(const View& rows, const View& w16, const View& norms, const View& rests) {

@@ -51,8 +51,9 @@ inline void require_shape(const char* op, const char* name, const View& v, const
 inline void require_rows(const char* op, const char* name, const View& v, const std::vector<int64_t>& shape,
                          int64_t itemsize) {
   require_shape(op, name, v, shape, itemsize);
-  require(v.shape.back() <= 1 || v.strides.back() == 1, std::string(op) + ": the last dimension of " + name +
-                                                            " must be contiguous, got strides " + to_string(v.strides));
+  require(
+      v.shape.back() <= 1 || v.strides.back() == 1 || v.size() == 0,
+      std::string(op) + ": the last dimension of " + name + " must be contiguous, got strides " + to_string(v.strides));
 }
 
 // ... and no gaps at all.

@@ -21,10 +21,10 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     script = "import sys\nfrom pullback import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert all(command in out for command in ("demo", "train", "cache", "eval", "graph", "doctor"))
+    assert all(command in out for command in ("demo", "train", "cache", "eval", "graph", "convert", "doctor"))
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "cache", "eval", "graph", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "train", "cache", "eval", "graph", "convert", "doctor"])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

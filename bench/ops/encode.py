@@ -125,7 +125,7 @@ TOPK = Op(
     reference=reference,
     check=check,
     providers=(
-        *pullbacks.forced(_ours, "topk_encode", "topk_select"),
+        *pullbacks.forced(_ours, "topk_encode"),
         Provider("pullback-screen", _screened, devices=("cpu",)),
         Provider("torch", _torch),
         Provider("torch-compile", _compiled, optional=True),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -107,24 +108,22 @@ class Worker:
         return {"status": "failed", "reason": f"the process ended with code {self.process.wait()}"}
 
 
-def run(suite: str, settings: Settings, rounds: int | None, say: Say) -> list[dict[str, Any]]:
-    """The rows of all training steps of a suite."""
-    found = []
+def run(suite: str, settings: Settings, rounds: int | None, say: Say) -> Iterator[list[dict[str, Any]]]:
+    """The rows of all training steps of a suite, those that were timed side by side together."""
     for shape, label, suites in CASES:
         if suite in suites:
             say(f"\nstep  {label}: " + " ".join(f"{name}={value}" for name, value in shape.items()))
-            found += compare(shape, label, suite, settings, rounds or ROUNDS[suite], say)
-    return found
+            yield from compare(shape, label, suite, settings, rounds or ROUNDS[suite], say)
 
 
 def compare(
     shape: dict[str, int], label: str, suite: str, settings: Settings, rounds: int, say: Say
-) -> list[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
     device = settings.device.type
     chosen = [one for one in IMPLEMENTATIONS.values() if device in one.devices and suite in one.suites]
     # Side by side they would not fit one GPU, and a GPU that nobody shares does not need turns.
     groups = [[one] for one in chosen] if device == "cuda" else [chosen]
-    return [row for group in groups for row in _side_by_side(group, shape, label, settings, rounds, say)]
+    return (_side_by_side(group, shape, label, settings, rounds, say) for group in groups)
 
 
 def _side_by_side(

@@ -25,15 +25,15 @@ inline Vec<float> biased(const Y* y, const float* bias, int64_t c) {
 // finite.
 template <class Y>
 inline bool tile_maxima(const Y* y, const float* bias, int64_t width, float* maxima, float* tops) {
-  Vec<float> odd[2] = {};  // turns NaN at the first v that is not finite, and stays so
+  Vec<float> odd = {};  // turns NaN at the first v that is not finite, and stays so
   const Vec<float> zero = {};
   int64_t begin = 0;
   for (; begin + screen_tile <= width; begin += screen_tile) {
     Vec<float> top = biased(y, bias, begin);
-    odd[0] += top * zero;
+    odd += top * zero;
     for (int64_t c = begin + lanes<float>; c < begin + screen_tile; c += lanes<float>) {
       const Vec<float> v = biased(y, bias, c);
-      odd[c / lanes<float> % 2] += v * zero;
+      odd += v * zero;
       top = Max::of(v, top);
     }
     store(tops, top);
@@ -47,7 +47,7 @@ inline bool tile_maxima(const Y* y, const float* bias, int64_t width, float* max
     last = v > last ? v : last;
   }
   if (begin < width) *maxima = last;
-  return fold<Add, float>(odd[0] + odd[1]) + left_odd == 0;
+  return fold<Add, float>(odd) + left_odd == 0;
 }
 
 inline float magnitude(float v) { return v < 0 ? -v : v; }

@@ -16,19 +16,30 @@ inline Vec<double> load_doubled(const float* w) {
 #endif
 }
 
-// <w, x> of float64 and float32, accumulated in float64. The row after x is fetched on the way: it lies anywhere.
+// <w, x> of float64 and float32, accumulated in float64: 32 sums in turn, halved until one is left, then the rest of
+// the row. Products of two float32 are exact, so every instruction set comes to the same bits. The row after x is
+// fetched on the way: it lies anywhere.
 inline double exact_dot(const double* w, const float* x, const float* next, int64_t d) {
-  constexpr int64_t step = lanes<double>, line = 64 / sizeof(float);
-  Vec<double> sum[4] = {};
+  constexpr int64_t step = lanes<double>, line = 64 / sizeof(float), at_once = 32, n_sums = at_once / step;
+  Vec<double> sum[n_sums] = {};
   int64_t c = 0;
-  for (; c + 4 * step <= d; c += 4 * step) {
-    for (int64_t ahead = 0; ahead < 4 * step; ahead += line) __builtin_prefetch(next + c + ahead);
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) sum[u] += load(w + c + u * step) * load_doubled(x + c + u * step);
+  for (; c + at_once <= d; c += at_once) {
+    for (int64_t ahead = 0; ahead < at_once; ahead += line) __builtin_prefetch(next + c + ahead);
+#pragma GCC unroll 16
+    for (int64_t u = 0; u < n_sums; ++u) sum[u] += load(w + c + u * step) * load_doubled(x + c + u * step);
   }
-  double total = fold<Add, double>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+#pragma GCC unroll 4
+  for (int64_t half = n_sums / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int64_t u = 0; u < half; ++u) sum[u] += sum[u + half];
+  }
+  double total = fold<Add, double>(sum[0]);
   for (; c < d; ++c) total += w[c] * x[c];
   return total;
+}
+
+inline float pre_activation(const ScreenedEncoder& e, const double* w, int64_t f, const float* x, const float* next) {
+  return static_cast<float>(exact_dot(w, x, next, e.d) + e.b[f]);
 }
 
 void evaluate_features(const ScreenedEncoder& e, const Candidates& candidates, const int64_t* starts,
@@ -49,7 +60,19 @@ void evaluate_features(const ScreenedEncoder& e, const Candidates& candidates, c
     for (int64_t i = starts[f]; i < starts[f + 1]; ++i) {
       const float* x = row(i);
       const float* next = i + 1 < starts[end] ? row(i + 1) : x;
-      candidates.lows[slots[i]] = static_cast<float>(exact_dot(w, x, next, e.d) + e.b[f]);
+      candidates.lows[slots[i]] = pre_activation(e, w, f, x, next);
+    }
+  }
+}
+
+void evaluate_rows(const ScreenedEncoder& e, int64_t n, int64_t F, int64_t begin, int64_t end, float* h,
+                   void* scratch) {
+  double* w = static_cast<double*>(scratch);
+  for (int64_t f = begin; f < end; ++f) {
+    for (int64_t c = 0; c < e.d; ++c) w[c] = e.W[f * e.W_stride + c];
+    for (int64_t row = 0; row < n; ++row) {
+      const float *x = e.x + row * e.x_stride, *next = row + 1 < n ? x + e.x_stride : x;
+      h[row * F + f] = pre_activation(e, w, f, x, next);
     }
   }
 }

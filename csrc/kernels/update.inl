@@ -60,8 +60,8 @@ template <class T>
 inline void to_unit_norm(T* row, int64_t d) {
   const double norm = __builtin_sqrt(squares(row, d));
   if (!(norm > 0)) return;
-  const T factor = static_cast<T>(1 / norm);
-  for (int64_t c = 0; c < d; ++c) row[c] *= factor;
+  const double factor = 1 / norm;  // infinite in float32 where the norm is subnormal
+  for (int64_t c = 0; c < d; ++c) row[c] = static_cast<T>(row[c] * factor);
 }
 
 template <class T>

@@ -55,6 +55,16 @@ __device__ void store_narrow(W* to, const float (&x)[V]) {
   store<V>(to, pack);
 }
 
+// Asks for what a block will change of a row, a line of 128 bytes a thread.
+template <typename W>
+__device__ void prefetch_row(const void* p, const void* m, const void* v, int64_t first, int64_t d) {
+  for (int64_t i = threadIdx.x * 32; i < d; i += blockDim.x * 32) {
+    if (sizeof(W) == 4 || i % 64 == 0) prefetch(static_cast<const W*>(p) + first + i);
+    prefetch(static_cast<const float*>(m) + first + i);
+    prefetch(static_cast<const float*>(v) + first + i);
+  }
+}
+
 // One block a feature. Its gradient lives in registers, or where the whole decoder row has to be known first, in shared
 // memory: it is never written to memory.
 template <typename W, typename X, int V>
@@ -67,6 +77,10 @@ __global__ void __launch_bounds__(kMaxThreads, 3) adam_features(const AdamStep j
   const Adam adam(job);
   const Span span(grad, f);
   if (!isfinite(adam.scale) || (job.lazy && span.empty())) return;
+  // Weights and moments come from far; the entries, and the rows of x and g that they name, are found meanwhile.
+  const DictionaryRows &params = job.params, &first = job.exp_avg, &second = job.exp_avg_sq;
+  prefetch_row<W>(params.W_enc, first.W_enc, second.W_enc, f * grad.d_in, grad.d_in);
+  prefetch_row<W>(params.W_dec, first.W_dec, second.W_dec, f * grad.d_out, grad.d_out);
   for (int i = thread; i < span.direct; i += static_cast<int>(blockDim.x)) stage(staged, i, grad, span.position(i));
   __syncthreads();
 
@@ -135,11 +149,11 @@ __global__ void __launch_bounds__(kMaxThreads, 3) adam_features(const AdamStep j
   }
   if (!job.unit_norm) return;
   square = block_sum(square);
-  const float shrink = square > 0 ? static_cast<float>(1 / sqrt(square)) : 1.0f;
+  const double shrink = square > 0 ? 1 / sqrt(square) : 1;  // infinite in float32 where the norm is subnormal
   for (int64_t column = thread * V; column < grad.d_out; column += step) {
     float updated[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) updated[i] = row[column + i] * shrink;
+    for (int i = 0; i < V; ++i) updated[i] = static_cast<float>(row[column + i] * shrink);
     store_narrow<V>(p + column, updated);
   }
 }

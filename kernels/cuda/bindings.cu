@@ -183,7 +183,8 @@ void require_weights(const Checks& checks, DType dtype) {
   checks.require(dtype == DType::f32 || dtype == DType::bf16, "weights must be float32 or bfloat16");
 }
 
-void gradient_norm_from_python(const GradientViews& views, const std::optional<View>& W_dec, const View& squares,
+void gradient_norm_from_python(const GradientViews& views, const std::optional<View>& W_dec,
+                               const std::optional<View>& enough, const View& row_norms, const View& squares,
                                const View& norm, int device, uintptr_t stream) {
   const Checks checks("gradient_norm");
   GradientNorm job{};
@@ -193,6 +194,10 @@ void gradient_norm_from_python(const GradientViews& views, const std::optional<V
     require_weights(checks, W_dec->dtype);
     job.W_dec = checks.dense<const void>(*W_dec, "W_dec", W_dec->dtype, {n_features, job.gradient.d_out});
     job.W_dtype = W_dec->dtype;
+  }
+  if (enough) {
+    job.enough = checks.dense<const double>(*enough, "enough", DType::f64, {});
+    job.row_norms = checks.dense<float>(row_norms, "row_norms", DType::f32, {job.gradient.n + job.gradient.m});
   }
   job.squares = checks.dense<double>(squares, "squares", DType::f64, {n_features});
   job.norm = checks.dense<double>(norm, "norm", DType::f64, {});

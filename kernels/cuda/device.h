@@ -40,6 +40,33 @@ __device__ void store(T* to, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
 
+// Asks for memory without waiting for it or holding a register: it is in L2 when it is read.
+__device__ inline void prefetch(const void* address) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
+// Copies 16 bytes into shared memory, without waiting for it and past the registers.
+__device__ inline void copy_async(void* shared, const void* from) {
+#ifdef __CUDACC__
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+      "l"(from));
+#else
+  __builtin_memcpy(shared, from, 16);
+#endif
+}
+
+// The thread's copies are there; for those of others the block has to meet besides.
+__device__ inline void wait_for_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // The block's dynamic shared memory.
 template <typename T>
 __device__ T* dynamic_shared() {

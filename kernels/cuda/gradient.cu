@@ -28,7 +28,7 @@ template <typename X, int V>
 __global__ void __launch_bounds__(kTileThreads, 8) sum_chunks(const SparseGradient grad, int x_tiles) {
   __shared__ Staged staged;
   const int64_t chunk = blockIdx.x;
-  if (grad.owners[chunk] < 0) return;
+  if (unwanted(grad) || grad.owners[chunk] < 0) return;
   for (int i = static_cast<int>(threadIdx.x); i < kChunk; i += kTileThreads) stage(staged, i, grad, chunk * kChunk + i);
   __syncthreads();
 
@@ -53,11 +53,61 @@ __global__ void __launch_bounds__(kTileThreads, 8) sum_chunks(const SparseGradie
   }
 }
 
+// ||x[n]||, then ||g[m]||, a warp each.
+template <typename X>
+__global__ void __launch_bounds__(kMaxThreads) row_norms(const GradientNorm job) {
+  const SparseGradient& grad = job.gradient;
+  const int64_t row = (static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x) / 32;
+  if (row >= grad.n + grad.m) return;
+  const bool of_x = row < grad.n;
+  const X* source = of_x ? static_cast<const X*>(grad.x) + row * grad.x_stride
+                         : static_cast<const X*>(grad.g) + (row - grad.n) * grad.g_stride;
+  const int64_t d = of_x ? grad.d_in : grad.d_out;
+  float square = 0;
+#pragma unroll 8
+  for (int64_t column = threadIdx.x % 32; column < d; column += 32) {
+    const float value = widen(source[column]);
+    square += value * value;
+  }
+  square = warp_sum(square);
+  if (threadIdx.x % 32 == 0) job.row_norms[row] = sqrtf(square);
+}
+
+// The triangle inequality: squares[f] is at least the squared norm of the feature's gradients. A warp a feature.
+__global__ void __launch_bounds__(kMaxThreads) feature_bounds(const GradientNorm job) {
+  const SparseGradient& grad = job.gradient;
+  const int64_t f = (static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x) / 32;
+  if (f >= grad.n_features) return;
+  const Span span(grad, f);
+  float of_x = 0, of_bias = 0, of_g = 0;
+#pragma unroll 4
+  for (int64_t p = span.begin + threadIdx.x % 32; p < span.end; p += 32) {
+    const int32_t e = grad.order[p];
+    const bool known = e >= 0 && e < grad.nnz;
+    const int32_t row = known ? grad.rows[e] : -1;
+    const bool sound = row >= 0 && row < grad.m;
+    const float dvalue = sound ? fabsf(grad.dvalues[e]) : nanf(""), value = sound ? fabsf(grad.values[e]) : 0;
+    of_bias += dvalue;
+    if (sound) {
+      of_x += dvalue * job.row_norms[row % static_cast<int32_t>(grad.n)];
+      of_g += value * job.row_norms[grad.n + row];
+    }
+  }
+  of_x = warp_sum(of_x);
+  of_bias = warp_sum(of_bias);
+  of_g = warp_sum(of_g);
+  if (threadIdx.x % 32 == 0) {
+    const double a = of_x, b = of_bias, c = of_g;
+    job.squares[f] = a * a + b * b + c * c;
+  }
+}
+
 template <typename W, typename X, int V>
 __global__ void __launch_bounds__(kMaxThreads, 4) feature_squares(const GradientNorm job) {
   __shared__ Staged staged;
   float* row = dynamic_shared<float>();  // [d_out] where parallel components are removed
   const SparseGradient& grad = job.gradient;
+  if (unwanted(grad)) return;
   const int64_t f = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x) * V;
   const Span span(grad, f);
@@ -112,12 +162,14 @@ __global__ void __launch_bounds__(kMaxThreads, 4) feature_squares(const Gradient
   if (thread == 0) job.squares[f] = squares;
 }
 
-__global__ void __launch_bounds__(1024)
-    sum_squares(const double* __restrict__ squares, int64_t count, double* __restrict__ norm) {
+// norm = factor times the sum over features, unless the bound that is there already will do.
+__global__ void __launch_bounds__(1024) sum_squares(const GradientNorm job, double factor) {
+  if (unwanted(job.gradient)) return;
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += squares[i];
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < job.gradient.n_features; i += blockDim.x) sum += job.squares[i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *norm = sum;
+  if (threadIdx.x == 0) *job.norm = factor * sum;
 }
 
 template <typename X, int V>
@@ -132,16 +184,38 @@ cudaError_t launch_chunks(const SparseGradient& grad, cudaStream_t stream) {
                 static_cast<int>(x_tiles));
 }
 
-template <typename S>
-cudaError_t launch_job(const GradientNorm& job, cudaStream_t stream) {
+constexpr double kBoundRounding = 1.002;  // of float32 sums over a row or a feature
+
+template <typename X>
+cudaError_t launch_bound(const GradientNorm& job, cudaStream_t stream) {
   const SparseGradient& grad = job.gradient;
+  constexpr int kWarps = kMaxThreads / 32;
+  if (grad.m > 0) {
+    const auto error = launch(row_norms<X>, blocks(ceil_div(grad.n + grad.m, kWarps)), kMaxThreads, 0, stream, job);
+    if (error != cudaSuccess) return error;
+  }
+  if (grad.n_features > 0) {
+    const auto error = launch(feature_bounds, blocks(ceil_div(grad.n_features, kWarps)), kMaxThreads, 0, stream, job);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(sum_squares, blocks(1), 1024, 0, stream, job, kBoundRounding);
+}
+
+template <typename S>
+cudaError_t launch_job(GradientNorm job, cudaStream_t stream) {
+  SparseGradient& grad = job.gradient;
+  if (job.enough != nullptr) {
+    if (const auto error = launch_bound<typename S::X>(job, stream)) return error;
+    grad.bound = job.norm;
+    grad.enough = job.enough;
+  }
   if (const auto error = sum_whole_chunks(grad, S::V > 1, stream)) return error;
   if (grad.n_features > 0) {
     const auto error = launch(feature_squares<typename S::W, typename S::X, S::V>, blocks(grad.n_features),
                               threads_for<S::V>(grad), shared_for(grad, job.W_dec != nullptr), stream, job);
     if (error != cudaSuccess) return error;
   }
-  return launch(sum_squares, blocks(1), 1024, 0, stream, job.squares, grad.n_features, job.norm);
+  return launch(sum_squares, blocks(1), 1024, 0, stream, job, 1.0);
 }
 
 }  // namespace

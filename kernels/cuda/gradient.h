@@ -19,6 +19,8 @@ struct SparseGradient {
   float* partials;        // [gradient_chunks(nnz), d_in + d_out + 1] scratch
   int64_t n, m, d_in, d_out, nnz, n_features, x_stride, g_stride;
   DType dtype;  // of x and g: float or bfloat16
+  // Where *bound <= *enough, nobody wants the sums; they always are wanted where these are null.
+  const double *bound, *enough;
 };
 
 int64_t gradient_chunks(int64_t nnz);
@@ -29,6 +31,9 @@ struct GradientNorm {
   DType W_dtype;      // float or bfloat16
   double* squares;    // [n_features] scratch
   double* norm;       // [1]: the squared norm of all three gradients
+  // With `enough`: an upper bound of the result that is at most this is as good.
+  const double* enough;  // [1], or null
+  float* row_norms;      // [n + m] scratch
 };
 
 struct DictionaryRows {

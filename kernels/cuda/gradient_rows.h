@@ -34,6 +34,10 @@ __device__ inline void stage(Staged& staged, int slot, const SparseGradient& gra
   staged.value[slot] = sound ? grad.values[e] : nanf("");
 }
 
+__device__ inline bool unwanted(const SparseGradient& grad) {
+  return grad.bound != nullptr && *grad.bound <= *grad.enough;
+}
+
 // A feature's entries, in sorted order: whole chunks, which are summed beforehand, and what lies around them. A feature
 // with very many entries would else keep one block busy long after all others are done.
 struct Span {

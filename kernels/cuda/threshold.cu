@@ -19,7 +19,7 @@ struct Kept {
     for (int v = 0; v < V; ++v) {
       const float wide = widen(h.lane[v]);
       const float theta = job.theta == nullptr ? 0.0f : job.theta[column + v];
-      if (!(wide <= theta) && wide != 0) keep |= 1u << v;
+      if ((wide > theta || wide != wide) && wide != 0) keep |= 1u << v;
     }
   }
 };

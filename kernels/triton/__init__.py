@@ -6,8 +6,16 @@ ahead of time, so that a machine without a GPU still notices a kernel that stops
 
 from .aot_case import AotCase
 from .contract import contract_config, contract_kernel
-from .encode_gemm import MAXIMA_WIDTH, encode_gemm_config, encode_gemm_descriptor_kernel, encode_gemm_kernel
+from .encode_gemm import (
+    ENCODE_TILES,
+    MAXIMA_WIDTH,
+    encode_gemm_config,
+    encode_gemm_descriptor_kernel,
+    encode_gemm_kernel,
+)
 from .entry_tiles import entry_tile_count
+from .moments import column_moments_config, column_moments_kernel
+from .round_rows import round_rows_config, round_rows_kernel
 from .sampled_dot import sampled_dot_config, sampled_dot_kernel
 from .settle import (
     exhaust_config,
@@ -21,8 +29,11 @@ from .settle import (
 from .sparse_decode import decode_csr_kernel, launch_config
 
 __all__ = [
+    "ENCODE_TILES",
     "MAXIMA_WIDTH",
     "AotCase",
+    "column_moments_config",
+    "column_moments_kernel",
     "contract_config",
     "contract_kernel",
     "decode_csr_kernel",
@@ -37,6 +48,8 @@ __all__ = [
     "pick_kernel",
     "rescore_config",
     "rescore_kernel",
+    "round_rows_config",
+    "round_rows_kernel",
     "sampled_dot_config",
     "sampled_dot_kernel",
     "settle_config",

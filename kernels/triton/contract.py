@@ -16,7 +16,7 @@ from .aot_case import AotCase
 from .entry_tiles import entry_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "nnz", "B", "L", "out_stride"])
 def contract_kernel(
     indptr_ptr,  # int64 [P + 1]
     indices_ptr,  # int32 [nnz]

@@ -64,7 +64,7 @@ def _finish(
     return stored
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def encode_gemm_descriptor_kernel(
     x_desc,  # [N, d] in blocks [BLOCK_M, BLOCK_K]
     W_desc,  # [F, d] in blocks [BLOCK_N, BLOCK_K]
@@ -74,26 +74,27 @@ def encode_gemm_descriptor_kernel(
     N,
     F,
     d,
-    PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):
     row_tiles, feature_tiles = tl.cdiv(N, BLOCK_M), tl.cdiv(F, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), row_tiles * feature_tiles, tl.num_programs(0)):
+    # Flattened, the loads of the next tile start before the last one is stored, for more registers.
+    for tile in tl.range(tl.program_id(0), row_tiles * feature_tiles, tl.num_programs(0), flatten=FLATTEN):
         row, feature = _corner(tile, row_tiles, feature_tiles, BLOCK_M, BLOCK_N, GROUP)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for column in tl.range(0, d, BLOCK_K):  # beyond the edges a descriptor reads zeros
             x = x_desc.load([row, column])
             w = W_desc.load([feature, column])
-            acc = tl.dot(x, w.T, acc, input_precision=PRECISION)
+            acc = tl.dot(x, w.T, acc)
         stored = _finish(acc, bias_ptr, maxima_ptr, row, feature, N, F, h_desc.dtype, WIDTH, BLOCK_M, BLOCK_N)
         h_desc.store([row, feature], stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def encode_gemm_kernel(
     x_ptr,  # [N, d], rows x_stride elements apart
     W_ptr,  # [F, d], rows W_stride elements apart
@@ -106,7 +107,6 @@ def encode_gemm_kernel(
     x_stride,
     W_stride,
     h_stride,
-    PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -126,75 +126,71 @@ def encode_gemm_kernel(
             columns = column + tl.arange(0, BLOCK_K)
             x = tl.load(x_row + columns[None, :], mask=(columns < d)[None, :], other=0)
             w = tl.load(W_row + columns[None, :], mask=(columns < d)[None, :], other=0)
-            acc = tl.dot(x, w.T, acc, input_precision=PRECISION)
+            acc = tl.dot(x, w.T, acc)
         STORED: tl.constexpr = h_ptr.dtype.element_ty
         stored = _finish(acc, bias_ptr, maxima_ptr, row, feature, N, F, STORED, WIDTH, BLOCK_M, BLOCK_N)
         target = h_ptr + rows.to(tl.int64)[:, None] * h_stride + features[None, :]
         tl.store(target, stored, mask=(rows < N)[:, None] & (features < F)[None, :])
 
 
-def encode_gemm_config(arch: int, element_size: int, tensor_cores: bool, descriptors: bool) -> dict[str, int]:
-    """Tile of the GEMM on compute capability `arch` (90 for 9.0), for operands of `element_size` bytes.
-
-    `tensor_cores` is false only for float32 operands multiplied as such. Without descriptors the addresses of a tile
-    lie in registers, which leaves fewer for the sums.
-    """
-    if not tensor_cores:
-        return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 16, "GROUP": 8, "num_warps": 8, "num_stages": 3}
-    if not descriptors and element_size <= 2:
+def encode_gemm_config(descriptors: bool) -> dict[str, int]:
+    """Tile of the GEMM. Without descriptors the addresses of a tile lie in registers, which leaves fewer for sums."""
+    if not descriptors:
         return {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
-    if arch < 90 or element_size > 2:
-        return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "GROUP": 8, "num_warps": 8, "num_stages": 3}
-    return {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+    tile = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP": 8, "FLATTEN": True}
+    return tile | {"num_warps": 8, "num_stages": 3}
 
 
 def _case(
-    operand: str, stored: str, arch: int, precision: str = "ieee", descriptors: bool = True, aligned: bool = True
+    dtype: str, arch: int, descriptors: bool = True, aligned: bool = True, tile: dict[str, int] | None = None
 ) -> AotCase:
-    config = encode_gemm_config(
-        arch, 4 if operand == "fp32" else 2, operand != "fp32" or precision == "tf32", descriptors
-    )
-    constexprs = {"PRECISION": precision, "WIDTH": MAXIMA_WIDTH}
-    constexprs |= {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP")}
+    config = tile or encode_gemm_config(descriptors)
+    constexprs = {"WIDTH": MAXIMA_WIDTH}
+    constexprs |= {name: value for name, value in config.items() if name not in ("num_warps", "num_stages")}
     M, N, K = (config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
     numbers = {"N": "i32", "F": "i32", "d": "i32"}
     if descriptors:
         tensors = {
-            "x_desc": f"tensordesc<{operand}[{M}, {K}]>",
-            "W_desc": f"tensordesc<{operand}[{N}, {K}]>",
+            "x_desc": f"tensordesc<{dtype}[{M}, {K}]>",
+            "W_desc": f"tensordesc<{dtype}[{N}, {K}]>",
             "bias_ptr": "*fp32",
-            "h_desc": f"tensordesc<{stored}[{M}, {N}]>",
-            "maxima_ptr": f"*{stored}",
+            "h_desc": f"tensordesc<{dtype}[{M}, {N}]>",
+            "maxima_ptr": f"*{dtype}",
         }
     else:
-        tensors = {"x_ptr": f"*{operand}", "W_ptr": f"*{operand}", "bias_ptr": "*fp32", "h_ptr": f"*{stored}"}
-        tensors |= {"maxima_ptr": f"*{stored}"}
+        tensors = {"x_ptr": f"*{dtype}", "W_ptr": f"*{dtype}", "bias_ptr": "*fp32", "h_ptr": f"*{dtype}"}
+        tensors |= {"maxima_ptr": f"*{dtype}"}
         numbers |= {"x_stride": "i64", "W_stride": "i64", "h_stride": "i64"}
     pointers = [name for name in tensors if name.endswith("_ptr")]
     others = [name for name in numbers if name != "N"] if aligned else []
-    tensor_cores = operand != "fp32" or precision == "tf32"
-    how = "descriptors" if descriptors else "pointers" + ("" if aligned else ", odd strides")
+    how = f"descriptors, {M} x {N}" if descriptors else "pointers" + ("" if aligned else ", odd strides")
+    how += f", {config['num_warps']} warps" + (", flat" if config.get("FLATTEN") else "")
     return AotCase(
-        label=f"{operand} to {stored}, {precision}, {how}",
+        label=f"{dtype}, {how}",
         kernel=encode_gemm_descriptor_kernel if descriptors else encode_gemm_kernel,
         signature=tensors | numbers | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
         divisible_by_16=(*pointers, *others),
         options={"num_warps": config["num_warps"], "num_stages": config["num_stages"]},
-        wants_hgmma=tensor_cores,
+        wants_hgmma=True,
         wants_bulk_copies=descriptors,
         archs=(80,) if arch == 80 else (90, 100),
     )
 
 
+# What `bench/tune_encoder.py` chooses from.
+ENCODE_TILES = [
+    {"BLOCK_M": M, "BLOCK_N": N, "BLOCK_K": 64, "GROUP": 8, "FLATTEN": flat, "num_warps": warps, "num_stages": stages}
+    for M, N, warps, stages in [(128, 256, 8, 3), (128, 128, 4, 2), (128, 128, 8, 3), (256, 128, 8, 3)]
+    for flat in (True, False)
+]
+
 AOT_CASES = [
-    _case("bf16", "bf16", arch=90),
-    _case("fp32", "fp32", arch=90, precision="tf32"),
-    _case("bf16", "bf16", arch=90, descriptors=False),
-    _case("bf16", "bf16", arch=90, descriptors=False, aligned=False),
-    _case("fp32", "fp32", arch=90, descriptors=False),
-    _case("bf16", "bf16", arch=80, descriptors=False),
-    _case("bf16", "bf16", arch=80, descriptors=False, aligned=False),
-    _case("fp32", "fp32", arch=80, precision="tf32", descriptors=False),
-    _case("fp32", "fp32", arch=80, descriptors=False),
+    _case("bf16", arch=90),
+    *(_case("fp16", arch=90, tile=tile) for tile in ENCODE_TILES),
+    *(
+        _case(dtype, arch=arch, descriptors=False, aligned=aligned)
+        for arch in (80, 90)
+        for dtype, aligned in (("bf16", True), ("bf16", False), ("fp16", True))
+    ),
 ]

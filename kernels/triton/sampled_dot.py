@@ -13,7 +13,7 @@ from .aot_case import AotCase
 from .entry_tiles import entry_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "nnz"])
 def sampled_dot_kernel(
     indptr_ptr,  # int64 [N + 1]
     indices_ptr,  # int32 [nnz]

@@ -54,12 +54,12 @@ def _store_slots(best, values_ptr, indices_ptr, row, k, RELU: tl.constexpr, BLOC
     tl.store(values_ptr + row * k + lanes, slot.to(tl.int32).to(tl.float32, bitcast=True), mask=lanes < k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "k"])
 def narrow_kernel(
     candidates_ptr,  # float [N, C]: the C largest of each row, as stored
     features_ptr,  # int32 [N, C]
     slack_ptr,  # float32 [N]: absolute part of the error
-    live_ptr,  # int32 [N, C]: the feature id, or -1 where it cannot be among the k largest
+    live_ptr,  # int32 [N, C]: ids from the largest candidate down, -1 for those that cannot be among the k largest
     uncertain_ptr,  # int8 [N]: whether features outside the candidates can be
     C,
     k,
@@ -78,9 +78,11 @@ def narrow_kernel(
 
     slack = tl.load(slack_ptr + row)
     floor = kth - (relative * tl.abs(kth) + slack)
-    # Written so that NaN keeps a candidate, and makes a row uncertain.
+    # Written so that NaN keeps a candidate, and makes a row uncertain. What lives comes first: `rescore_kernel` then
+    # finds whole tiles of it, and whole tiles with nothing to do.
+    value = _value(keys)
     beaten = value + (relative * tl.abs(value) + slack) < floor
-    tl.store(live_ptr + row * C + lanes, tl.where(beaten, -1, feature), mask=inside)
+    tl.store(live_ptr + row * C + lanes, tl.where(beaten, -1, _feature(keys)), mask=inside)
     reach = relative * tl.abs(last) + slack
     # With no error at all the stored values are the exact ones, ties included.
     settled = (last + reach < floor) | ((reach == 0) & (floor == kth))
@@ -102,7 +104,7 @@ def _preactivations(x_row, W_row, read, bias_ptr, feature, d, BLOCK_F: tl.conste
     return (tl.sum(acc, axis=1) + tl.load(bias_ptr + feature, mask=read, other=0).to(tl.float64)).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C"])
 def rescore_kernel(
     live_ptr,  # int32 [N, C], -1 for a candidate to leave out
     x_ptr,  # float [N, d], rows x_stride elements apart
@@ -127,7 +129,7 @@ def rescore_kernel(
         tl.store(exact_ptr + row * C + lanes, exact, mask=read)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "k"])
 def pick_kernel(
     live_ptr,  # int32 [N, C]
     exact_ptr,  # float32 [N, C], read where live
@@ -146,7 +148,7 @@ def pick_kernel(
     _store_slots(best, values_ptr, indices_ptr, row, k, RELU, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def exhaust_kernel(
     uncertain_ptr,  # int8 [N]
     x_ptr,  # float [N, d], rows x_stride elements apart
@@ -216,13 +218,15 @@ def _case(
 
 
 def _cases() -> list[AotCase]:
-    candidates = {"candidates_ptr": "*fp32", "features_ptr": "*i32", "slack_ptr": "*fp32", "live_ptr": "*i32"}
+    candidates = {"candidates_ptr": "", "features_ptr": "*i32", "slack_ptr": "*fp32", "live_ptr": "*i32"}
     candidates |= {"uncertain_ptr": "*i8"}
     slots = {"values_ptr": "*fp32", "indices_ptr": "*i32"}
     found = []
-    for C in (96, 320):
+    for C in (96, 192, 320):
         narrow = {"C": "i32", "k": "i32", "relative": "fp32"}
-        found.append(_case(f"C={C}", narrow_kernel, candidates, narrow, settle_config(C), COMPLETE=False))
+        for dtype in ("bf16", "fp16"):
+            pointers = candidates | {"candidates_ptr": f"*{dtype}"}
+            found.append(_case(f"{dtype}, C={C}", narrow_kernel, pointers, narrow, settle_config(C), COMPLETE=False))
         pick = {"live_ptr": "*i32", "exact_ptr": "*fp32"} | slots
         found.append(_case(f"C={C}", pick_kernel, pick, {"C": "i32", "k": "i32"}, settle_config(C), RELU=True))
     for dtype, size in (("bf16", 2), ("fp32", 4)):

@@ -13,7 +13,7 @@ import triton.language as tl
 from .aot_case import AotCase
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz"])
 def decode_csr_kernel(
     indptr_ptr,  # int64 [N + 1]
     indices_ptr,  # int32 [nnz]

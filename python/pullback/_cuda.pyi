@@ -55,7 +55,14 @@ def decode_residual(
 ) -> None: ...
 def gradient_chunks(nnz: int) -> int: ...
 def gradient_norm(
-    gradient: tuple[_View, ...], W_dec: _View | None, squares: _View, norm: _View, device: int, stream: int
+    gradient: tuple[_View, ...],
+    W_dec: _View | None,
+    enough: _View | None,
+    row_norms: _View,
+    squares: _View,
+    norm: _View,
+    device: int,
+    stream: int,
 ) -> None: ...
 def adam(
     gradient: tuple[_View, ...],

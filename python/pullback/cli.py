@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _cache(commands)
     _eval(commands)
     _graph(commands)
+    _convert(commands)
     _doctor(commands)
     return parser
 
@@ -217,6 +218,19 @@ def _run_graph(args: argparse.Namespace) -> None:
     print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
     print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
     print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
+
+
+def _convert(commands: Any) -> None:
+    from pullback import convert
+
+    summary = "convert transcoders between layouts: SAELens, sparsify, circuit-tracer and others"
+    convert.add_arguments(_command(commands, "convert", _run_convert, summary), MODEL_HELP)
+
+
+def _run_convert(args: argparse.Namespace) -> None:
+    from pullback import convert
+
+    convert.run(args, open_model, _prompts)
 
 
 def _doctor(commands: Any) -> None:

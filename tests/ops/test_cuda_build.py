@@ -18,11 +18,18 @@ ARCHITECTURES = ["80", "90", "100"]
 # ask for, so that enough threads stay resident.
 LIMITS = {
     "sparse_decode": {"decode_csr_kernel": (8, 64)},
-    "residual": {"decode_residual_kernel": (6, 64)},
+    "residual": {"decode_residual_kernel": (6, 64), "decode_residual_tiles": (3, 64)},
     "select": {"select_rows": (6, 64)},
     "threshold": {"count_rows": (6, 64), "compact_rows": (6, 64), "add_up": (1, 64)},
     "order": {"count_digits": (1, 64), "place_tiles": (1, 64), "move_entries": (1, 64), "find_starts": (1, 32)},
-    "gradient": {"feature_squares": (8, 64), "sum_chunks": (4, 64), "find_owners": (1, 32), "sum_squares": (1, 64)},
+    "gradient": {
+        "feature_squares": (8, 64),
+        "sum_chunks": (4, 64),
+        "find_owners": (1, 32),
+        "sum_squares": (1, 64),
+        "row_norms": (2, 64),
+        "feature_bounds": (1, 64),
+    },
     "adam": {"adam_features": (8, 80), "adam_constants": (1, 64)},
 }
 

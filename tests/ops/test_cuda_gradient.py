@@ -67,7 +67,16 @@ def assert_residual(cuda: Cuda, case: tuple[Any, ...], relu: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("n", "k", "F", "d"), [(3, 32, 50, 768), (2, 1, 5, 1), (2, 129, 300, 33), (4, 7, 9, 260), (2, 5, 5, 1100)]
+    ("n", "k", "F", "d"),
+    [
+        (3, 32, 50, 768),
+        (2, 1, 5, 1),
+        (2, 129, 300, 33),
+        (4, 7, 9, 260),
+        (2, 5, 5, 1100),
+        (2, 64, 90, 2304),
+        (2, 300, 400, 64),
+    ],
 )
 def test_residual(cuda: Cuda, n: int, k: int, F: int, d: int, dtype: torch.dtype) -> None:
     assert_residual(cuda, residual_case(n, k, F, d, dtype), relu=bool(k % 2))
@@ -166,6 +175,32 @@ def test_norm(cuda: Cuda, name: str, remove_parallel: bool, dtype: torch.dtype) 
     assert got.dtype == torch.float64
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-9)
     assert torch.equal(got, cuda.ops.gradient_norm(to(grad, cuda.device), W.to(cuda.device), remove_parallel))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_a_bound_that_is_enough_stands_for_the_norm(cuda: Cuda, name: str, dtype: torch.dtype) -> None:
+    grad = gradient_case(**CASES[name], dtype=dtype)
+    W = random(9, len(grad.starts) - 1, grad.g.shape[1], dtype=dtype)
+    exact = reference.gradient_norm(to(grad, torch.float64), W.double(), False)
+    bound = reference.gradient_bound(to(grad, torch.float64)).square()
+
+    def norm(enough: float) -> Tensor:
+        number = torch.tensor(enough, dtype=torch.float64, device=cuda.device)
+        return cuda.ops.gradient_norm(to(grad, cuda.device), W.to(cuda.device), False, number).cpu()
+
+    got = norm(1.01 * float(bound))
+    torch.testing.assert_close(got, bound, rtol=2e-3, atol=1e-9)
+    assert got >= exact
+    torch.testing.assert_close(norm(0.99 * float(bound) - 1), exact, rtol=1e-4, atol=1e-9)
+    assert torch.equal(cuda.ops.gradient_bound(to(grad, cuda.device)).cpu(), got.sqrt())
+
+
+def test_a_bound_of_damaged_entries_is_never_enough(cuda: Cuda) -> None:
+    grad = gradient_case(**CASES["small"])
+    grad.rows[3] = 99
+    enough = torch.tensor(torch.inf, dtype=torch.float64, device=cuda.device)
+    assert bool(cuda.ops.gradient_norm(to(grad, cuda.device), random(9, 9, 20).to(cuda.device), False, enough).isnan())
 
 
 def dictionary(F: int, d_in: int, d_out: int, seed: int, dtype: torch.dtype = torch.float32) -> DictionaryParams:

@@ -23,6 +23,7 @@ from pullback.ops import (
     reference,
     use_backend,
 )
+from pullback.ops import gradient as ops_gradient
 from pullback.ops.reference.gradient import dense_gradient
 from pullback.ops.screen import Screen
 from tests.ops.cases import FLOATS, assert_sums
@@ -133,6 +134,18 @@ def test_the_bound_is_its_reference_and_not_below_the_norm(isa, shape, dtype):
     assert bound >= gradient_norm(grad, dictionary(grad, seed=1).W_dec).sqrt()
 
 
+def test_the_bound_holds_where_every_addition_rounds_up(isa):
+    """One, and then many of just over half a unit in its last place: summed one by one, they count double."""
+    n = 200_000
+    dvalues = torch.full((n,), 2.0**-24 * (1 + 2.0**-10))
+    dvalues[0] = 1
+    ids, rows = torch.zeros(n, dtype=torch.int32), torch.arange(n, dtype=torch.int32)
+    grad = SparseGradient(*feature_order(ids, 1), rows, dvalues, dvalues, torch.ones(n, 1), torch.ones(n, 1))
+    norm = gradient_norm(grad, torch.zeros(1, 1)).sqrt()
+    assert norm > 1.005 * reference.gradient_norm(in_double(grad), torch.zeros(1, 1).double(), False).sqrt()
+    assert gradient_bound(grad) >= norm
+
+
 def test_the_dense_gradient_is_that_of_autograd():
     """Of the plain squared loss of a top-k dictionary, with an auxiliary loss on the same inputs."""
     n, F, d_in, d_out, k = 6, 9, 4, 5, 3
@@ -218,6 +231,17 @@ def test_decoder_rows_keep_unit_norm(isa):
     adam_(grad, *groups, 1.0, 1e-2, 1, unit_norm=True, remove_parallel=True)
     norms = groups[0].W_dec.norm(dim=1)
     torch.testing.assert_close(norms, torch.where(dead, 0.0, 1.0), rtol=1e-6, atol=0)
+
+
+def test_rows_of_any_scale_are_brought_to_unit_norm(isa):
+    """Of a subnormal norm not even the inverse is a float32."""
+    grad = gradient(4, 1, 0, 5, 3, 67, 0, torch.float32)
+    groups = [dictionary(grad, 1), *(DictionaryParams(*map(torch.zeros_like, dictionary(grad, 1))) for _ in range(2))]
+    groups[0].W_dec[:] = torch.tensor([1.0, -1.0]).repeat(34)[:67] * torch.tensor(
+        [[1e-43], [1e-39], [1e-20], [1e15], [0]]
+    )
+    adam_(grad, *groups, 1.0, 1e-2, 1, unit_norm=True)
+    torch.testing.assert_close(groups[0].W_dec.norm(dim=1), torch.tensor([1.0, 1, 1, 1, 0]))
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
@@ -354,3 +378,21 @@ def test_refused_with_a_sentence(case):
     call, sentence = REFUSED[case]
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [0.5, torch.nan, torch.inf])
+def test_the_fused_adam_of_a_gpu_takes_the_step_of_the_reference(dtype, scale):
+    """torch's fused Adam also runs on a CPU."""
+    random = torch.Generator().manual_seed(0)
+    weights = [torch.randn(3, 7, generator=random, dtype=dtype) for _ in range(3)]
+    weights.append(torch.rand(3, 7, generator=random, dtype=dtype))
+    results = []
+    for run in (ops_gradient.fused_dense_adam_, ops_gradient.reference.dense_adam_):
+        moved = [t.clone() for t in weights]
+        number = torch.tensor(scale, dtype=torch.float64)
+        run(*moved, number, 1e-2, 5, betas=(0.9, 0.99), eps=1e-8)
+        results.append(moved)
+    for mine, expected, before in zip(*results, weights, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=1e-7)
+        assert math.isfinite(scale) or torch.equal(mine, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pullback import _C, ops
 from pullback.ops import SparseActivations, reference
+from pullback.ops.cpu import encoders
 from pullback.ops.cpu.borrow import view
 from pullback.training import TrainStep
 from pullback.transcoders import ReLU, Transcoder
@@ -118,6 +120,27 @@ def test_one_seed_gives_one_training_run() -> None:
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True)), "two runs of one thread"
     for a, b in zip(runs[0], runs[1], strict=True):  # torch's own sums may depend on threads
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_no_matrix_of_all_rows_and_features_is_made_or_kept(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pre-activations of all features, kept for the backward pass, take more memory than the weights."""
+    n, F, k = 1500, 30_000, 4
+    monkeypatch.setattr(encoders, "multiplies_bf16", lambda: in_bf16)
+    x, W, b = random(0, n, 8), random(1, F, 8).requires_grad_(), random(2, F).requires_grad_()
+    saved: list[int] = []
+
+    def encode() -> int:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+            values, ids = ops.topk_encode(x, W, b, k)
+            ops.decode_topk(values, ids, W).square().sum().backward()
+        return sum(buffer.numel() for buffer in encoders._kept.buffers.values())
+
+    with ThreadPoolExecutor(1) as fresh:  # scratch belongs to a thread
+        scratch = fresh.submit(encode).result()
+    assert max(saved) < n * F / 100
+    assert scratch < n * F / 4
+    assert W.grad is not None
 
 
 # ---- orientation -----------------------------------------------------------------------------------------------------

@@ -86,8 +86,28 @@ cases = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=60)
 @given(case_=cases)
 def test_intervals_hold_the_truth(in_bf16: bool, case_: dict) -> None:
+    assert_held(*case(**case_), in_bf16)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_intervals_hold_what_a_bias_leaves_of_a_product(in_bf16: bool) -> None:
+    """Factors that bfloat16 holds, so that only the product is rounded, and a bias that takes nearly all of it away."""
+    g = torch.Generator().manual_seed(0)
+    x, W = (torch.randint(128, 256, (rows, 40), generator=g) / 128.0 for rows in (5, 300))
+    assert_held(x, W, -canonical(x, W, torch.zeros(300))[0], in_bf16)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_intervals_hold_sums_of_subnormal_products(in_bf16: bool) -> None:
+    """Processors take them for zero in a bfloat16 product."""
+    g = torch.Generator().manual_seed(0)
+    x, W = (torch.randint(128, 256, (rows, 300), generator=g) * 2.0**-77 for rows in (5, 300))
+    assert canonical(x, W, torch.zeros(300)).count_nonzero() == 1500
+    assert_held(x, W, torch.zeros(300), in_bf16)
+
+
+def assert_held(x: Tensor, W: Tensor, b: Tensor, in_bf16: bool) -> None:
     """With no threshold every feature is a candidate, so every interval can be looked at."""
-    x, W, b = case(**case_)
     h = canonical(x, W, b)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screened, "multiplies_bf16", lambda: in_bf16)
@@ -140,6 +160,35 @@ def test_batch_topk_is_exact_on_adversarial_rows(case_: dict, k: int) -> None:
     order = positive.flatten().sort(descending=True, stable=True).indices[: min(k, len(W)) * len(x)]
     expected = torch.zeros_like(positive).flatten().scatter(0, order, positive.flatten()[order]).view_as(positive)
     assert torch.equal(ops.batch_topk_encode(x, W, b, k).to_dense(), expected)
+
+
+def test_batch_topk_lets_nan_surface_within_its_budget() -> None:
+    """A NaN in one input makes every pre-activation of its row NaN: more than the batch may keep."""
+    x = torch.ones(5, 3)
+    x[2, 1] = math.nan
+    acts = ops.batch_topk_encode(x, torch.randn(200, 3), torch.zeros(200), 30)
+    assert acts.indptr.tolist() == [0, 0, 0, 150, 150, 150]
+    assert acts.indices.tolist() == list(range(150))
+    assert acts.values.isnan().all()
+
+
+def test_no_rows_give_no_rows() -> None:
+    x, W, b = torch.randn(4, 16), torch.randn(50, 8), torch.randn(50)
+    for none in (x[:0, :8], x[:0, ::2]):
+        assert ops.batch_topk_encode(none, W, b, 3).shape == (0, 50)
+        assert ops.threshold_encode(none, W, b).shape == (0, 50)
+        assert ops.topk_encode(none, W, b, 3)[1].shape == (0, 3)
+
+
+def test_nothing_is_above_a_threshold_that_is_nan() -> None:
+    """Whether the bound settles the row or not; but a NaN among the pre-activations surfaces."""
+    W, theta = torch.ones(70, 2), torch.zeros(70)
+    theta[3] = math.nan
+    x = torch.tensor([[1.0, 2.0], [math.inf, 1.0], [math.nan, 1.0]])
+    before = ops.screen_counts().unsettled
+    acts = ops.threshold_encode(x, W, torch.zeros(70), theta)
+    assert ops.screen_counts().unsettled - before == 2
+    assert acts.indptr.diff().tolist() == [69, 69, 70]
 
 
 def test_batch_topk_asks_again_where_one_row_holds_nearly_everything() -> None:
@@ -203,6 +252,30 @@ def test_lower_precision_of_torch_changes_nothing() -> None:
     assert torch.equal(got[1], expected[1])
 
 
+def test_a_precision_set_by_torchs_newer_names_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch then refuses to say it by the older one."""
+    x, W, b = case("rounds one way", "rounds one way", 9, 200, 900, 0.1, 3)
+    monkeypatch.setattr(screened, "multiplies_bf16", lambda: False)
+    expected = ops.topk_encode(x, W, b, 12)
+
+    def refuse() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert screened._unrounded(W).rests is not None
+    got = ops.topk_encode(x, W, b, 12)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("name", screened.FPMATH)
+def test_a_precision_set_in_the_environment_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    W = torch.randn(9, 20)
+    for mode, rounds in (("STRICT", False), ("", False), ("bf16", True), ("ANY", True)):
+        monkeypatch.setenv(name, mode)
+        assert (screened._unrounded(W).rests is not None) == rounds
+
+
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 70])
 def test_shadow(isa: str, d: int) -> None:
     W = torch.randn(50, d, generator=torch.Generator().manual_seed(d)) * 2.0 ** torch.arange(-25, 25)[:, None]
@@ -218,6 +291,13 @@ def test_shadow(isa: str, d: int) -> None:
         assert (bound.double() >= norms)[finite].all()
         assert (bound.double() <= norms * (1 + 2.0**-18) + 1e-45)[finite].all()
     assert not screen.rests[2].isfinite()
+
+
+@pytest.mark.parametrize("d", [1, 70])
+def test_norms_are_never_below_the_truth(isa: str, d: int) -> None:
+    """Not where they are subnormal either: rounding to the nearest would halve the smallest."""
+    rows = torch.rand(300, d, generator=torch.Generator().manual_seed(d)) * 2.0 ** -torch.arange(-126, 174)[:, None]
+    assert (kernels.norm_rows(rows).double() >= rows.double().norm(dim=1)).all()
 
 
 def test_shadow_keeps_nan_and_inf(isa: str) -> None:

@@ -68,6 +68,16 @@ def test_from_topk_sorts() -> None:
     assert acts.values.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("count", range(9))
+def test_largest_counts_nan_before_everything_and_never_gives_more(count: int) -> None:
+    inf, nan = float("inf"), float("nan")
+    h = torch.tensor([[1.0, nan, inf, -inf], [nan, 2.0, nan, inf]])
+    order = h.flatten().sort(descending=True, stable=True).indices[:count].sort().values
+    kept = SparseActivations.from_dense(h).largest(count).validate()
+    assert torch.equal(kept.rows() * 4 + kept.indices, order)
+    torch.testing.assert_close(kept.values, h.flatten()[order], rtol=0, atol=0, equal_nan=True)
+
+
 def test_conversions_carry_gradients() -> None:
     h = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, -3.0]], requires_grad=True)
     SparseActivations.from_dense(h).to_dense().square().sum().backward()

@@ -10,6 +10,7 @@ import torch
 from pullback import ops
 from pullback.ops import reference
 from pullback.ops.cpu import encoders as screened
+from pullback.ops.cpu.screen import evaluate_rows
 from tests.ops.cases import FLOATS
 
 pytestmark = pytest.mark.usefixtures("blocks")
@@ -95,6 +96,38 @@ def test_encode_lets_nan_and_inf_surface(isa: str, product: str) -> None:
     values, indices = ops.topk_encode(x[:1], W, b, 5)
     assert 7 in indices[0].tolist()
     assert int(values.isnan().sum()) == 1
+
+
+def cancelling(n: int, d: int, F: int) -> tuple[torch.Tensor, ...]:
+    """Sums whose float64 value depends on the order of their terms, by all of it: 1, 2^-60 and -1, anywhere."""
+    g = torch.Generator().manual_seed(0)
+    W = torch.zeros(F, d)
+    places = torch.rand(F, d, generator=g).argsort(dim=1)[:, :3]
+    W.scatter_(1, places, torch.tensor([1.0, 2.0**-60, -1.0]).expand(F, 3))
+    return torch.ones(n, d), W, torch.zeros(F)
+
+
+@pytest.mark.parametrize("d", [33, 200])
+def test_one_order_of_summation_for_every_set_and_every_way(product: str, d: int) -> None:
+    """Accumulated in float64 in any order would be another number here: candidates, whole rows, thresholds, batches,
+    and every instruction set agree on one."""
+    x, W, b = cancelling(70, d, 300)
+    before, found = ops.isa(), []
+    try:
+        for isa in ops.available_isas():
+            ops.set_isa(isa)
+            dense = torch.zeros(70, 300)
+            found += [dense.scatter(1, ids.long(), v) for v, ids in [ops.topk_encode(x, W, b, 300, relu=False)]]
+            values, ids = ops.topk_encode(x, W, b, 5)
+            assert torch.equal(values, found[-1].gather(1, ids.long()))
+            found += [ops.threshold_encode(x, W, b, -1.0).to_dense()]
+            found += [ops.batch_topk_encode(x, W, b, 300).to_dense()]
+            found += [evaluate_rows(x[:1], W, b).expand(70, -1)]
+    finally:
+        ops.set_isa(before)
+    assert 20 < found[0][0].count_nonzero() < 280
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
 
 
 def test_encode_in_several_chunks() -> None:

@@ -38,6 +38,7 @@ def by_kernel(compiled: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 KERNELS = [
+    "column_moments_kernel",
     "contract_kernel",
     "decode_csr_kernel",
     "encode_gemm_descriptor_kernel",
@@ -46,6 +47,7 @@ KERNELS = [
     "narrow_kernel",
     "pick_kernel",
     "rescore_kernel",
+    "round_rows_kernel",
     "sampled_dot_kernel",
 ]
 
@@ -61,13 +63,11 @@ def test_no_kernel_spills_on_any_architecture(by_kernel: dict[str, list[dict[str
 
 
 def test_gemms_run_on_the_matrix_units_of_their_generation(by_kernel: dict[str, list[dict[str, Any]]]) -> None:
-    """HMMA, HGMMA and tcgen05, for the encoder and for the contraction, in bfloat16 and in float32 through TF32."""
+    """HMMA, HGMMA and tcgen05, for the encoder and for the contraction, the latter in float32 through TF32 too."""
     for name in ("encode_gemm_kernel", "encode_gemm_descriptor_kernel", "contract_kernel"):
-        rows = [row for row in by_kernel[name] if row["case"].startswith("bf16")]
-        rows += [row for row in by_kernel[name] if "tf32" in row["case"]]
+        rows = [row for row in by_kernel[name] if not row["case"].startswith("fp64")]
         assert rows
         assert all(row["matrix_instructions"] > 0 for row in rows)
-    assert all(row["matrix_instructions"] for row in by_kernel["contract_kernel"] if row["case"].startswith("fp32"))
 
 
 def test_tiles_of_the_encoder_move_in_bulk(by_kernel: dict[str, list[dict[str, Any]]]) -> None:

@@ -80,3 +80,16 @@ def test_contract_adds_the_layers_of_a_cross_layer_dictionary() -> None:
     got = backend.contract(*(t.cuda() for t in (G, acts.indptr, acts.indices, acts.values, W, before.clone())))
     parts = [reference.contract(G[l], acts.indptr, acts.indices, acts.values, W[:, l]) for l in range(3)]
     torch.testing.assert_close(got.cpu(), before + sum(parts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (8192, 768), (777, 2305)])
+def test_column_moments_on_gpu(n: int, d: int) -> None:
+    from pullback.ops import triton as backend
+
+    y, center = torch.randn(n, d, device="cuda"), torch.randn(d, device="cuda", dtype=torch.float64)
+    got = backend.column_moments(y, center)
+    for mine, expected in zip(got, reference.column_moments(y, center), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-9)
+    assert all(map(torch.equal, got, backend.column_moments(y, center)))

@@ -126,3 +126,16 @@ def test_gradients_of_a_decode_come_from_triton_alone() -> None:
         results.append([leaf.grad for leaf in leaves])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@few
+@given(
+    n=st.sampled_from([0, 1, 63, 64, 65, 200]),
+    d=st.sampled_from([0, 1, 33, 128, 300]),
+    dtype=st.sampled_from(FLOATS),
+    pad=st.sampled_from([0, 3]),
+)
+def test_column_moments(n: int, d: int, dtype: torch.dtype, pad: int) -> None:
+    y, center = rand(n, d + pad, seed=n, dtype=dtype)[:, :d], rand(d, seed=d, dtype=torch.float64)
+    for got, expected in zip(backend.column_moments(y, center), reference.column_moments(y, center), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -27,7 +27,7 @@ def topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool, shadow: screened.Factor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Top-k of x @ W_enc.T + b_enc. The answer is that of float64 accumulation, rounded once: see `_screened` and
-    `_gpu_encoder`; for float64, and for many slots on a GPU, it is the top-k of what the GEMM gave."""
+    `ops.gpu.encoder`; for float64, and for many slots on a GPU, it is the top-k of what the GEMM gave."""
     if dispatch.forced() == "reference":
         return reference.topk_encode(x, W_enc, b_enc, k, relu)
     if screens(x):

@@ -66,8 +66,8 @@ class Coactivation:
             if not 0 < F <= INT32_MAX:
                 raise ValueError(f"Coactivation: a number of features must be in 1..{INT32_MAX}, got {F}")
         self.count = 0
-        self.sums_a = torch.zeros(n_features_a, dtype=torch.float64)
-        self.sums_b = torch.zeros(n_features_b, dtype=torch.float64)
+        self.sums_a = torch.zeros(n_features_a, dtype=torch.float64, device="cpu")
+        self.sums_b = torch.zeros(n_features_b, dtype=torch.float64, device="cpu")
         self.rows = None if rows is None else _checked_rows(rows, n_features_a)
         shape = n_features_a, n_features_b
         self._sums: _Pairs | _Block = _Pairs(*shape) if self.rows is None else _Block(self.rows, *shape)
@@ -173,8 +173,10 @@ class _Pairs:
 
     def total(self) -> PairSums:
         if not self.parts:
-            empty = torch.empty(0, dtype=torch.float64)
-            self.parts = [PairSums(torch.zeros(self.F_a + 1, dtype=torch.int64), empty.int(), empty, empty)]
+            empty = torch.empty(0, dtype=torch.float64, device="cpu")
+            self.parts = [
+                PairSums(torch.zeros(self.F_a + 1, dtype=torch.int64, device="cpu"), empty.int(), empty, empty)
+            ]
         while len(self.parts) > 1:
             last = self.parts.pop()
             self.parts.append(_union(self.parts.pop(), last, self.F_b))
@@ -186,10 +188,10 @@ class _Block:
 
     def __init__(self, ids: Tensor, F_a: int, F_b: int) -> None:
         self.ids = ids
-        self.position = torch.full((F_a,), -1, dtype=torch.int32)
-        self.position[ids] = torch.arange(len(ids), dtype=torch.int32)
-        self.products = torch.zeros(len(ids), F_b, dtype=torch.float64)
-        self.gated = torch.zeros(len(ids), F_b, dtype=torch.float64)
+        self.position = torch.full((F_a,), -1, dtype=torch.int32, device="cpu")
+        self.position[ids] = torch.arange(len(ids), dtype=torch.int32, device="cpu")
+        self.products = torch.zeros(len(ids), F_b, dtype=torch.float64, device="cpu")
+        self.gated = torch.zeros(len(ids), F_b, dtype=torch.float64, device="cpu")
 
     def add(self, a: SparseActivations, b: SparseActivations) -> None:
         if dispatch.forced() == "reference":
@@ -215,7 +217,7 @@ def _pair_sums(a: SparseActivations, b: SparseActivations) -> PairSums:
         indptr = torch.nn.functional.pad(met.sum(1).cumsum(0), (1, 0))
         return PairSums(indptr, met.nonzero()[:, 1].int(), products[met], gated[met])
     A, B = _views(a), _views(b)
-    counts = torch.empty(a.n_features, dtype=torch.int64)
+    counts = torch.empty(a.n_features, dtype=torch.int64, device="cpu")
     _C.coactivation_counts(*A[:2], *B[:2], view(counts), b.n_features)
     sums = _room(counts)
     _C.coactivation_sums(*A, *B, *_sum_views(sums), b.n_features)
@@ -224,7 +226,7 @@ def _pair_sums(a: SparseActivations, b: SparseActivations) -> PairSums:
 
 def _union(x: PairSums, y: PairSums, F_b: int) -> PairSums:
     """The sum of two parts, in this order."""
-    counts = torch.empty(len(x.indptr) - 1, dtype=torch.int64)
+    counts = torch.empty(len(x.indptr) - 1, dtype=torch.int64, device="cpu")
     _C.union_counts(view(x.indptr), view(x.indices), view(y.indptr), view(y.indices), view(counts), F_b)
     sums = _room(counts)
     _C.union_sums(*_sum_views(x), *_sum_views(y), *_sum_views(sums), F_b)
@@ -234,8 +236,8 @@ def _union(x: PairSums, y: PairSums, F_b: int) -> PairSums:
 def _room(counts: Tensor) -> PairSums:
     indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     n = int(indptr[-1])
-    floats = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
-    return PairSums(indptr, torch.empty(n, dtype=torch.int32), *floats)
+    floats = torch.empty(n, dtype=torch.float64, device="cpu"), torch.empty(n, dtype=torch.float64, device="cpu")
+    return PairSums(indptr, torch.empty(n, dtype=torch.int32, device="cpu"), *floats)
 
 
 def _views(acts: SparseActivations) -> tuple[_View, _View, _View]:
@@ -262,7 +264,7 @@ def _feature_sums(acts: SparseActivations) -> Tensor:
 
 
 def _checked_rows(rows: Tensor | Sequence[int], F: int) -> Tensor:
-    ids = torch.as_tensor(rows).long().cpu()
+    ids = torch.as_tensor(rows, device="cpu").long()
     if ids.ndim != 1 or len(ids) == 0 or len(ids.unique()) < len(ids) or int(ids.min()) < 0 or int(ids.max()) >= F:
         raise ValueError(f"Coactivation: rows must be different feature ids in 0..{F - 1}, got {ids.tolist()[:9]}")
     return ids
@@ -273,6 +275,6 @@ def _largest(values: Tensor, k: int) -> Tensor:
     if k < 1:
         raise ValueError(f"Coactivation.top: k must be at least 1, got {k}")
     if len(values) == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     found, positions = topk_select(values[None], min(k, len(values)), relu=False)
     return positions[0].long()[found[0].argsort(descending=True, stable=True)]

@@ -42,7 +42,8 @@ def topk_encode(
     """`topk_select(x @ W_enc.T + b_enc, k, relu)` without the N x F matrix.
 
     The pre-activations compared and returned are exact: accumulated in float64 and rounded once, whatever the GEMM, the
-    chunks, the threads, the instruction set or the device (float64 on a GPU, and k > 512 there: what the GEMM gives).
+    chunks, the threads or the instruction set (float64, and k > 512 on a GPU: what the GEMM gives). Devices may differ
+    in the order of that sum, and so in a last bit, rarely.
     On a GPU, bfloat16 and float16 weights stay as they are, and x is rounded to their dtype.
     Differentiable in x, W_enc and b_enc, over the chosen entries only.
 

@@ -38,8 +38,8 @@ class Screen:
                 f"got {W_enc.dtype} {list(W_enc.shape)} on {W_enc.device}"
             )
         F, d_in = W_enc.shape
-        self.W16 = on_huge_pages(torch.empty(F, d_in, dtype=torch.bfloat16))
-        self.norms, self.rests = torch.empty(F), torch.empty(F)
+        self.W16 = on_huge_pages(W_enc.new_empty(F, d_in, dtype=torch.bfloat16))
+        self.norms, self.rests = W_enc.new_empty(F), W_enc.new_empty(F)
         self.refresh(W_enc)
 
     def refresh(self, W_enc: Tensor) -> None:
@@ -51,6 +51,10 @@ class Screen:
     def mark(self, W_enc: Tensor) -> None:
         """The shadow is that of W_enc as it is now."""
         self._state = _state(W_enc)
+
+    def follows(self, W_enc: Tensor) -> bool:
+        """Whether W_enc is the tensor that was followed, unchanged."""
+        return _state(W_enc) == self._state
 
     def is_stale(self, W_enc: Tensor) -> bool:
         """Whether W_enc is the tensor that was followed, and has changed since."""

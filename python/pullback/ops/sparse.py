@@ -172,9 +172,13 @@ class SparseActivations:
         """The `count` largest entries of all rows together; ties go to the lower (row, id), NaN counts as largest."""
         if count >= self.nnz:
             return self
-        cut = self.values.topk(count, sorted=False).values.nan_to_num(nan=math.inf, posinf=math.inf).min()
-        above = ~(self.values <= cut)
-        ties = (self.values == cut).nonzero().flatten()[: count - int(above.sum())]
+        nan, found = self.values.isnan(), self.values.topk(count, sorted=False).values
+        if bool(found.isnan().all()):
+            above, equal = torch.zeros_like(nan), nan
+        else:
+            cut = torch.where(found.isnan(), math.inf, found).min()
+            above, equal = nan | (self.values > cut), self.values == cut
+        ties = equal.nonzero().flatten()[: count - int(above.sum())]
         return self.where(above.index_fill(0, ties, True))
 
     def validate(self) -> SparseActivations:

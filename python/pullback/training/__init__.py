@@ -8,7 +8,9 @@ from pullback.training.documents import Documents
 from pullback.training.evaluation import Report, evaluate
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
+from pullback.training.objective import StepStats
 from pullback.training.optimizer import Adam, LazyAdam
+from pullback.training.recipe import Recipe
 from pullback.training.step import StepStats, TrainingDiverged, TrainStep
 from pullback.training.tokenfile import TokenFile
 from pullback.training.trainer import train, train_on_activations
@@ -19,6 +21,7 @@ __all__ = [
     "Documents",
     "LazyAdam",
     "LoggingConfig",
+    "Recipe",
     "Report",
     "StepStats",
     "TokenFile",

@@ -9,19 +9,22 @@ from typing import Any
 import torch
 
 from pullback.training.optimizer import OPTIMIZERS
-from pullback.transcoders import Activation, TopK
+from pullback.training.recipe import Recipe
+from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
 
+ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass
-class TrainConfig:
-    """Settings of `train` and `train_on_activations`.
+class TrainConfig(Recipe):
+    """Settings of `train` and `train_on_activations`: these, and by keyword those of :class:`Recipe` (losses,
+    penalties, schedules of both, Matryoshka widths, initial values).
 
     Attributes:
         d_sae: number of features F of every layer.
-        k: features that may be active on one token.
-        activation: None for TopK(k), or a TopK, which then says k.
+        k: features that may be active on one token; with BatchTopK, on average.
+        activation: the sparsity rule, None for what `architecture` says.
         layers: layers to train, None for all of the model.
         hook_name: place inside `blocks.{l}.` where the input is read.
         hook_name_out: place inside `blocks.{l}.` whose value is the target.
@@ -52,6 +55,9 @@ class TrainConfig:
         seed: of weights, shuffling and mixing. The global generators are never touched.
         device: where transcoders are trained; None for where the model is.
         dtype: "float32" or "float64".
+        architecture: "topk", "batchtopk", "standard" (ReLU with an L1 penalty), "jumprelu" or "matryoshka_batchtopk".
+            Any of the first two is Matryoshka where `matryoshka_widths` are given. None for that of `activation`.
+        jumprelu_init_threshold: theta of every feature at the start, for architecture "jumprelu".
         exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
         exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
             a list of ids.
@@ -90,12 +96,14 @@ class TrainConfig:
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    architecture: str | None = None
+    jumprelu_init_threshold: float = 0.1
     exclude_padding: bool = True
     exclude_special_tokens: bool | Sequence[int] = False
     prefetch: int | None = None
 
     def __post_init__(self) -> None:
-        require_topk(self.activation)
+        super().__post_init__()
         for name in (
             "d_sae",
             "k",
@@ -118,8 +126,24 @@ class TrainConfig:
             raise ValueError(f"TrainConfig: prefetch must be 0 or more, or None, got {self.prefetch}")
         if not self.lr > 0:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
-        if self.topk.k > self.d_sae:
-            raise ValueError(f"TrainConfig: k={self.topk.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
+        if self.architecture not in (None, *ARCHITECTURES):
+            raise ValueError(
+                f"TrainConfig: architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}"
+            )
+        if self.architecture is not None and self.activation is not None:
+            raise ValueError(
+                f"TrainConfig: architecture={self.architecture!r} and activation={self.activation!r} say the same "
+                "thing twice; give one of them"
+            )
+        if self.architecture == "matryoshka_batchtopk" and self.matryoshka_widths is None:
+            raise ValueError("TrainConfig: architecture='matryoshka_batchtopk' needs matryoshka_widths, like [64, 256]")
+        if not self.jumprelu_init_threshold > 0:
+            raise ValueError(
+                f"TrainConfig: jumprelu_init_threshold must be positive, got {self.jumprelu_init_threshold}"
+            )
+        rule = self.trained_activation
+        if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae:
+            raise ValueError(f"TrainConfig: k={rule.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"TrainConfig: optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.dtype not in DTYPES:
@@ -129,9 +153,15 @@ class TrainConfig:
             )
 
     @property
-    def topk(self) -> TopK:
+    def trained_activation(self) -> Activation:
         """The sparsity rule that is trained."""
-        return self.activation if isinstance(self.activation, TopK) else TopK(self.k)
+        if self.activation is not None:
+            return self.activation
+        if self.architecture in ("batchtopk", "matryoshka_batchtopk"):
+            return BatchTopK(self.k)
+        if self.architecture == "standard":
+            return ReLU()
+        return JumpReLU(self.jumprelu_init_threshold) if self.architecture == "jumprelu" else TopK(self.k)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -164,12 +194,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple | range):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
-
-
-def require_topk(activation: Activation | None) -> None:
-    """Raise ValueError for a sparsity rule that cannot be trained yet."""
-    if activation is not None and not isinstance(activation, TopK):
-        raise ValueError(
-            f"training knows TopK only, got {activation!r}; pass activation=None or TopK(k). Other "
-            "activations can be loaded, encoded and evaluated"
-        )

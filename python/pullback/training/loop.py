@@ -38,7 +38,7 @@ def new_step(
         d_in,
         d_out,
         config.d_sae,
-        activation=config.topk,
+        activation=config.trained_activation,
         lr=config.lr,
         device=device,
         dtype=config.torch_dtype,
@@ -54,6 +54,7 @@ def new_step(
         hook_out=config.hook_name_out,
         reading=reading,
         seed=seed,
+        recipe=config,
     )
 
 

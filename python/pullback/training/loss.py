@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.ops import SparseGradient, decode_residual, feature_order, topk_encode, topk_select
+from pullback.ops import (
+    SparseActivations,
+    SparseGradient,
+    decode_csr,
+    decode_residual,
+    feature_order,
+    sampled_dot,
+    topk_encode,
+    topk_select,
+)
 from pullback.transcoders import Transcoder
 
 # Dead features encoded at a time: their rows are copied together, and a copy of all could be as large as the encoder.
@@ -15,47 +24,95 @@ DEAD_AT_ONCE = 4096
 
 
 class Reconstruction(NamedTuple):
-    """Top-k features of n rows against a target, as `decode_residual` gives it."""
+    """What the features of n rows make of a target, with all that the squared error asks of the decoder."""
 
+    features: Tensor
+    """Int32[Tensor, "nnz"]: the feature of every entry"""
     values: Tensor
-    """Float[Tensor, "n k"]"""
-    indices: Tensor
-    """Int32[Tensor, "n k"]"""
-    residual: Tensor
-    """Float[Tensor, "n d_out"], reconstruction minus target"""
+    """Float[Tensor, "nnz"]: its activation; 0 in an empty slot"""
+    rows: Tensor
+    """Int32[Tensor, "nnz"]: its row of g"""
     dots: Tensor
-    """Float[Tensor, "n k"]: derivative of half the squared residual by the values"""
-    square: Tensor
-    """Float64[Tensor, ""]: the squared residual, summed"""
+    """Float[Tensor, "nnz"]: <g[row], W_dec[feature]>, the derivative of half the squared error by the activation"""
+    g: Tensor
+    """Float[Tensor, "m d_out"]: the derivative of half the squared error by what the entries of a row add up to. Its
+    first n rows are the derivative by b_dec"""
+    residual: Tensor
+    """Float[Tensor, "n d_out"]: reconstruction minus target"""
+    squares: Tensor
+    """Float64[Tensor, "n"]: the squared error of every row"""
+    whole: Tensor
+    """Float64[Tensor, "n"]: that of the reconstruction by all features, where others are added to it"""
 
     @classmethod
-    def of(
+    def of_slots(
         cls, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor | None, target: Tensor, relu: bool
     ) -> Reconstruction:
-        residual, dots, losses = decode_residual(values, indices, W_dec, b_dec, target, relu)
-        return cls(values, indices, residual, dots, losses.sum())
+        """From k slots a row: values Float[Tensor, "n k"], indices Int32[Tensor, "n k"]."""
+        residual, dots, squares = decode_residual(values, indices, W_dec, b_dec, target, relu)
+        rows = torch.arange(len(values), dtype=torch.int32, device=values.device)[:, None].expand_as(indices)
+        # Of one row, an expanded column flattens to a view of stride 0.
+        flat = indices.flatten(), values.flatten(), rows.flatten().contiguous(), dots.flatten()
+        return cls(*flat, residual, residual, squares, squares)
+
+    @classmethod
+    def of_entries(cls, acts: SparseActivations, W_dec: Tensor, b_dec: Tensor | None, target: Tensor) -> Reconstruction:
+        """From rows with any number of features."""
+        residual = decode_csr(acts, W_dec, b_dec) - target
+        dots = sampled_dot(residual, W_dec, acts.indptr, acts.indices)
+        squares = residual.double().square().sum(1)
+        return cls(acts.indices, acts.values, acts.rows().int(), dots, residual, residual, squares, squares)
+
+    def loss(self, scale: Tensor) -> Tensor:
+        """sum_n squares[n] / scale[n], for one scale or one of every row: Float64[Tensor, ""]."""
+        return self.squares.sum() / scale if scale.ndim == 0 else (self.squares / scale).sum()
 
 
-def sparse_gradient(x: Tensor, parts: list[tuple[Reconstruction, Tensor]], n_features: int) -> SparseGradient:
-    """The gradient of sum weight / 2 ||residual||^2 over pairs (reconstruction of rows x, weight).
+class Part(NamedTuple):
+    """Entries of a sparse gradient; rows count within the part's own g (see `SparseGradient`)."""
 
-    The weight goes into the entries, not into the residuals, which are far larger.
-    """
-    n = len(x)
-    rows = torch.arange(n * len(parts), dtype=torch.int32, device=x.device).view(-1, n, 1)
+    features: Tensor
+    rows: Tensor
+    dvalues: Tensor
+    values: Tensor
+    g: Tensor
+
+    @classmethod
+    def of(cls, made: Reconstruction, weight: Tensor) -> Part:
+        """The gradient of sum_n weight[n] / 2 squares[n], for one weight or one of every row.
+
+        The weight goes into the entries, not into the residuals, which are far larger.
+        """
+        weight = per_entry(weight.to(made.values.dtype), made.rows)
+        return cls(made.features, made.rows, made.dots * weight, made.values * weight, made.g)
+
+
+def per_entry(weight: Tensor, rows: Tensor) -> Tensor:
+    """One weight, or that of the row (of n, again and again) that each entry stands in."""
+    return weight if weight.ndim == 0 else weight[rows.long() % len(weight)]
+
+
+def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGradient:
+    """All parts as one gradient; what a part's g lacks to a multiple of the rows of x is filled up with zeros."""
 
     def joined(tensors: list[Tensor]) -> Tensor:
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-    starts, order = feature_order(joined([part.indices.flatten() for part, _ in parts]), n_features)
+    rows, below, gs = [], 0, []
+    for part in parts:
+        missing = -len(part.g) % len(x)
+        gs.append(torch.nn.functional.pad(part.g, (0, 0, 0, missing)) if missing else part.g)
+        rows.append(part.rows + below if below else part.rows)
+        below += len(gs[-1])
+    starts, order = feature_order(joined([part.features for part in parts]), n_features)
     return SparseGradient(
         starts,
         order,
-        rows=joined([rows[i].expand_as(part.indices).flatten() for i, (part, _) in enumerate(parts)]),
-        dvalues=joined([(part.dots * weight.to(x.dtype)).flatten() for part, weight in parts]),
-        values=joined([(part.values * weight.to(x.dtype)).flatten() for part, weight in parts]),
+        rows=joined(rows),
+        dvalues=joined([part.dvalues for part in parts]),
+        values=joined([part.values for part in parts]),
         x=x,
-        g=joined([part.residual for part, _ in parts]),
+        g=joined(gs),
     )
 
 
@@ -68,14 +125,16 @@ def auxk_reconstruction(transcoder: Transcoder, x: Tensor, residual: Tensor, dea
         dead: Int64[Tensor, "n_dead"], n_dead >= k.
     """
     values, places = _encode_rows(transcoder, x, dead, k)
-    return Reconstruction.of(values, dead[places.long()].int(), transcoder.W_dec, None, -residual, relu=True)
+    return Reconstruction.of_slots(values, dead[places.long()].int(), transcoder.W_dec, None, -residual, relu=True)
 
 
 def _encode_rows(transcoder: Transcoder, x: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of the features, as places in `features`: the top k of the top k of every chunk."""
     chunks = []
-    for start in range(0, len(features), DEAD_AT_ONCE):
-        ids = features[start : start + DEAD_AT_ONCE]
+    # A GPU has more memory to spare than time for many small kernels.
+    at_once = DEAD_AT_ONCE if x.is_cpu else 8 * DEAD_AT_ONCE
+    for start in range(0, len(features), at_once):
+        ids = features[start : start + at_once]
         values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)))
         chunks.append((values, places + start))
     if len(chunks) == 1:

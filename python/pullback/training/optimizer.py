@@ -13,7 +13,6 @@ from pullback.ops import (
     SparseGradient,
     adam_,
     dense_adam_,
-    gradient_bound,
     gradient_norm,
     on_huge_pages,
 )
@@ -30,10 +29,13 @@ class Gradient(NamedTuple):
     """Float[Tensor, "d_out"]"""
     W_skip: Tensor | None = None
     """Float[Tensor, "d_out d_in"]"""
+    more: Mapping[str, Tensor] = {}
+    """by weights that are not the transcoder's own, by name"""
 
     def dense(self) -> dict[str, Tensor]:
         """The parts that are not sparse, by name of the weight."""
-        return {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
+        own = {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
+        return own | dict(self.more)
 
 
 class Adam:
@@ -47,6 +49,7 @@ class Adam:
         eps: added to the root of the second moment.
         decoder_norm: keep decoder rows at unit norm. The gradient's component along a row, which the norm would undo,
             is removed before it reaches the moments.
+        more: other weights that move along, by name, with dense gradients.
 
     Attributes:
         exp_avg, exp_avg_sq: the moments, by name of the weight.
@@ -63,27 +66,32 @@ class Adam:
         eps: float = 1e-8,
         *,
         decoder_norm: bool = False,
+        more: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.transcoder = transcoder
+        self.more = dict(more or {})
         self.lr = lr
         self.betas = betas
         self.eps = eps
         self.decoder_norm = decoder_norm
         self.n_steps = 0
-        weights = dict(transcoder.named_parameters())
+        weights = self._weights()
         self.exp_avg, self.exp_avg_sq = (
             {name: on_huge_pages(torch.empty_like(weight.detach())).zero_() for name, weight in weights.items()}
             for _ in range(2)
         )
 
-    def squared_norm(self, gradient: Gradient) -> Tensor:
-        """Of the gradient as the step will use it: Float64[Tensor, ""]."""
-        square = gradient_norm(gradient.features, self.transcoder.W_dec, remove_parallel=self.decoder_norm)
-        return self._with_dense(square, gradient)
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.transcoder.named_parameters()) | self.more
 
-    def squared_norm_bound(self, gradient: Gradient) -> Tensor:
-        """Not below `squared_norm`, and quickly found: Float64[Tensor, ""]."""
-        return self._with_dense(gradient_bound(gradient.features).square(), gradient)
+    def squared_norm(self, gradient: Gradient, enough: float = 0.0) -> Tensor:
+        """Of the gradient as the step will use it, or an upper bound of that where it is at most `enough`, which is
+        quickly found: Float64[Tensor, ""]."""
+        others = torch.zeros((), dtype=torch.float64, device=gradient.b_dec.device)
+        for part in gradient.dense().values():
+            others += part.double().square().sum()
+        switches = self.decoder_norm, enough - others
+        return others + gradient_norm(gradient.features, self.transcoder.W_dec, *switches)
 
     def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
         """Move the weights against grad_scale times the gradient; a scale that is not finite moves nothing.
@@ -94,7 +102,7 @@ class Adam:
             screen: shadow of W_enc that is to follow it.
         """
         self.n_steps += 1
-        weights = dict(self.transcoder.named_parameters())
+        weights = self._weights()
         adam_(
             gradient.features,
             _features(weights),
@@ -113,12 +121,6 @@ class Adam:
         for name, part in gradient.dense().items():
             moved = weights[name], self.exp_avg[name], self.exp_avg_sq[name]
             dense_adam_(part, *moved, grad_scale, self.lr, self.n_steps, betas=self.betas, eps=self.eps)
-
-    @staticmethod
-    def _with_dense(square: Tensor, gradient: Gradient) -> Tensor:
-        for part in gradient.dense().values():
-            square = square + part.double().square().sum()
-        return square
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs of the optimizer; the tensors are the live ones."""

@@ -56,11 +56,11 @@ class Firing:
         """Int64[Tensor, "F"]"""
         return self._tokens[:-1]
 
-    def count(self, values: Tensor, indices: Tensor) -> None:
-        """A batch of n tokens: values and indices Tensor["n k"]."""
-        self._tokens += len(values)
-        places = torch.where(values != 0, indices, len(self._tokens) - 1)
-        self._tokens.index_fill_(0, places.flatten().long(), 0)
+    def count(self, n: int, values: Tensor, features: Tensor) -> None:
+        """A batch of n tokens: values and features Tensor["nnz"] of its entries."""
+        self._tokens += n
+        places = torch.where(values != 0, features, len(self._tokens) - 1)
+        self._tokens.index_fill_(0, places.long(), 0)
 
     def n_dead(self) -> Tensor:
         """Int64[Tensor, ""]"""
@@ -72,6 +72,8 @@ class Firing:
         alive = self.tokens_since < self.window
         if count is None:
             return (~alive).nonzero().flatten()
+        if count == 0:
+            return alive.new_empty(0, dtype=torch.long)
         return alive.to(torch.uint8).argsort(stable=True)[:count]
 
 

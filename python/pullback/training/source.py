@@ -169,7 +169,9 @@ def _prompt_batches(prompts: Prompts, size: int, generator: torch.Generator | No
     rounds = -(-size // count) if repeat else 1  # of few prompts, several epochs make one forward pass
     while True:
         epochs = [
-            torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+            torch.arange(count, device="cpu")
+            if generator is None
+            else torch.randperm(count, generator=generator, device=generator.device)
             for _ in range(rounds)
         ]
         for chosen in torch.cat(epochs).split(size):

@@ -20,8 +20,9 @@ def step_state(step: TrainStep) -> dict[str, Any]:
     """Weights, optimizer, and what is known of targets and of idle features. The tensors are the live ones."""
     variance = step._variance
     return {
-        "weights": {name: weight.detach() for name, weight in step.transcoder.named_parameters()},
+        "weights": {name: weight.detach() for name, weight in step._transcoder.named_parameters()},
         "optimizer": step.optimizer.state_dict(),
+        "rule": step.rule.state_dict(),
         "targets": {"n": variance.n, "mean": variance.mean, "scatter": variance.scatter},
         "idle": step.tokens_since_fired,
         "n_steps": step.n_steps,
@@ -34,16 +35,17 @@ def load_step_state(step: TrainStep, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it belongs to a step of other sizes.
     """
-    own = dict(step.transcoder.named_parameters())
+    own = dict(step._transcoder.named_parameters())
     found, wanted = ({name: list(t.shape) for name, t in group.items()} for group in (state["weights"], own))
     if found != wanted:
         raise ValueError(f"load_state_dict: the weights must have the shapes {wanted}, got {found}")
     step.optimizer.load_state_dict(state["optimizer"])
     with torch.no_grad():
+        step.rule.load_state_dict(state.get("rule", {}), step._transcoder)
         for name, weight in own.items():
             weight.copy_(state["weights"][name])
         step.tokens_since_fired.copy_(state["idle"])
-    device, targets = step.transcoder.device, state["targets"]
+    device, targets = step._transcoder.device, state["targets"]
     step._variance = RunningVariance(int(targets["n"]), targets["mean"].to(device), targets["scatter"].to(device))
     step._variance_before, step._last = step._variance, Readback()
     step.screen = None  # a shadow of the weights that were

@@ -1,11 +1,12 @@
 """One whole optimisation step of one transcoder on given activations.
 
-    encode (exact top-k) -> residual -> sparse gradient -> its norm, if it may need clipping -> Adam
+    encode -> residual -> sparse gradient -> its norm, if it may need clipping -> Adam
 
 No dense gradient and no autograd graph exist: beside the weights and Adam's two moments there is only what the batch
-needs (see `ops.gradient`).
+needs (see `ops.gradient`). What is encoded, and which penalty it carries, is the sparsity rule's business (see
+`training.rules`).
 
-The loss is the fraction of variance unexplained,
+The loss is, unless the recipe says otherwise, the fraction of variance unexplained,
 
     FVU = sum_n ||y_n - yhat_n||^2 / (N V),        V = E ||y - E y||^2 over all tokens seen so far,
 
@@ -19,19 +20,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pullback.ops import on_huge_pages, topk_encode
 from pullback.ops.screen import Screen, multiplies_bf16
-from pullback.training.config import require_topk
-from pullback.training.loss import Reconstruction, auxk_reconstruction, sparse_gradient
+from pullback.training.initial import center, initial_weights, rare_bias
+from pullback.training.objective import Objective, StepStats
 from pullback.training.optimizer import OPTIMIZERS, Gradient
+from pullback.training.recipe import Recipe
+from pullback.training.rules import Batch, check_recipe, rule_for
 from pullback.training.running import Firing, Readback, RunningVariance
 from pullback.training.state import load_step_state, step_state
-from pullback.transcoders import Activation, ModelReading, TopK, Transcoder
+from pullback.transcoders import Activation, JumpReLU, ModelReading, ReLU, TopK, Transcoder
 
 if TYPE_CHECKING:
     from pullback.transcoders import TranscoderSet
@@ -51,30 +53,19 @@ class TrainingDiverged(FloatingPointError):
         self.sets = sets
 
 
-class StepStats(NamedTuple):
-    """Of the last batch, as scalar tensors that cost no synchronisation until they are read."""
-
-    fvu: Tensor
-    """fraction of variance unexplained"""
-    l0: Tensor
-    """mean number of active features"""
-    dead: Tensor
-    """share of features that have not fired for `dead_feature_window` tokens"""
-    auxk: Tensor
-    """auxiliary loss before its weight, 0 without dead features"""
-
-
 class TrainStep:
     """`loss = step(x, y)` improves `step.transcoder` by one step of Adam.
 
     Encoder rows start at random unit vectors and, where input and output have the same width, decoder rows at a tenth
     of them, else at zero. The first batch sets `b_dec` to the mean of its targets and `b_enc` so that its mean input
-    has pre-activation zero: an offset shared by all inputs would otherwise decide which features win.
+    has pre-activation zero: an offset shared by all inputs would otherwise decide which features win. The recipe knows
+    other ways to start.
 
     Args:
         d_in, d_out, d_sae: widths of input, output and dictionary.
         k: active features a token.
-        activation: None for TopK(k); a TopK overrides k.
+        activation: the sparsity rule: None for TopK(k); TopK or BatchTopK, which override k; ReLU, with an L1 penalty;
+            or JumpReLU, whose thetas are where the learned ones start.
         lr: learning rate; assign `step.lr` to follow a schedule.
         device, dtype: of the weights; float32 on the CPU by default. float64 is the other choice.
         betas: Adam's decays.
@@ -83,12 +74,14 @@ class TrainStep:
         skip_connection: learn W_skip too, from zero.
         optimizer: "adam", or "lazy_adam", which moves only the features that fired (see LazyAdam for how it differs).
         decoder_norm: keep decoder rows at unit norm; they then start there too. The gradient's component along a row is
-            removed.
+            removed. ReLU does so in any case, unless its penalty is weighted by the norms, and so does the reference
+            loss.
         hook_in, hook_out, reading: passed on to the transcoder.
         seed: of the initial weights.
+        recipe: losses, penalties, schedules and initial values; None for the defaults of `Recipe`.
 
     Raises:
-        ValueError: an activation other than TopK, k beyond d_sae, an unknown optimizer, or batches of another shape.
+        ValueError: k beyond d_sae, an unknown optimizer, a recipe that does not fit, or batches of another shape.
         TrainingDiverged: a loss or gradient is not finite; the weights stay those of the step before. On a GPU the next
             step says so, or `check()`: not to wait for the device.
     """
@@ -116,8 +109,8 @@ class TrainStep:
         hook_out: str = "hook_mlp_out",
         reading: ModelReading | None = None,
         seed: int = 0,
+        recipe: Recipe | None = None,
     ) -> None:
-        require_topk(activation)
         dtype = dtype or torch.float32
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -126,33 +119,50 @@ class TrainStep:
             )
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"TrainStep: optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
-        self.activation = activation if isinstance(activation, TopK) else TopK(k)
-        W_enc, W_dec = _initial_weights(d_in, d_out, d_sae, decoder_norm, seed, dtype)
-        self.transcoder = Transcoder(
+        self.recipe = recipe or Recipe()
+        self.activation = TopK(k) if activation is None else activation
+        unit = decoder_norm or self.recipe.loss == "reference"
+        unit |= isinstance(activation, ReLU) and not self.recipe.weight_by_decoder_norm
+        check_recipe(self.activation, self.recipe, d_in, d_out, d_sae, unit)
+        W_enc, W_dec = initial_weights(d_in, d_out, d_sae, unit, self.recipe.decoder_init, seed, dtype)
+        start = self.activation
+        if isinstance(start, JumpReLU):  # one theta a feature
+            theta = torch.as_tensor(start.theta, dtype=dtype, device="cpu")
+            start = JumpReLU(theta.expand(d_sae).clone() if theta.ndim == 0 else theta)
+        self._transcoder = Transcoder(
             W_enc,
-            torch.zeros(d_sae, dtype=dtype),
+            W_enc.new_zeros(d_sae),
             W_dec,
-            torch.zeros(d_out, dtype=dtype),
-            torch.zeros(d_out, d_in, dtype=dtype) if skip_connection else None,
-            activation=self.activation,
+            W_enc.new_zeros(d_out),
+            W_enc.new_zeros(d_out, d_in) if skip_connection else None,
+            activation=start,
             hook_in=hook_in,
             hook_out=hook_out,
             reading=reading,
         ).to(device=device)
-        self.optimizer = OPTIMIZERS[optimizer](self.transcoder, lr, betas, decoder_norm=decoder_norm)
+        self.rule = rule_for(self.activation, self.recipe, self._transcoder)
+        own = self.rule.weights
+        self.optimizer = OPTIMIZERS[optimizer](self._transcoder, lr, betas, decoder_norm=unit, more=own)
         self.max_grad_norm = max_grad_norm
-        self.auxk_alpha = auxk_alpha
-        self.auxk_k = auxk_k
+        self.objective = Objective(self.rule, auxk_alpha, auxk_k)
         self.n_steps = 0
         self.stats: StepStats | None = None
         self.screen: Screen | None = None
-        self._firing = Firing(d_sae, dead_feature_window, self.transcoder.device)
-        self._variance = RunningVariance.of_nothing(d_out, self.transcoder.device)
+        self._firing = Firing(d_sae, dead_feature_window, self._transcoder.device)
+        self._variance = RunningVariance.of_nothing(d_out, self._transcoder.device)
         # A GPU is not waited for: what a step finds wrong, the next one says. Of the step before there is the loss plus
         # the squared norm of the gradient, the number of features dead after it, and the variance before it.
-        self._late = self.transcoder.W_enc.is_cuda
+        self._late = self._transcoder.W_enc.is_cuda
         self._last = Readback()
         self._variance_before = self._variance
+
+    @property
+    def transcoder(self) -> Transcoder:
+        """The weights, which later steps go on changing, with the rule for inference as it is now. To read the running
+        threshold of BatchTopK is to wait for a GPU."""
+        if not isinstance(self.activation, JumpReLU):  # whose theta the transcoder holds
+            self._transcoder.activation = self.rule.activation()
+        return self._transcoder
 
     @property
     def lr(self) -> float:
@@ -168,6 +178,14 @@ class TrainStep:
         return self._variance.n
 
     @property
+    def auxk_alpha(self) -> float:
+        return self.objective.auxk_alpha
+
+    @property
+    def auxk_k(self) -> int:
+        return self.objective.auxk_k
+
+    @property
     def dead_feature_window(self) -> int:
         return self._firing.window
 
@@ -180,16 +198,23 @@ class TrainStep:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on inputs x Float[Tensor, 'n d_in'] and targets y Float[Tensor, 'n d_out']; returns the loss."""
         x, y = self._checked(x, y)
+        with torch.autocast(x.device.type, enabled=False):  # the weights' precision is that of the step
+            return self._step(x, y)
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
         if self.n_tokens == 0:
             self._start_at_mean(x, y)
         variance = self._variance.after(y)
-        values, indices = self._encode(x)
+        batch = self._encode(x)
         if self._late:
             self.check()
-        loss, gradient, stats = self._loss(x, y, values, indices, variance.variance)
+        loss, gradient, stats, made = self.objective(
+            self._transcoder, x, y, batch, variance.variance, self._dead(), self.n_steps
+        )
         health = self._descend(gradient, loss, x, y)
         self._variance_before, self._variance = self._variance, variance
-        self._firing.count(values, indices)
+        self.rule.after(batch, health, self._transcoder)
+        self._firing.count(len(x), made.values, made.features)
         if self._late:
             self._last.put(health, self._firing.n_dead())
         self.stats = stats
@@ -224,17 +249,17 @@ class TrainStep:
         """Continue from a `state_dict` to the bit. Raises ValueError where it belongs to a step of other sizes."""
         load_step_state(self, state)
 
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        tc, rule = self.transcoder, self.activation
-        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
+    def _encode(self, x: Tensor) -> Batch:
+        tc = self._transcoder
+        if self.rule.slots and x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
             if self.screen is None:
                 self.screen = Screen(tc.W_enc)
-            elif self.screen.is_stale(tc.W_enc):
+            elif not self.screen.follows(tc.W_enc):
                 self.screen.refresh(tc.W_enc)
-        return topk_encode(x, tc.W_enc, tc.b_enc, rule.k, relu=rule.relu, screen=self.screen)
+        return self.rule.encode(tc, x, self.n_steps, self.screen)
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        tc = self.transcoder
+        tc = self._transcoder
         if (
             x.ndim != 2
             or y.ndim != 2
@@ -250,44 +275,15 @@ class TrainStep:
             )
         return x.detach().to(tc.W_enc).contiguous(), y.detach().to(tc.W_enc).contiguous()
 
-    def _loss(
-        self, x: Tensor, y: Tensor, values: Tensor, indices: Tensor, variance: Tensor
-    ) -> tuple[Tensor, Gradient, StepStats]:
-        tc, n = self.transcoder, len(x)
-        target = y if tc.W_skip is None else torch.addmm(y, x, tc.W_skip.T, alpha=-1)
-        main = Reconstruction.of(values, indices, tc.W_dec, tc.b_dec, target, self.activation.relu)
-        scale = n * variance
-        fvu, weight = main.square / scale, 2 / scale
-        parts = [(main, weight)]
-        dead = self._dead()
-        auxk = torch.zeros_like(fvu)
-        if len(dead) > 0 and self.auxk_alpha > 0:
-            # Weighted down while fewer than auxk_k features are dead.
-            k = min(self.auxk_k, len(dead))
-            aux = auxk_reconstruction(tc, x, main.residual, dead, k)
-            auxk = aux.square / scale * (k / self.auxk_k)
-            parts.append((aux, weight * self.auxk_alpha * (k / self.auxk_k)))
-        factor = weight.to(x.dtype)
-        gradient = Gradient(
-            sparse_gradient(x, parts, tc.d_sae),
-            b_dec=main.residual.sum(0) * factor,
-            W_skip=None if tc.W_skip is None else main.residual.T @ x * factor,
-        )
-        stats = StepStats(
-            fvu=fvu.to(x.dtype),
-            l0=values.count_nonzero().to(x.dtype) / n,
-            dead=torch.full_like(fvu, len(dead) / tc.d_sae, dtype=x.dtype),
-            auxk=auxk.to(x.dtype),
-        )
-        return (fvu + self.auxk_alpha * auxk).to(x.dtype), gradient, stats
-
     def _dead(self) -> Tensor:
         """The features that were dead after the step before: Int64[Tensor, "n_dead"]."""
         last = self._last.get() if self._late else None
         return self._firing.dead(None if last is None else int(last[1]))
 
     def _descend(self, gradient: Gradient, loss: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        square = self._squared_norm(gradient)
+        # A bound says all there is to know where nothing is to be clipped and nothing overflows.
+        limit = math.inf if self.max_grad_norm is None else max(0.0, self.max_grad_norm - 1e-6)
+        square = self.optimizer.squared_norm(gradient, min(limit**2, torch.finfo(loss.dtype).max))
         # Adam squares gradients in the precision of the weights: what overflows there would stay in its moments.
         health = loss + square.to(loss.dtype)
         if not self._late and not bool(health.isfinite()):
@@ -297,15 +293,6 @@ class TrainStep:
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
         self.optimizer.step(gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
         return health
-
-    def _squared_norm(self, gradient: Gradient) -> Tensor:
-        """Of the gradient, or a bound of it that already says that nothing is to be clipped and nothing overflows."""
-        if not self._late:
-            bound = self.optimizer.squared_norm_bound(gradient)
-            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
-            if float(bound.sqrt()) + 1e-6 <= limit and bool(bound.to(self.transcoder.dtype).isfinite()):
-                return bound
-        return self.optimizer.squared_norm(gradient)
 
     def _blame(self, loss: Tensor, x: Tensor, y: Tensor) -> TrainingDiverged:
         where = f"at step {self.n_steps} of training"
@@ -323,27 +310,12 @@ class TrainStep:
         return TrainingDiverged(f"{message}. The weights are those of the step before.", transcoder=self.transcoder)
 
     def _start_at_mean(self, x: Tensor, y: Tensor) -> None:
-        mean = y.mean(0)
-        if not bool(mean.isfinite().all() and x.isfinite().all()):
-            raise self._blame(mean.sum(), x, y)
-        self.transcoder.b_dec.copy_(mean)
-        self.transcoder.b_enc.copy_(-self.transcoder.W_enc @ x.mean(0))
-
-
-def _initial_weights(
-    d_in: int, d_out: int, d_sae: int, decoder_norm: bool, seed: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    # On the CPU whatever the device, so that one seed gives one set of weights everywhere.
-    random = torch.Generator().manual_seed(seed)
-
-    def fresh(d: int) -> Tensor:
-        return on_huge_pages(torch.empty(d_sae, d, dtype=dtype))
-
-    def unit_rows(d: int) -> Tensor:
-        rows = fresh(d).normal_(generator=random)
-        return rows.div_(rows.norm(dim=1, keepdim=True))
-
-    W_enc = unit_rows(d_in)
-    if decoder_norm:
-        return W_enc, fresh(d_out).copy_(W_enc) if d_in == d_out else unit_rows(d_out)
-    return W_enc, torch.mul(W_enc, 0.1, out=fresh(d_out)) if d_in == d_out else fresh(d_out).zero_()
+        tc, recipe = self._transcoder, self.recipe
+        middle = center(y, recipe.b_dec_init_method)
+        if not bool(y.isfinite().all() and x.isfinite().all()):
+            raise self._blame(middle.sum(), x, y)
+        tc.b_dec.copy_(middle)
+        tc.b_enc.copy_(-tc.W_enc @ center(x, recipe.b_dec_init_method))
+        if isinstance(self.activation, ReLU | JumpReLU) and tc.d_sae > 2 * recipe.initial_l0:
+            theta = torch.zeros_like(tc.b_enc) if tc.theta is None else tc.theta
+            tc.b_enc.copy_(rare_bias(x, tc.W_enc, theta, recipe.initial_l0 / tc.d_sae))

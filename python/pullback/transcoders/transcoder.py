@@ -64,7 +64,6 @@ class Transcoder(nn.Module):
         if W_skip is not None:
             weights["W_skip"] = W_skip
         _check_weights(weights)
-        _check_activation(activation, W_enc.shape[0])
         for hook in (hook_in, hook_out):
             if not hook or hook.startswith("blocks."):
                 raise ValueError(f'Transcoder: hooks are named inside their block, like "mlp.hook_in"; got "{hook}"')
@@ -73,10 +72,9 @@ class Transcoder(nn.Module):
             self.register_parameter(name, nn.Parameter(weight.detach().contiguous(), requires_grad=False))
         if W_skip is None:
             self.register_parameter("W_skip", None)
-        theta = activation.theta if isinstance(activation, JumpReLU) else None
         # A buffer, so that thresholds follow the weights to another device or dtype.
-        self.register_buffer("theta", theta.detach().to(W_enc) if isinstance(theta, Tensor) else None)
-        self._activation = activation
+        self.register_buffer("theta", None)
+        self.activation = activation
         self.hook_in = hook_in
         self.hook_out = hook_out
         self.reading = reading
@@ -84,6 +82,13 @@ class Transcoder(nn.Module):
     @property
     def activation(self) -> Activation:
         return self._activation if self.theta is None else JumpReLU(self.theta)
+
+    @activation.setter
+    def activation(self, activation: Activation) -> None:
+        _check_activation(activation, self.d_sae)
+        theta = activation.theta if isinstance(activation, JumpReLU) else None
+        self.theta = theta.detach().to(self.W_enc) if isinstance(theta, Tensor) else None
+        self._activation = activation
 
     @property
     def d_in(self) -> int:

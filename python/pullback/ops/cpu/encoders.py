@@ -8,6 +8,7 @@ No row whose candidates overflow, or that holds NaN or infinity, is guessed: it 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,11 +28,12 @@ BLOCKS = {torch.bfloat16: (256, 24576), torch.float32: (1024, 512)}
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
 FEWEST_TO_ROUND = 64
+# Where oneDNN is told, behind torch's back, that it may round the factors of float32 products.
+FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"
 # Below this the kernel has no room to take in a tile of features.
 MIN_CAPACITY = 128
-# For rows that the bound does not settle: pre-activations computed whole at a time, and features widened for them.
+# Pre-activations computed at a time for rows that the bound does not settle.
 WHOLE = 2**23
-AT_ONCE = 4096
 
 
 class _Kept(threading.local):
@@ -44,7 +46,7 @@ class _Kept(threading.local):
         size = math.prod(shape)
         if name not in self.buffers or self.buffers[name].numel() < size:
             with torch.inference_mode(False):  # a tensor made under inference mode could not be written outside it
-                self.buffers[name] = on_huge_pages(torch.empty(size, dtype=dtype))
+                self.buffers[name] = on_huge_pages(torch.empty(size, dtype=dtype, device="cpu"))
         return self.buffers[name][:size].view(shape)
 
 
@@ -72,9 +74,17 @@ def _rounded(rows: Tensor, name: str) -> Factor:
 
 def _unrounded(rows: Tensor) -> Factor:
     norms = screen.norm_rows(rows)
-    # In the lower precisions torch may itself round float32 factors to bfloat16.
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return Factor(rows, norms, None if exact else norms * 2.0**-7)
+    return Factor(rows, norms, None if _multiplies_in_full() else norms * 2.0**-7)
+
+
+def _multiplies_in_full() -> bool:
+    """Whether torch takes float32 factors as they are: in the lower precisions it may round them to bfloat16."""
+    if any(os.environ.get(name, "STRICT").upper() not in ("", "STRICT") for name in FPMATH):
+        return False
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set by way of torch's newer, per-backend names
+        return False
 
 
 class ScreenCounts(NamedTuple):
@@ -110,24 +120,24 @@ def topk_encode(
     shadow: W_enc in bfloat16, where it is at hand.
     """
     n, F = len(x), len(W_enc)
-    values, indices = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32)
+    values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int32)
     for rows, candidates in _sifted(x, W_enc, b_enc, 16 * k + 512, k=k, shadow=shadow):
         screen.settle_topk(x[rows], W_enc, b_enc, candidates, values[rows], indices[rows], relu)
         _count(evaluated=candidates.counts)
         for some in _unsettled(candidates, F):
-            h = _whole(x[rows][some], W_enc, b_enc)
+            h = screen.evaluate_rows(x[rows][some], W_enc, b_enc)
             values[rows][some], indices[rows][some] = topk_select(h, k, relu)
     return values, indices
 
 
 def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
     """What of x W_enc^T + b_enc is above theta, Float32[Tensor, "F"], or NaN, and not zero: exactly, in CSR form."""
-    entries = _Entries()
+    entries = _Entries(x)
     for rows, candidates in _sifted(x, W_enc, b_enc, 2048, theta=theta):
         _settle_above(entries, x[rows], W_enc, b_enc, theta, candidates, rows.start)
         for some in _unsettled(candidates, len(W_enc)):
-            h = _whole(x[rows][some], W_enc, b_enc)
-            row, ids = (~(h <= theta) & (h != 0)).nonzero(as_tuple=True)
+            h = screen.evaluate_rows(x[rows][some], W_enc, b_enc)
+            row, ids = (((h > theta) | h.isnan()) & (h != 0)).nonzero(as_tuple=True)
             entries.add(some[row] + rows.start, ids.int(), h[row, ids])
     return entries.stacked(len(x), len(W_enc))
 
@@ -139,6 +149,8 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
     bound for the batch; a row whose own bound is higher may hold more than it gave, and is asked again.
     """
     n, F = len(x), len(W_enc)
+    if n == 0:
+        return SparseActivations.stacked([], F, x)
     groups = []
     for rows, candidates in _sifted(x, W_enc, b_enc, 32 * k + 512, k=min(2 * k, F)):
         width = max(int(candidates.counts.max()), MIN_CAPACITY)
@@ -147,8 +159,8 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
     lows = torch.cat([held.lows[_given(held)] for _, held in groups])
     lows = lows[lows > 0]
     bound = float(lows.topk(k * n, sorted=False).values.min()) if len(lows) >= k * n else 0.0
-    theta = torch.full((F,), bound).nextafter(torch.zeros(())) if bound > 0 else torch.zeros(F)
-    entries, again = _Entries(), []
+    theta = x.new_full((F,), bound).nextafter(x.new_zeros(())) if bound > 0 else x.new_zeros(F)
+    entries, again = _Entries(x), []
     for rows, held in groups:
         asked_again = (held.counts < 0) | (held.bounds > bound)
         again.append(asked_again.nonzero().flatten() + rows.start)
@@ -168,15 +180,15 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
 class _Entries:
     """Entries of a sparse matrix in the making: row by row ascending in id, rows in any order."""
 
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, like: Tensor) -> None:
+        none = like.new_zeros(0)
+        self._parts = [(none.long(), none.int(), none)]
 
     def add(self, rows: Tensor, ids: Tensor, values: Tensor) -> None:
         self._parts.append((rows, ids, values))
 
     def stacked(self, n: int, F: int) -> SparseActivations:
-        none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)
-        rows, ids, values = (torch.cat(part) for part in zip(none, *self._parts, strict=True))
+        rows, ids, values = (torch.cat(part) for part in zip(*self._parts, strict=True))
         order = rows.argsort(stable=True)
         indptr = torch.nn.functional.pad(rows.bincount(minlength=n).cumsum(0), (1, 0))
         return SparseActivations(indptr, ids[order], values[order], F)
@@ -200,7 +212,7 @@ def _settle_above(
 
 def _given(candidates: screen.Candidates) -> Tensor:
     """Bool[Tensor, "rows capacity"]: the slots that hold a candidate."""
-    return torch.arange(candidates.ids.shape[1]) < candidates.counts[:, None]
+    return torch.arange(candidates.ids.shape[1], device="cpu") < candidates.counts[:, None]
 
 
 def _sifted(
@@ -256,8 +268,8 @@ def _sifted(
 def _no_candidates(n: int, capacity: int, limit: int) -> screen.Candidates:
     ids = _kept.take("ids", torch.int32, n, capacity)
     lows, highs = (_kept.take(name, torch.float32, n, capacity) for name in ("lows", "highs"))
-    counts, limits = torch.zeros(n, dtype=torch.int32), torch.full((n,), limit, dtype=torch.int32)
-    return screen.Candidates(ids, lows, highs, counts, torch.full((n,), -math.inf), limits)
+    counts, limits = ids.new_zeros(n), ids.new_full((n,), limit)
+    return screen.Candidates(ids, lows, highs, counts, lows.new_full((n,), -math.inf), limits)
 
 
 def _unsettled(candidates: screen.Candidates, F: int) -> tuple[Tensor, ...]:
@@ -265,13 +277,3 @@ def _unsettled(candidates: screen.Candidates, F: int) -> tuple[Tensor, ...]:
     lost = (candidates.counts < 0).nonzero().flatten()
     _count(len(candidates.counts), unsettled=len(lost))
     return lost.split(max(1, WHOLE // F)) if len(lost) else ()
-
-
-def _whole(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
-    """x W_enc^T + b_enc accumulated in float64 and rounded once."""
-    h = torch.empty(len(x), len(W_enc))
-    inputs = x.double()
-    for first in range(0, len(W_enc), AT_ONCE):
-        block = slice(first, first + AT_ONCE)
-        h[:, block] = torch.addmm(b_enc[block].double(), inputs, W_enc[block].double().T)
-    return h

@@ -20,7 +20,7 @@ def decode_residual(
     values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor | None, y: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     residual, dots = y.new_empty(y.shape), torch.empty_like(values)
-    losses = torch.empty(y.shape[0], dtype=torch.float64)
+    losses = y.new_empty(y.shape[0], dtype=torch.float64)
     bias = None if b_dec is None else view(b_dec)
     inputs = view(values), view(indices), view(W_dec), bias, view(y), relu
     _C.decode_residual(*inputs, view(residual), view(dots), view(losses))
@@ -28,7 +28,7 @@ def decode_residual(
 
 
 def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
-    starts, order = torch.empty(n_features + 1, dtype=torch.int64), torch.empty_like(indices)
+    starts, order = indices.new_empty(n_features + 1, dtype=torch.int64), torch.empty_like(indices)
     _C.feature_order(view(indices), view(starts), view(order))
     return starts, order
 
@@ -36,15 +36,17 @@ def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
 def column_moments(y: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     sums = torch.empty_like(center)
     squares = _C.column_moments(view(y), view(center), view(sums))
-    return sums, torch.tensor(squares, dtype=torch.float64)
+    return sums, _number(squares)
 
 
-def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) -> Tensor:
-    return torch.tensor(_C.gradient_norm(_views(grad), view(W_dec), remove_parallel), dtype=torch.float64)
+def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool, enough: Tensor | None = None) -> Tensor:
+    if enough is not None and (bound := gradient_bound(grad).square()) <= enough:
+        return bound
+    return _number(_C.gradient_norm(_views(grad), view(W_dec), remove_parallel))
 
 
 def gradient_bound(grad: SparseGradient) -> Tensor:
-    return torch.tensor(_C.gradient_bound(_views(grad), len(grad.starts) - 1), dtype=torch.float64)
+    return _number(_C.gradient_bound(_views(grad), len(grad.starts) - 1))
 
 
 def adam_(
@@ -67,6 +69,10 @@ def adam_(
     tensors = _views(grad), _views(params), _views(exp_avg), _views(exp_avg_sq)
     numbers = float(grad_scale), float(lr), int(step), *betas, eps
     _C.adam(*tensors, *numbers, remove_parallel, unit_norm, lazy, shadow)
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _views(tensors: tuple[Tensor, ...]) -> tuple[View, ...]:

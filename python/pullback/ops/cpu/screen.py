@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pullback import _C
@@ -55,9 +54,16 @@ def settle_threshold(x: Tensor, W: Tensor, b: Tensor, thresholds: Tensor, candid
     _C.settle_threshold(view(x), view(W), view(b), view(thresholds), [view(t) for t in candidates])
 
 
+def evaluate_rows(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """Float32[Tensor, 'n F']: the pre-activations of whole rows, with the very bits that candidates get."""
+    h = x.new_empty(len(x), len(W))
+    _C.evaluate_rows(view(x), view(W), view(b), view(h))
+    return h
+
+
 def norm_rows(rows: Tensor) -> Tensor:
     """Float32[Tensor, 'n'], not below the Euclidean norms of float32 rows (n, d)."""
-    norms = torch.empty(rows.shape[0])
+    norms = rows.new_empty(rows.shape[0])
     _C.norm_rows(view(rows), view(norms))
     return norms
 

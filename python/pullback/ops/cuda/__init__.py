@@ -8,7 +8,7 @@ from torch import Tensor
 from pullback import _cuda
 
 from ..gpu.checks import check_decode_csr
-from .gradient import adam_, decode_residual, feature_order, gradient_norm
+from .gradient import adam_, decode_residual, feature_order, gradient_bound, gradient_norm
 from .launch import queue
 from .select import select_running, threshold_select, topk_select, topk_select_tiles
 
@@ -18,6 +18,7 @@ __all__ = [
     "decode_csr",
     "decode_residual",
     "feature_order",
+    "gradient_bound",
     "gradient_norm",
     "select_running",
     "threshold_select",

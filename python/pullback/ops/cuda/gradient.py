@@ -48,15 +48,22 @@ def feature_order(indices: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
     return starts, order
 
 
-def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) -> Tensor:
+def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool, enough: Tensor | None = None) -> Tensor:
     if grad.dvalues.dtype == torch.float64:
-        return reference.gradient_norm(grad, W_dec, remove_parallel)
+        return reference.gradient_norm(grad, W_dec, remove_parallel, enough)
     squares = grad.x.new_empty(len(grad.starts) - 1, dtype=torch.float64)
     norm = grad.x.new_empty((), dtype=torch.float64)
-    with queue("gradient_norm", *grad, W_dec) as place:
+    row_norms = grad.x.new_empty(0 if enough is None else len(grad.x) + len(grad.g), dtype=torch.float32)
+    with queue("gradient_norm", *grad, W_dec, enough) as place:
         lent, _kept = _lend(grad)
-        _cuda.gradient_norm(lent, view(W_dec) if remove_parallel else None, view(squares), view(norm), *place)
+        optional = view(W_dec) if remove_parallel else None, optional_view(enough)
+        _cuda.gradient_norm(lent, *optional, view(row_norms), view(squares), view(norm), *place)
     return norm
+
+
+def gradient_bound(grad: SparseGradient) -> Tensor:
+    enough = torch.full((), torch.inf, dtype=torch.float64, device=grad.g.device)
+    return gradient_norm(grad, grad.g, False, enough).sqrt()
 
 
 def adam_(

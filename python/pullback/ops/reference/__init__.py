@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .encoder import encode_gemm, select_running, threshold_select, topk_exhaust_, topk_select_tiles, topk_settle
+from .encoder import (
+    encode_gemm,
+    round_rows,
+    select_running,
+    threshold_select,
+    topk_exhaust_,
+    topk_select_tiles,
+    topk_settle,
+)
 from .gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
 from .ids import checked
 
@@ -24,6 +32,7 @@ __all__ = [
     "feature_order",
     "gradient_bound",
     "gradient_norm",
+    "round_rows",
     "rows_of",
     "sampled_dot",
     "segment_outer",
@@ -59,7 +68,7 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, relu: bool) -> 
 
     x has, or is first rounded to, the dtype of the weights.
     """
-    h = torch.addmm(b_enc.double(), x.to(W_enc.dtype).double(), W_enc.double().T)
+    h = x.to(W_enc.dtype).double() @ W_enc.double().T + b_enc.double()
     return topk_select(h.to(torch.promote_types(W_enc.dtype, torch.float32)), k, relu)
 
 

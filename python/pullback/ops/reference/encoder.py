@@ -1,4 +1,4 @@
-"""The pieces of a GPU encoder in plain torch: what `_gpu_encoder` puts together where there are no kernels."""
+"""The pieces of a GPU encoder in plain torch: what `ops.gpu.encoder` puts together where there are no kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ def encode_gemm(
     b_enc: Tensor,
     h: Tensor,
     maxima: Tensor,
-    tf32: bool,  # noqa: ARG001
     config: dict | None = None,  # noqa: ARG001
 ) -> None:
     """h = x W_enc^T + b_enc (n, F), and the maximum of every 64 columns of it (n, ceil(F/64)); NaN is the largest."""
@@ -22,6 +21,17 @@ def encode_gemm(
     missing = -h.shape[1] % MAXIMA_WIDTH
     padded = torch.nn.functional.pad(h, (0, missing), value=-torch.inf)
     maxima.copy_(padded.unflatten(1, (-1, MAXIMA_WIDTH)).amax(2))
+
+
+def round_rows(t: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """scale * t (n, d) in float16, the norms of its rows before that (n), and of what rounding took (n).
+
+    The norm of a row is zero only where all of the row is.
+    """
+    scaled = t * scale
+    half = scaled.half()
+    norms, rests = (torch.linalg.vector_norm(rows, dim=1) for rows in (scaled, scaled - half.float()))
+    return half, torch.where((t != 0).any(1) & (norms < 1e-30), 1e-30, norms), rests
 
 
 def topk_select_tiles(h: Tensor, maxima: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
@@ -55,7 +65,7 @@ def select_running(h: Tensor, first_id: int, values: Tensor, indices: Tensor, *,
 
 def threshold_select(h: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What of h (n, c) is above theta (c), or NaN, and not zero, as sparse rows: indptr, indices, values."""
-    kept = ~(h <= theta) & (h != 0)
+    kept = ((h > theta) | h.isnan()) & (h != 0)
     row, ids = kept.nonzero(as_tuple=True)
     indptr = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
     return indptr, ids.int(), h[row, ids]
@@ -98,7 +108,7 @@ def topk_exhaust_(
     """Replace the top k of the rows that are uncertain by the exact one over all features."""
     rows = uncertain.nonzero()[:, 0]
     if len(rows):
-        h = torch.addmm(b_enc.double(), x[rows].double(), W_enc.double().T).float()
+        h = (x[rows].double() @ W_enc.double().T + b_enc.double()).float()
         slots = h.sort(dim=1, descending=True, stable=True).indices[:, : values.shape[1]].sort(dim=1).values
         best = h.gather(1, slots)
         values[rows] = torch.where(best <= 0, 0, best) if relu else best

@@ -63,11 +63,15 @@ def _perpendicular(rows: Tensor, to: Tensor) -> Tensor:
     return rows - along[:, None] * to
 
 
-def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool) -> Tensor:
+def gradient_norm(grad: SparseGradient, W_dec: Tensor, remove_parallel: bool, enough: Tensor | None = None) -> Tensor:
     dense = dense_gradient(grad)
     if remove_parallel:
         dense = dense._replace(W_dec=_perpendicular(dense.W_dec, W_dec))
-    return torch.stack([part.double().square().sum() for part in dense]).sum()
+    exact = torch.stack([part.double().square().sum() for part in dense]).sum()
+    if enough is None:
+        return exact
+    bound = gradient_bound(grad).square()
+    return torch.where(bound <= enough, bound, exact)
 
 
 def gradient_bound(grad: SparseGradient) -> Tensor:
@@ -77,7 +81,8 @@ def gradient_bound(grad: SparseGradient) -> Tensor:
         x=grad.x.double().norm(dim=1, keepdim=True),
         g=grad.g.double().norm(dim=1, keepdim=True),
     )
-    return 1.001 * torch.stack([part.square().sum() for part in dense_gradient(absolute)]).sum().sqrt()
+    margin = 1.001 + grad.starts.diff().max().double() * torch.finfo(grad.x.dtype).eps
+    return margin * torch.stack([part.square().sum() for part in dense_gradient(absolute)]).sum().sqrt()
 
 
 def adam_(
@@ -104,7 +109,7 @@ def adam_(
         before = p.clone(), m.clone(), v.clone()
         dense_adam_(g, p, m, v, grad_scale, lr, step, betas=betas, eps=eps)
         if unit_norm and name == "W_dec":
-            norm = torch.where(_scalar(grad_scale, p.device).isfinite(), p.norm(dim=1, keepdim=True), 1)
+            norm = torch.where(scalar(grad_scale, p.device).isfinite(), p.norm(dim=1, keepdim=True), 1)
             p.copy_(torch.where(norm > 0, p / norm, p))
         for new, old in zip((p, m, v), before, strict=True):
             new.copy_(torch.where(skipped if p.ndim == 1 else skipped[:, None], old, new))
@@ -112,7 +117,7 @@ def adam_(
         screen.refresh(params.W_enc)
 
 
-def _scalar(number: float | Tensor, device: torch.device) -> Tensor:
+def scalar(number: float | Tensor, device: torch.device) -> Tensor:
     """Float64[Tensor, ""], filled on the device: to copy it there would be to wait."""
     if isinstance(number, Tensor):
         return number.double()
@@ -131,7 +136,7 @@ def dense_adam_(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    scale, t = _scalar(grad_scale, grad.device), _scalar(step, grad.device)
+    scale, t = scalar(grad_scale, grad.device), scalar(step, grad.device)
     g = grad * scale.to(grad.dtype)
     m = betas[0] * exp_avg + (1 - betas[0]) * g
     v = betas[1] * exp_avg_sq + (1 - betas[1]) * g.square()

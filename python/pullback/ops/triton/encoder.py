@@ -1,4 +1,4 @@
-"""The pieces of a GPU encoder in Triton: see `_gpu_encoder` for how they fit together."""
+"""The pieces of a GPU encoder in Triton: see `ops.gpu.encoder` for how they fit together."""
 
 from __future__ import annotations
 
@@ -13,36 +13,33 @@ _INTERPRETED_TILE = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16, "GROUP": 2, "n
 
 
 def encode_gemm(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, h: Tensor, maxima: Tensor, tf32: bool, config: dict[str, int] | None = None
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, h: Tensor, maxima: Tensor, config: dict[str, int] | None = None
 ) -> None:
     """h = x W_enc^T + b_enc, and the maximum of every 64 columns of it, NaN above all.
 
-    x Float 'n d', W_enc Float 'f d' of the same dtype, b_enc Float 'f'; h Float 'n f', maxima like h,
-    'n ceil(f/64)', contiguous. Products and sums in float32; float32 operands are rounded to TF32 first if asked.
+    x Float 'n d', W_enc Float 'f d', both float16 or both bfloat16, b_enc Float 'f'; h Float 'n f', maxima like h,
+    'n ceil(f/64)', contiguous. Products and sums in float32.
 
     Raises:
         ValueError: tensors not on one CUDA device, or operands of two dtypes.
     """
     check_placed("encode_gemm", x, W_enc, b_enc, h, maxima)
-    if x.dtype != W_enc.dtype or x.dtype == torch.float64:
+    if x.dtype != W_enc.dtype or x.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
-            f"encode_gemm (triton): x and W_enc must have one dtype below float64, got {x.dtype} and {W_enc.dtype}"
+            f"encode_gemm (triton): x and W_enc must both be float16 or both bfloat16, got {x.dtype} and {W_enc.dtype}"
         )
     (n, d), F = x.shape, W_enc.shape[0]
     x, W_enc = dot_operand(x), dot_operand(W_enc)
-    arch = 90 if INTERPRETED else _arch(x)
-    tensor_cores = x.element_size() < 4 or tf32
-    # Without the matrix units nothing waits for the copies, and plain loads need fewer registers.
-    descriptors = 90 <= arch < 120 and tensor_cores and all(_describable(t) for t in (x, W_enc, h))
+    descriptors = (INTERPRETED or 90 <= _arch(x) < 120) and all(_describable(t) for t in (x, W_enc, h))
     if config is None or not descriptors:
-        config = kernels.encode_gemm_config(arch, x.element_size(), tensor_cores, descriptors)
+        config = kernels.encode_gemm_config(descriptors)
     if INTERPRETED:
-        config = _INTERPRETED_TILE
+        config = _INTERPRETED_TILE | ({"FLATTEN": False} if descriptors else {})
     assert config is not None
     M, N, K = (config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
     tiles = blocks(n, M) * blocks(F, N)
     check_programs("encode_gemm", tiles)
-    common = {"PRECISION": "tf32" if tf32 else "ieee", "WIDTH": kernels.MAXIMA_WIDTH, **config}
+    common = {"WIDTH": kernels.MAXIMA_WIDTH, **config}
     with torch.cuda.device_of(x):
         if descriptors:
             from triton.tools.tensor_descriptor import TensorDescriptor
@@ -55,6 +52,20 @@ def encode_gemm(
         else:
             strides = x.stride(0), W_enc.stride(0), h.stride(0)
             kernels.encode_gemm_kernel[(tiles,)](x, W_enc, b_enc, h, maxima, n, F, d, *strides, **common)
+
+
+def round_rows(t: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """scale * t in float16, the norms of its rows before, and of what that took: see `reference.round_rows`."""
+    check_placed("round_rows", t, scale)
+    n, d = t.shape
+    half = torch.empty(n, d, dtype=torch.float16, device=t.device)
+    norms, rests = torch.empty(2, n, device=t.device)
+    if n > 0:
+        with torch.cuda.device_of(t):
+            kernels.round_rows_kernel[(n,)](
+                t, scale, half, norms, rests, d, t.stride(0), **kernels.round_rows_config(d)
+            )
+    return half, norms, rests
 
 
 def topk_settle(

@@ -1,0 +1,133 @@
+"""The loss of one batch and its gradient: squared error, penalty, and what revives dead features."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pullback.training.ghost import ghost_part
+from pullback.training.loss import Part, Reconstruction, auxk_reconstruction, sparse_gradient
+from pullback.training.optimizer import Gradient
+from pullback.training.recipe import Recipe
+from pullback.training.rules import Batch, Penalty, Rule
+from pullback.transcoders import Activation, ReLU, Transcoder
+
+
+class StepStats(NamedTuple):
+    """Of the last batch, as scalar tensors that cost no synchronisation until they are read."""
+
+    fvu: Tensor
+    """fraction of variance unexplained"""
+    l0: Tensor
+    """mean number of active features"""
+    dead: Tensor
+    """share of features that have not fired for `dead_feature_window` tokens"""
+    auxk: Tensor
+    """auxiliary loss before its weight, 0 without dead features"""
+
+
+class Objective:
+    """The loss that a step lowers.
+
+    Args:
+        rule: the sparsity rule, with its recipe.
+        auxk_alpha, auxk_k: the auxiliary loss, see TrainConfig.
+    """
+
+    def __init__(self, rule: Rule, auxk_alpha: float, auxk_k: int) -> None:
+        self.rule = rule
+        self.auxk_alpha = auxk_alpha
+        self.auxk_k = auxk_k
+        self.loss = loss_of(rule.trained, rule.recipe)
+
+    def __call__(
+        self, tc: Transcoder, x: Tensor, y: Tensor, batch: Batch, variance: Tensor, dead: Tensor, step: int
+    ) -> tuple[Tensor, Gradient, StepStats, Reconstruction]:
+        """Of the entries that the rule found in a batch.
+
+        Args:
+            x: Float[Tensor, "n d_in"].
+            y: Float[Tensor, "n d_out"].
+            variance: Float64[Tensor, ""], of targets so far.
+            dead: Int64[Tensor, "n_dead"], ids.
+            step: 0, 1, ...
+
+        Returns:
+            the loss, its gradient, the figures, and the reconstruction.
+        """
+        n = len(x)
+        target = y if tc.W_skip is None else torch.addmm(y, x, tc.W_skip.T, alpha=-1)
+        made = self.rule.reconstruct(batch, tc, target)
+        scale = self._scale(y, variance)
+        weight = 2 / scale
+        loss, main = made.loss(scale), Part.of(made, weight)
+        parts = [main]
+        penalty = self.rule.penalty(batch, made, main.dvalues, tc, x, dead, step)
+        if penalty is not None:
+            loss = loss + penalty.loss
+            parts = [main._replace(dvalues=penalty.dvalues), *_parts(penalty, tc, n)]
+        auxk = torch.zeros_like(loss)
+        if len(dead) > 0 and self.rule.revives and self.auxk_alpha > 0:
+            # Weighted down while fewer than auxk_k features are dead.
+            k = min(self.auxk_k, len(dead))
+            aux = auxk_reconstruction(tc, x, made.residual, dead, k)
+            auxk = aux.loss(scale) * (k / self.auxk_k)
+            parts.append(Part.of(aux, weight * self.auxk_alpha * (k / self.auxk_k)))
+            loss = loss + self.auxk_alpha * auxk
+        if len(dead) > 0 and self.loss == "reference" and isinstance(self.rule.trained, ReLU):
+            left = -made.residual if self.rule.recipe.residual == "target" else x - (made.residual + y)
+            errors = made.residual.square() / y.norm(dim=1, keepdim=True)
+            ghost, part = ghost_part(tc, x, left, errors, dead, step)
+            loss = loss + ghost
+            parts.append(part)
+        # The mean row stands below the others, for what pulls at the pre-activations of all rows alike.
+        rows = x if penalty is None or penalty.by_mean is None else torch.cat([x, x.mean(0, keepdim=True)])
+        residual, factor = made.g[:n], weight.to(x.dtype)
+        if factor.ndim == 1:
+            residual, factor = residual * factor[:, None], torch.ones_like(loss, dtype=x.dtype)
+        gradient = Gradient(
+            sparse_gradient(rows, parts, tc.d_sae),
+            b_dec=residual.sum(0) * factor,
+            W_skip=None if tc.W_skip is None else residual.T @ x * factor,
+            more={} if penalty is None else penalty.by_weights,
+        )
+        stats = StepStats(
+            fvu=(made.whole.sum() / (n * variance)).to(x.dtype),
+            l0=made.values.count_nonzero().to(x.dtype) / n,
+            dead=torch.full_like(loss, len(dead) / tc.d_sae, dtype=x.dtype),
+            auxk=auxk.to(x.dtype),
+        )
+        return loss.to(x.dtype), gradient, stats, made
+
+    def _scale(self, y: Tensor, variance: Tensor) -> Tensor:
+        """What the squared error is divided by: Float64[Tensor, ""], or Float64[Tensor, "n"] for one of every row."""
+        if self.loss == "reference":
+            norms = y.double().norm(dim=1)
+            return norms.clamp(min=torch.finfo(y.dtype).eps) * y.numel()
+        return len(y) * (variance if self.loss == "fvu" else torch.ones_like(variance))
+
+
+def loss_of(trained: Activation, recipe: Recipe) -> str:
+    """The recipe's loss, with its default filled in."""
+    return recipe.loss or ("paper" if isinstance(trained, ReLU) else "fvu")
+
+
+def _parts(penalty: Penalty, tc: Transcoder, n: int) -> list[Part]:
+    """The gradient of a penalty by decoder norms, whose g are decoder rows, and by the pre-activations of the mean row,
+    which stands below the n of the batch."""
+    parts = []
+    if penalty.by_norm is not None:
+        ids = penalty.by_norm.nonzero().flatten()
+        rows = tc.W_dec[ids]
+        norms = rows.norm(dim=1)
+        along = torch.where(norms > 0, penalty.by_norm[ids] / norms, 0)
+        places = torch.arange(len(ids), dtype=torch.int32, device=ids.device)
+        parts.append(Part(ids.int(), places, torch.zeros_like(along), along, rows))
+    if penalty.by_mean is not None:
+        ids = penalty.by_mean.nonzero().flatten()
+        pull = penalty.by_mean[ids]
+        places = torch.full_like(ids, n, dtype=torch.int32)
+        parts.append(Part(ids.int(), places, pull, torch.zeros_like(pull), tc.W_dec.new_zeros(n + 1, tc.d_out)))
+    return parts

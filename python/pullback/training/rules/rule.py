@@ -1,0 +1,110 @@
+"""What every rule answers, and what its penalty hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from pullback.ops import SparseActivations, segment_outer
+from pullback.ops.screen import Screen
+from pullback.training.loss import Reconstruction
+from pullback.training.recipe import Recipe
+from pullback.transcoders import Activation, Transcoder
+
+
+class Slots(NamedTuple):
+    """The same number of features in every row."""
+
+    values: Tensor
+    """Float[Tensor, "n k"]; 0 in an empty slot"""
+    indices: Tensor
+    """Int32[Tensor, "n k"]"""
+
+
+Batch: TypeAlias = Slots | SparseActivations
+
+
+class Penalty(NamedTuple):
+    """What a rule adds to the squared error of n rows, with the derivatives of both."""
+
+    loss: Tensor
+    """Float64[Tensor, ""]: the penalty alone"""
+    dvalues: Tensor
+    """Float[Tensor, "nnz"]: derivative of error and penalty by the pre-activation of every entry"""
+    by_norm: Tensor | None = None
+    """Float[Tensor, "F"]: derivative of the penalty by ||W_dec[f]||"""
+    by_mean: Tensor | None = None
+    """Float[Tensor, "F"]: derivative of the penalty by the pre-activation of the mean row"""
+    by_weights: Mapping[str, Tensor] = {}
+    """derivatives of both by the rule's own weights"""
+
+
+class Rule:
+    """One way to choose the features of a token, and how it learns.
+
+    Attributes:
+        slots: `encode` gives Slots, and a fixed number of them.
+        revives: the auxiliary loss of Gao et al. revives dead features.
+        weights: weights of its own, by name, which the optimizer moves.
+    """
+
+    slots = False
+    revives = False
+
+    def __init__(self, trained: Activation, recipe: Recipe) -> None:
+        self.trained = trained
+        self.recipe = recipe
+        self.weights: dict[str, Tensor] = {}
+
+    def activation(self) -> Activation:
+        """The rule for inference, as learned so far."""
+        return self.trained
+
+    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> Batch:
+        """The entries of a batch x Float[Tensor, "n d_in"] at step 0, 1, ..."""
+        raise NotImplementedError
+
+    def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
+        """What they make of the target Float[Tensor, "n d_out"]."""
+        assert isinstance(batch, SparseActivations)
+        return Reconstruction.of_entries(batch, tc.W_dec, tc.b_dec, target)
+
+    def penalty(
+        self,
+        batch: Batch,  # noqa: ARG002
+        made: Reconstruction,  # noqa: ARG002
+        by_value: Tensor,  # noqa: ARG002
+        tc: Transcoder,  # noqa: ARG002
+        x: Tensor,  # noqa: ARG002
+        dead: Tensor,  # noqa: ARG002
+        step: int,  # noqa: ARG002
+    ) -> Penalty | None:
+        """What the rule adds to the loss, None for nothing.
+
+        Args:
+            batch, made: of `encode` and `reconstruct`.
+            by_value: Float[Tensor, "nnz"], the derivative of the squared error by every entry's activation.
+            x: Float[Tensor, "n d_in"].
+            dead: Int64[Tensor, "n_dead"], the features that have not fired for long.
+        """
+        return None
+
+    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:
+        """Once the weights have moved; they have not where the scalar `health` is not finite."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of the rule; the tensors are the live ones."""
+        return dict(self.weights)
+
+    def load_state_dict(self, state: Mapping[str, Any], tc: Transcoder) -> None:  # noqa: ARG002
+        """Continue from a `state_dict`."""
+        for name, weight in self.weights.items():
+            weight.copy_(state[name])
+
+
+def feature_sums(acts: SparseActivations, values: Tensor) -> Tensor:
+    """Float[Tensor, "F"]: the values Float[Tensor, "nnz"] of every feature's entries, added up in order of row."""
+    ones = values.new_ones(acts.n_rows, 1)
+    return segment_outer(acts.indptr, acts.indices, values, ones, acts.n_features)[:, 0]

@@ -1,0 +1,27 @@
+"""TopK: the k largest of every row, in k slots a row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pullback.ops import topk_encode
+from pullback.ops.screen import Screen
+from pullback.training.loss import Reconstruction
+from pullback.training.rules.rule import Batch, Rule, Slots
+from pullback.transcoders import TopK, Transcoder
+
+
+class TopKRule(Rule):
+    """Gao et al., arXiv 2406.04093."""
+
+    trained: TopK
+    slots = True
+    revives = True
+
+    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> Slots:
+        k = self.recipe.k_at(step, self.trained.k)
+        return Slots(*topk_encode(x, tc.W_enc, tc.b_enc, k, relu=self.trained.relu, screen=screen))
+
+    def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
+        assert isinstance(batch, Slots)
+        return Reconstruction.of_slots(*batch, tc.W_dec, tc.b_dec, target, self.trained.relu)
