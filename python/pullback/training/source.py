@@ -16,7 +16,9 @@ from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """tokens Int[Tensor, 'B T'] and mask Bool[Tensor, 'B T'], true where a token counts"""
 
-Tokens: TypeAlias = Tensor | str | Path | Sequence[Any] | Iterable[Any] | Callable[[], Any]
+Tokens: TypeAlias = (
+    Tensor | np.ndarray | TokenFile | Documents | str | Path | Sequence[Any] | Iterable[Any] | Callable[[], Any]
+)
 """Prompts: a tensor or an array (n, T), a string, a list of strings, of token lists or of vectors, a TokenFile.
 Documents: a `Documents`, a dataset of Hugging Face. A Path is one or the other by its suffix. Batches: an iterable of
 tensors (B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at
