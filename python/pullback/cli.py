@@ -9,6 +9,20 @@ from pathlib import Path
 from typing import Any
 
 ZOO = ("exact", "planted", "tiny-mix")
+ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+# What `pullback train` takes of TrainConfig for one architecture or another: name, type, default, help.
+RECIPE_OPTIONS = (
+    ("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty"),
+    ("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),
+    ("l0_coefficient", float, 1e-3, "jumprelu: weight of the number of active features"),
+    ("l0_warm_up_steps", int, 0, "steps over which it rises from 0"),
+    ("jumprelu_init_threshold", float, 0.1, "jumprelu: theta at the start"),
+    ("jumprelu_bandwidth", float, 0.05, "jumprelu: width of the window around theta that moves it"),
+    ("pre_act_loss_coefficient", float, 0.0, "jumprelu: weight of what lifts dead features"),
+    ("matryoshka_widths", int, None, "topk, batchtopk: features that reconstruct on their own, like 64 256"),
+    ("k_start", int, None, "topk, batchtopk: k of the first step"),
+    ("k_anneal_steps", int, 0, "steps over which it moves to k"),
+)
 MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
@@ -79,7 +93,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _train(commands: Any) -> None:
-    parser = _command(commands, "train", _run_train, "train TopK transcoders for every layer of a model at once")
+    parser = _command(commands, "train", _run_train, "train transcoders for every layer of a model at once")
     _harvest(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the transcoders to")
     parser.add_argument("--force", action="store_true", help="replace transcoders that are there already")
@@ -96,6 +110,11 @@ def _train(commands: Any) -> None:
     parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
     parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="the sparsity rule")
+    parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
+    for name, kind, default, what in RECIPE_OPTIONS:
+        several = {"nargs": "+"} if name == "matryoshka_widths" else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, **several)
 
 
 def _harvest(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +148,8 @@ def _run_train(args: argparse.Namespace) -> None:
     from pullback.training.command import run_train
 
     _claim(args.out, args.force)
-    run_train(args, lambda: open_model(args.model))
+    recipe = {name: getattr(args, name) for name, *_ in RECIPE_OPTIONS}
+    run_train(args, lambda: open_model(args.model), recipe)
 
 
 def _cache(commands: Any) -> None:

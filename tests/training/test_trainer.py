@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pullback.training import TrainConfig, TrainingDiverged, TrainStep, evaluate, train, train_on_activations
-from pullback.transcoders import JumpReLU, TopK, load_transcoders
+from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, load_transcoders
 
 SMALL = {
     "d_sae": 48,
@@ -78,6 +78,31 @@ def test_masked_tokens_and_bos_are_not_trained_on(lens, tokens, monkeypatch):
     used.clear()
     train(lens, tokens, TrainConfig(**SMALL, layers=[0], exclude_bos=False), mask=mask, verbose=False)
     assert tuple(lens.W_E[0].tolist()) in {tuple(row) for row in torch.cat(used).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"architecture": "topk"}, TopK),
+        ({"architecture": "batchtopk"}, BatchTopK),
+        ({"architecture": "matryoshka_batchtopk", "matryoshka_widths": [8, 16]}, BatchTopK),
+        ({"architecture": "standard", "l1_coefficient": 0.1, "l1_warm_up_steps": 5}, ReLU),
+        ({"architecture": "jumprelu", "jumprelu_init_threshold": 0.2, "l0_warm_up_steps": 5}, JumpReLU),
+    ],
+    ids=lambda value: value["architecture"] if isinstance(value, dict) else "",
+)
+def test_every_architecture_trains_and_is_saved_as_learned(lens, tokens, tmp_path, settings, kind):
+    config = TrainConfig(**SMALL, **settings, skip_connection=True)
+    sets = train(lens, tokens, config, verbose=False, output_path=tmp_path / "tc")
+    assert max(evaluate(lens, sets, tokens).fvu.values()) < 0.35
+    loaded = load_transcoders(tmp_path / "tc")
+    for layer in sets:
+        assert isinstance(sets[layer].activation, kind)
+        assert loaded[layer].activation == sets[layer].activation
+        x = lens.W_E[tokens]
+        assert torch.equal(loaded[layer](x), sets[layer](x))
+    if kind is BatchTopK:
+        assert sets[0].activation.threshold > 0
 
 
 def test_an_iterator_ends_the_run_where_it_ends(lens, tokens, capsys):

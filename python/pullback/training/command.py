@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def run_train(args: Namespace, open_model: OpenModel) -> None:
-    """Train from text, tokens or a cache, with checkpoints where they are asked for."""
+def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any]) -> None:
+    """Train from text, tokens or a cache, with checkpoints where they are asked for; `recipe` goes to TrainConfig."""
     config = TrainConfig(
         d_sae=args.d_sae,
         k=args.k,
@@ -45,6 +45,9 @@ def run_train(args: Namespace, open_model: OpenModel) -> None:
         lr=args.lr,
         seed=args.seed,
         exclude_special_tokens=args.exclude_special_tokens,
+        architecture=args.architecture,
+        skip_connection=args.skip_connection,
+        **recipe,
     )
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
