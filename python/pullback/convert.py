@@ -86,8 +86,7 @@ def inputs_of(file: Path, layers: Sequence[int]) -> dict[int, Tensor]:
 
     Raises: ValueError if the file is damaged or lacks a layer.
     """
-    from pullback.transcoders.formats.gemmascope import read_npz
-    from pullback.transcoders.formats.tensors import read_safetensors
+    from pullback.transcoders.formats.files import read_npz, read_safetensors
 
     arrays = (read_npz if file.suffix == ".npz" else read_safetensors)(file)
     found = {layer: arrays.get(str(layer), arrays.get(f"layer_{layer}")) for layer in layers}

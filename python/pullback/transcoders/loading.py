@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from pullback.transcoders.activations import Activation
+from pullback.transcoders.formats.build import Options
 from pullback.transcoders.formats.recognise import READABLE, recognise
-from pullback.transcoders.formats.tensors import Options
 from pullback.transcoders.sets import TranscoderSet
 
 READERS = {name: name.replace("-", "_") for name in READABLE} | {"pullback": "native", "gemmascope2": "gemmascope"}

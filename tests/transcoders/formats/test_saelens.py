@@ -271,7 +271,7 @@ def test_saving_leaves_dictionaries_of_other_places(make, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_files(make, x, tmp_path, monkeypatch):
-    from pullback.transcoders.formats import tensors as shared
+    from pullback.transcoders.formats import files as shared
 
     sets = TranscoderSet({0: make(ReLU()), 1: make(ReLU(), seed=1)})
     sets.save(tmp_path / "out", "saelens")

@@ -20,7 +20,9 @@ import yaml
 from pullback._util.atomic import atomic_directory, atomic_save
 from pullback.transcoders.activations import JumpReLU, ReLU
 from pullback.transcoders.formats import gemmascope, native
-from pullback.transcoders.formats.tensors import CIRCUIT_TRACER, Options, to_table, write_safetensors
+from pullback.transcoders.formats.build import Options
+from pullback.transcoders.formats.files import write_safetensors
+from pullback.transcoders.formats.tables import CIRCUIT_TRACER, to_table
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 

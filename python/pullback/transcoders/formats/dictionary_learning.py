@@ -12,16 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pullback.transcoders.activations import TopK
-from pullback.transcoders.formats.tensors import (
-    DICTIONARY_LEARNING,
-    Options,
-    build,
-    folders_with,
-    from_table,
-    one_per_layer,
-    read_json,
-    read_pickle,
-)
+from pullback.transcoders.formats.build import Options, build, one_per_layer
+from pullback.transcoders.formats.files import folders_with, read_json, read_pickle
+from pullback.transcoders.formats.tables import DICTIONARY_LEARNING, from_table
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 

@@ -12,24 +12,11 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pullback.transcoders.formats.tensors import (
-    GEMMASCOPE,
-    GEMMASCOPE2,
-    Options,
-    build,
-    from_table,
-    one_per_layer,
-    read_json,
-    read_safetensors,
-    relu_then_threshold,
-)
+from pullback.transcoders.formats.build import Options, build, one_per_layer, relu_then_threshold
+from pullback.transcoders.formats.files import read_json, read_npz, read_safetensors
+from pullback.transcoders.formats.tables import GEMMASCOPE, GEMMASCOPE2, from_table
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 
@@ -71,19 +58,6 @@ def read(file: Path, options: Options, hooks: tuple[str, str] | None = None) -> 
         hooks = hooks or _hooks_2(file, options, "W_skip" in weights)
     weights["theta"] = relu_then_threshold(weights["theta"])
     return build(weights, activation=None, hook_in=hooks[0], hook_out=hooks[1], options=options, source=file)
-
-
-def read_npz(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; copy it again")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{file} is damaged, or holds something besides arrays of numbers, which is refused because loading it "
-            f"could run code: {error}"
-        ) from error
 
 
 def _layer(file: Path, options: Options) -> int:

@@ -24,15 +24,9 @@ import yaml
 from pullback._util.atomic import atomic_directory, atomic_save, previous_directory
 from pullback._util.version import version
 from pullback.transcoders.activations import Activation, BatchTopK, ReLU, TopK
-from pullback.transcoders.formats.tensors import (
-    CIRCUIT_TRACER,
-    Options,
-    build,
-    from_table,
-    read_safetensors,
-    to_table,
-    write_safetensors,
-)
+from pullback.transcoders.formats.build import Options, build
+from pullback.transcoders.formats.files import read_safetensors, write_safetensors
+from pullback.transcoders.formats.tables import CIRCUIT_TRACER, from_table, to_table
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder

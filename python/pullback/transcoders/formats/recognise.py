@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pullback.transcoders.formats.tensors import CONVENTIONS, fitting, read_safetensors
+from pullback.transcoders.formats.files import read_safetensors
+from pullback.transcoders.formats.tables import CONVENTIONS, fitting
 
 DEPTH = 4  # folders below the one given: google/gemma-scope has layer_0/width_16k/average_l0_76/params.npz
 OF_A_RUN = re.compile(r"(state|optimizer_\d+|lr_scheduler_\d+|rank_\d+_state|ae_\d+)\.pt")

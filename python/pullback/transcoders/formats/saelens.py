@@ -20,20 +20,9 @@ from typing import Any
 from pullback._util.atomic import atomic_directory, atomic_save
 from pullback._util.version import version
 from pullback.transcoders.activations import Activation, JumpReLU, ReLU, TopK
-from pullback.transcoders.formats.tensors import (
-    SAELENS,
-    Options,
-    build,
-    folders_with,
-    from_table,
-    in_block,
-    one_per_layer,
-    read_json,
-    read_safetensors,
-    relu_then_threshold,
-    to_table,
-    write_safetensors,
-)
+from pullback.transcoders.formats.build import Options, build, in_block, one_per_layer, relu_then_threshold
+from pullback.transcoders.formats.files import folders_with, read_json, read_safetensors, write_safetensors
+from pullback.transcoders.formats.tables import SAELENS, from_table, to_table
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder

@@ -17,16 +17,10 @@ from typing import Any
 import torch
 
 from pullback.transcoders.activations import ReLU
+from pullback.transcoders.formats.build import Options, build, in_block, one_per_layer
+from pullback.transcoders.formats.files import read_pickle
 from pullback.transcoders.formats.recognise import OF_A_RUN
-from pullback.transcoders.formats.tensors import (
-    TRANSCODER_CIRCUITS,
-    Options,
-    build,
-    from_table,
-    in_block,
-    one_per_layer,
-    read_pickle,
-)
+from pullback.transcoders.formats.tables import TRANSCODER_CIRCUITS, from_table
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 
