@@ -229,8 +229,9 @@ def _convert(commands: Any) -> None:
 
 def _run_convert(args: argparse.Namespace) -> None:
     from pullback import convert
+    from pullback.training.command import read_prompts
 
-    convert.run(args, open_model, _prompts)
+    convert.run(args, open_model, read_prompts)
 
 
 def _doctor(commands: Any) -> None:

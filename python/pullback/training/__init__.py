@@ -11,7 +11,7 @@ from pullback.training.loggers import LoggingConfig
 from pullback.training.objective import StepStats
 from pullback.training.optimizer import Adam, LazyAdam
 from pullback.training.recipe import Recipe
-from pullback.training.step import StepStats, TrainingDiverged, TrainStep
+from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.training.tokenfile import TokenFile
 from pullback.training.trainer import train, train_on_activations
 
