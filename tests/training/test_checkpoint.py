@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pullback.training import TrainConfig, TrainingDiverged, TrainStep, checkpoint, train
-from pullback.transcoders import load_transcoders
+from pullback.transcoders import BatchTopK, JumpReLU, ReLU, load_transcoders
 from tests.training.conftest import D_VOCAB, ToyLens
 
 ROOT = Path(__file__).parents[2]
@@ -44,9 +44,13 @@ def run(path=None, tokens=None, resume=True, settings=SETTINGS, **more):
 
 
 def same_bits(a, b):
-    return a.layers == b.layers and all(
-        torch.equal(v, w) for l in a for v, w in zip(a[l].parameters(), b[l].parameters(), strict=True)
-    )
+    def everything(sets):
+        for layer in sets:
+            yield from sets[layer].parameters()
+            yield torch.as_tensor(getattr(sets[layer].activation, "theta", 0.0))
+            yield torch.as_tensor(getattr(sets[layer].activation, "threshold", 0.0))
+
+    return a.layers == b.layers and all(torch.equal(v, w) for v, w in zip(everything(a), everything(b), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +77,12 @@ def interrupted(n):
         {"decoder_norm": True, "skip_connection": True},
         {"optimizer": "lazy_adam", "dtype": "float64", "prefetch": 2},
         {"auxk_alpha": 0.0, "layers": [1]},
+        {"activation": BatchTopK(8), "k_start": 20, "k_anneal_steps": 30},
+        {"activation": JumpReLU(0.1), "l0_warm_up_steps": 30, "pre_act_loss_coefficient": 1e-3},
+        {"activation": ReLU(), "l1_warm_up_steps": 30},
+        {"matryoshka_widths": [12, 24]},
     ],
-    ids=["plain", "norm-skip", "lazy-float64-thread", "one-layer"],
+    ids=["plain", "norm-skip", "lazy-float64-thread", "one-layer", "batch-topk", "jumprelu", "relu", "matryoshka"],
 )
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, settings):
     settings = SETTINGS | settings

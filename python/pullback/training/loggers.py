@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from pullback._util.atomic import atomic_save
 from pullback.training.state import target_variance
 from pullback.training.step import TrainStep
@@ -52,13 +54,15 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-def figures(runs: Sequence[Mapping[int, TrainStep]], n_tokens: int) -> dict[str, float]:
-    """The figures of the last batch, by name."""
+def figures(
+    runs: Sequence[Mapping[int, TrainStep]], losses: Sequence[Mapping[int, Tensor]], n_tokens: int
+) -> dict[str, float]:
+    """The figures of the last batch, by name; losses {layer: loss} as the steps returned them."""
     found: dict[str, float] = {N_TOKENS: float(n_tokens)}
-    for i, steps in enumerate(runs):
+    for i, (steps, lost) in enumerate(zip(runs, losses, strict=True)):
         front = "" if len(runs) == 1 else f"run_{i}/"
-        layers = {layer: _of_step(step) for layer, step in steps.items() if step.stats is not None}
-        for name in next(iter(layers.values()), {}):
+        layers = {layer: _of_step(step, lost[layer]) for layer, step in steps.items()}
+        for name in next(iter(layers.values())):
             column = [own[name] for own in layers.values()]
             found[front + name] = math.fsum(column) / len(column)
             found |= {f"{front}layer_{layer}/{name}": own[name] for layer, own in layers.items()}
@@ -66,15 +70,14 @@ def figures(runs: Sequence[Mapping[int, TrainStep]], n_tokens: int) -> dict[str,
     return found
 
 
-def _of_step(step: TrainStep) -> dict[str, float]:
+def _of_step(step: TrainStep, loss: Tensor) -> dict[str, float]:
     stats = step.stats
-    if stats is None:
-        return {}
-    fvu, auxk = float(stats.fvu), float(stats.auxk)
+    assert stats is not None  # it has just trained
+    fvu = float(stats.fvu)
     return {
-        "losses/overall_loss": fvu + step.auxk_alpha * auxk,
+        "losses/overall_loss": float(loss),
         "losses/mse_loss": fvu * float(target_variance(step)),
-        "losses/auxiliary_reconstruction_loss": auxk,
+        "losses/auxiliary_reconstruction_loss": float(stats.auxk),
         "metrics/explained_variance": 1 - fvu,
         "metrics/fvu": fvu,
         "metrics/l0": float(stats.l0),

@@ -107,13 +107,15 @@ def fit(
             if rows is None:
                 break
             step_number = used // config.train_batch_size_tokens
-            for i, (steps, own) in enumerate(zip(runs, configs, strict=True)):
+            losses = [
                 _one_step(steps, rows, own.lr_at(step_number), _run_name(i, runs))
+                for i, (steps, own) in enumerate(zip(runs, configs, strict=True))
+            ]
             used += len(rows[0])
             bar.update(len(rows[0]))
             done = used >= config.training_tokens
             if (verbose or loggers) and (done or step_number % logger.log_every_n_steps == 0):
-                found = figures(runs, used)
+                found = figures(runs, losses, used)
                 bar.set_postfix_str(_summary(found, len(runs)))
                 for each in loggers:
                     each.log(found, used)
@@ -130,11 +132,13 @@ def fit(
         tqdm.write(f"the source of tokens ended after {used:,} of {config.training_tokens:,} tokens")
 
 
-def _one_step(steps: Steps, rows: Sequence[torch.Tensor], lr: float, run: str) -> None:
+def _one_step(steps: Steps, rows: Sequence[torch.Tensor], lr: float, run: str) -> dict[int, torch.Tensor]:
+    losses = {}
     for i, (layer, step) in enumerate(steps.items()):
         step.lr = lr
         with _naming(layer, step, run):
-            step(rows[2 * i], rows[2 * i + 1])
+            losses[layer] = step(rows[2 * i], rows[2 * i + 1])
+    return losses
 
 
 def _check(runs: Sequence[Steps]) -> None:
