@@ -132,3 +132,13 @@ def test_an_unknown_option_is_argparses_to_explain(capsys: pytest.CaptureFixture
         cli.main(["graph", "tiny-mix"])
     assert stop.value.code == 2
     assert "PROMPT" in capsys.readouterr().err.upper()
+
+
+def test_options_of_train_are_those_of_its_settings() -> None:
+    from pullback.training import TrainConfig
+    from pullback.training.config import ARCHITECTURES
+
+    settings = TrainConfig()
+    assert cli.ARCHITECTURES == ARCHITECTURES
+    for name, _, default, _ in cli.RECIPE_OPTIONS:
+        assert getattr(settings, name) == default, name

@@ -113,8 +113,8 @@ def _train(commands: Any) -> None:
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="the sparsity rule")
     parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
     for name, kind, default, what in RECIPE_OPTIONS:
-        several = {"nargs": "+"} if name == "matryoshka_widths" else {}
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, **several)
+        nargs = "+" if name == "matryoshka_widths" else None
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, nargs=nargs)
 
 
 def _harvest(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pullback.ops import use_backend
 from pullback.ops.reference.gradient import dense_gradient
 from pullback.training import Recipe, TrainingDiverged, TrainStep
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
@@ -165,6 +166,40 @@ def test_a_late_step_takes_no_nan_into_the_rule(case):
     assert late.activation == prompt.activation
 
 
+def trained(case, n_steps=6, **how):
+    step = a_step(case, d_sae=30, dead_feature_window=40, auxk_k=3, skip_connection=True, **how)
+    for i in range(n_steps):
+        x = rows(16, 6, i, step.transcoder.dtype)
+        step(x, x.abs())
+    return step.transcoder.state_dict()
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_the_reference_backend_takes_the_same_steps(case):
+    found = trained(case)
+    with use_backend("reference"):
+        for name, weight in trained(case).items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_torch_defaults_of_dtype_and_device_change_nothing(case):
+    expected = trained(case, dtype=torch.float32)
+    batches = [rows(16, 6, i, torch.float32) for i in range(6)]
+    step = a_step(case, d_sae=30, dead_feature_window=40, auxk_k=3, skip_connection=True, dtype=torch.float32)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        other = TrainStep(6, 6, 30, activation=step.activation, recipe=step.recipe, dtype=torch.float32)
+        assert other.transcoder.W_enc.device.type == "cpu"
+        for x in batches:
+            step(x, x.abs())
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(weight, expected[name]) for name, weight in step.transcoder.state_dict().items())
+
+
 # --- BatchTopK
 
 
@@ -319,7 +354,8 @@ def test_the_state_of_a_rule_travels():
         (ReLU(), {"matryoshka_widths": [4]}, (4, 4), "matryoshka_widths goes with TopK or BatchTopK, not ReLU"),
         (TopK(2), {"matryoshka_widths": [4, 9]}, (4, 4), r"must not exceed d_sae=8, got \[4, 9\]"),
         (TopK(2), {"matryoshka_widths": [4, 4]}, (4, 4), "matryoshka_widths must be positive and ascend"),
-        (TopK(2), {"k_start": 9}, (4, 4), "k_start=9 exceeds d_sae=8"),
+        (TopK(2), {"k_start": 9, "k_anneal_steps": 3}, (4, 4), "k_start=9 exceeds d_sae=8"),
+        (TopK(2), {"k_start": 4}, (4, 4), "k_start and k_anneal_steps go together"),
         (ReLU(), {"loss": "reference", "residual": "reference"}, (4, 5), "compares inputs with outputs, of one width"),
         (TopK(2), {"decoder_init": "tied"}, (4, 5), "needs inputs and targets of one width"),
         (ReLU(), {"decoder_init": "zero"}, (4, 4), "has no unit norm"),

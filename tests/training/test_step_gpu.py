@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pullback.training import TrainingDiverged, TrainStep
+from pullback.training import Recipe, TrainingDiverged, TrainStep
+from pullback.transcoders import BatchTopK, JumpReLU, ReLU
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -39,6 +40,10 @@ def no_waiting() -> Iterator[None]:
         {"skip_connection": True},
         {"max_grad_norm": 1e-3},
         {"max_grad_norm": None, "dead_feature_window": 300},
+        {"activation": BatchTopK(8)},
+        {"activation": ReLU(), "recipe": Recipe(l1_coefficient=0.02, initial_l0=50)},
+        {"activation": JumpReLU(0.3), "recipe": Recipe(jumprelu_bandwidth=0.5, pre_act_loss_coefficient=1e-3)},
+        {"recipe": Recipe(matryoshka_widths=(100, 300))},
     ],
     ids=str,
 )

@@ -46,9 +46,11 @@ class TrainConfig(Recipe):
         adam_beta2: decay of Adam's second moment.
         optimizer: "adam", or "lazy_adam", which moves only the features that fired in the batch: cheaper for very wide
             dictionaries, and another method (see `LazyAdam`).
-        decoder_norm: decoder rows have unit norm, and their gradient no component along them.
+        decoder_norm: decoder rows have unit norm, and their gradient no component along them. With ReLU they do in any
+            case, unless `weight_by_decoder_norm`; with the reference loss too.
         max_grad_norm: gradients of a layer are scaled down to this norm; None never.
-        auxk_alpha: weight of the auxiliary loss that lets dead features explain the residual; 0 switches it off.
+        auxk_alpha: TopK, BatchTopK: weight of the auxiliary loss that lets dead features explain the residual; 0
+            switches it off.
         auxk_k: dead features that may do so on one token.
         dead_feature_window: tokens without firing after which a feature counts as dead; None for a fiftieth of
             `training_tokens`.

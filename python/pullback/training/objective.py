@@ -78,7 +78,7 @@ class Objective:
             loss = loss + self.auxk_alpha * auxk
         if len(dead) > 0 and self.loss == "reference" and isinstance(self.rule.trained, ReLU):
             left = -made.residual if self.rule.recipe.residual == "target" else x - (made.residual + y)
-            errors = made.residual.square() / y.norm(dim=1, keepdim=True)
+            errors = made.residual.square() * (y.numel() / scale).to(x.dtype)[:, None]
             ghost, part = ghost_part(tc, x, left, errors, dead, step)
             loss = loss + ghost
             parts.append(part)

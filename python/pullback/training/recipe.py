@@ -96,6 +96,11 @@ class Recipe:
             raise self._wrong("topk_threshold_lr", "lie in (0, 1]")
         if self.k_start is not None and self.k_start < 1:
             raise self._wrong("k_start", "be at least 1, or None")
+        if (self.k_start is None) != (self.k_anneal_steps == 0):
+            raise ValueError(
+                f"{type(self).__name__}: k_start and k_anneal_steps go together: k moves from k_start over so many "
+                f"steps; got {self.k_start} and {self.k_anneal_steps}"
+            )
         widths = self.matryoshka_widths
         if widths is not None and (not widths or any(a >= b for a, b in zip((0, *widths), widths, strict=False))):
             raise self._wrong("matryoshka_widths", "be positive and ascend, like [64, 256, 1024]")

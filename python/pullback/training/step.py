@@ -70,7 +70,7 @@ class TrainStep:
         device, dtype: of the weights; float32 on the CPU by default. float64 is the other choice.
         betas: Adam's decays.
         max_grad_norm: gradients are scaled down to this norm; None never.
-        auxk_alpha, auxk_k, dead_feature_window: the auxiliary loss, see TrainConfig.
+        auxk_alpha, auxk_k, dead_feature_window: the auxiliary loss of TopK and BatchTopK, see TrainConfig.
         skip_connection: learn W_skip too, from zero.
         optimizer: "adam", or "lazy_adam", which moves only the features that fired (see LazyAdam for how it differs).
         decoder_norm: keep decoder rows at unit norm; they then start there too. The gradient's component along a row is

@@ -83,7 +83,7 @@ class JumpReLU:
     name: ClassVar[str] = "jumprelu"
 
     def __post_init__(self) -> None:
-        theta = torch.as_tensor(self.theta)
+        theta = self.theta if isinstance(self.theta, Tensor) else torch.as_tensor(self.theta, device="cpu")
         if theta.ndim > 1 or not bool(theta.isfinite().all()):
             raise ValueError(
                 f"JumpReLU: theta must be one finite number or a vector [F] of them, got shape {list(theta.shape)}"
