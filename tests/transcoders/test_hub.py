@@ -108,6 +108,13 @@ def test_one_file_of_a_repository(remote, tmp_path):
     assert remote[1][0] == ("owner/repo", None, "x.pt")
 
 
+def test_one_layer_of_a_set_comes_with_its_configuration(remote, x):
+    sets, asked = remote
+    loaded = load_transcoders("owner/repo/sub/layer_0.safetensors")
+    assert torch.equal(loaded[0](x), sets[0](x))
+    assert ("owner/repo", None, "sub/config.yaml") in asked
+
+
 def test_a_local_folder_comes_before_a_repository_of_that_name(remote, make, x, tmp_path, monkeypatch):
     local = TranscoderSet({0: make(TopK(3), seed=9)})
     local.save(tmp_path / "owner" / "repo")

@@ -19,6 +19,7 @@ RELEASES = {
     for size in ("270m", "1b", "4b", "12b", "27b")
     for kind in ("pt", "it")
     for suffix in ("", "-all")
+    if (size, kind, suffix) != ("27b", "pt", "")
 }
 MANY_TO_A_LAYER = re.compile(r"google/gemma-scope-.*")
 WANTED = (
@@ -132,7 +133,7 @@ def fetch(reference: Reference) -> Path:
     try:
         if reference.is_file:
             file = huggingface_hub.hf_hub_download(reference.repo_id, reference.path, revision=reference.revision)
-            for beside in ("config.json", "cfg.json"):
+            for beside in ("config.yaml", "config.json", "cfg.json"):
                 _also(reference, beside)
             return Path(file)
         prefix = f"{reference.path}/" if reference.path else ""
