@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-PRESETS = {
-    "gemma": "mwhanna/gemma-scope-transcoders",
-    "llama": "mntss/transcoder-Llama-3.2-1B",
-}  # circuit-tracer's names
+# circuit-tracer's short names.
+PRESETS = {"gemma": "mwhanna/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
 # Releases of SAELens that are transcoders; others are looked up in SAELens where it is installed.
 RELEASES = {
     "gemma-scope-2b-pt-transcoders": "google/gemma-scope-2b-pt-transcoders",
