@@ -23,7 +23,7 @@ from pullback.transcoders import TopK, TranscoderSet, hub, load_transcoders
         ("hf://owner/repo", ("owner/repo", "", None)),
         ("hf://owner/repo/sub@abc", ("owner/repo", "sub", "abc")),
         ("hf://owner/repo/layer_0.safetensors?revision=abc", ("owner/repo", "layer_0.safetensors", "abc")),
-        ("gemma", ("mntss/gemma-scope-transcoders", "", None)),
+        ("gemma", ("mwhanna/gemma-scope-transcoders", "", None)),
         ("llama", ("mntss/transcoder-Llama-3.2-1B", "", None)),
         (("owner/repo", "layers.3"), ("owner/repo", "layers.3", None)),
         (
