@@ -21,10 +21,10 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     script = "import sys\nfrom pullback import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert all(command in out for command in ("demo", "train", "eval", "graph", "doctor"))
+    assert all(command in out for command in ("demo", "train", "cache", "eval", "graph", "convert", "doctor"))
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "graph", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "train", "cache", "eval", "graph", "convert", "doctor"])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -74,6 +74,24 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
 
 
+def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data may be gone by then; the second time, from a checkpoint."""
+    data, cache = tmp_path / "documents.jsonl", tmp_path / "cache"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in (PROMPT, "dallas is in") * 20))
+    where = ["--data", str(data), "--context-size", "16", "--layers", "1"]
+    assert cli.main(["cache", "tiny-mix", *where, "--out", str(cache), "--cache-dtype", "bfloat16"]) == 0
+    data.unlink()
+    sizes = ["--d-sae", "64", "--k", "4", "--training-tokens", "600", "--train-batch-size-tokens", "50"]
+    train = ["train", "tiny-mix", "--cache", str(cache), "--checkpoint", str(tmp_path / "ck"), *sizes]
+    assert cli.main([*train, "--out", str(tmp_path / "a")]) == 0
+    assert cli.main([*train, "--out", str(tmp_path / "b")]) == 2
+    assert "give resume=True" in capsys.readouterr().err
+    assert cli.main([*train, "--out", str(tmp_path / "b"), "--resume"]) == 0
+    assert "going on after 600 tokens" in capsys.readouterr().out
+    one, other = (tmp_path / name / "layer_1.safetensors" for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -88,6 +106,9 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["demo", "--city", "atlantis", "--shipped", "--out", "d"], "does not know the city"),
         (["graph", "tiny-mix", PROMPT, "--out", "folder.html"], "--out names a folder"),
         (["eval", "tiny-mix", "--data", "folder.html"], "Is a directory"),
+        (["train", "tiny-mix", "--out", "o"], "--data FILE is needed"),
+        (["train", "tiny-mix", "--out", "o", "--resume"], "--resume needs --checkpoint"),
+        (["cache", "tiny-mix", "--data", "nowhere.npy", "--out", "o"], "no file nowhere.npy"),
     ],
 )
 def test_mistakes_get_a_sentence_and_status_2(

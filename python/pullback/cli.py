@@ -49,8 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(commands)
     _train(commands)
+    _cache(commands)
     _eval(commands)
     _graph(commands)
+    _convert(commands)
     _doctor(commands)
     return parser
 
@@ -92,19 +94,22 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 def _train(commands: Any) -> None:
     parser = _command(commands, "train", _run_train, "train transcoders for every layer of a model at once")
-    parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
+    _harvest(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the transcoders to")
     parser.add_argument("--force", action="store_true", help="replace transcoders that are there already")
+    parser.add_argument(
+        "--cache", type=Path, default=None, help="folder of cached activations: used, or made of --data"
+    )
+    parser.add_argument("--checkpoint", type=Path, default=None, help="folder for checkpoints and log.jsonl")
+    parser.add_argument("--checkpoint-every-tokens", type=int, default=None, help="(default: a tenth of the run)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    parser.add_argument("--tensorboard", type=Path, default=None, help="folder for TensorBoard")
+    parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
     parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
     parser.add_argument("--k", type=int, default=32, help="features active per token")
-    parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to train (default: all)")
-    parser.add_argument("--hook-name", default="mlp.hook_in", help="where the input is read, inside blocks.{l}")
-    parser.add_argument("--hook-name-out", default="hook_mlp_out", help="where the target is read, inside blocks.{l}")
     parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
     parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="the sparsity rule")
     parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
     for name, kind, default, what in RECIPE_OPTIONS:
@@ -112,27 +117,51 @@ def _train(commands: Any) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, nargs=nargs)
 
 
-def _run_train(args: argparse.Namespace) -> None:
-    from pullback.training import TrainConfig, train
-
-    config = TrainConfig(
-        d_sae=args.d_sae,
-        k=args.k,
-        layers=args.layers,
-        hook_name=args.hook_name,
-        hook_name_out=args.hook_name_out,
-        training_tokens=args.training_tokens,
-        train_batch_size_tokens=args.train_batch_size_tokens,
-        lr=args.lr,
-        seed=args.seed,
-        architecture=args.architecture,
-        skip_connection=args.skip_connection,
-        **{name: getattr(args, name) for name, *_ in RECIPE_OPTIONS},
+def _harvest(parser: argparse.ArgumentParser) -> None:
+    """What is run through the model, and what is read of it."""
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        help="file of prompts or documents a line (.txt), .jsonl, or token ids (.npy, .bin)",
     )
-    prompts = _prompts(args.data)
+    parser.add_argument(
+        "--context-size",
+        type=int,
+        default=None,
+        help="tokens of a context; packs the lines of a .txt "
+        "file into contexts, where each would be a prompt of its own",
+    )
+    parser.add_argument("--column", default=None, help="of a .jsonl file (default: input_ids, tokens, text or content)")
+    parser.add_argument("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
+    parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to use (default: all)")
+    parser.add_argument("--hook-name", default="mlp.hook_in", help="where the input is read, inside blocks.{l}")
+    parser.add_argument("--hook-name-out", default="hook_mlp_out", help="where the target is read, inside blocks.{l}")
+    parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
+    parser.add_argument("--cache-tokens", type=int, default=None, help="tokens to cache (default: all, once)")
+    parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from pullback.training.command import run_train
+
     _claim(args.out, args.force)
-    train(open_model(args.model), prompts, config, output_path=args.out)
-    print(f"wrote {args.out}")
+    recipe = {name: getattr(args, name) for name, *_ in RECIPE_OPTIONS}
+    run_train(args, lambda: open_model(args.model), recipe)
+
+
+def _cache(commands: Any) -> None:
+    parser = _command(commands, "cache", _run_cache, "write activations to disk, to train on them as often as wanted")
+    _harvest(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cache; continued if it is begun")
+
+
+def _run_cache(args: argparse.Namespace) -> None:
+    from pullback.training.command import run_cache
+
+    run_cache(args, lambda: open_model(args.model))
 
 
 def _claim(out: Path, force: bool) -> None:
@@ -153,8 +182,9 @@ def _eval(commands: Any) -> None:
 def _run_eval(args: argparse.Namespace) -> None:
     from pullback._util.atomic import atomic_save
     from pullback.training import evaluate
+    from pullback.training.command import read_prompts
 
-    report = evaluate(open_model(args.model), _open_set(args), _prompts(args.data), verbose=True)
+    report = evaluate(open_model(args.model), _open_set(args), read_prompts(args.data), verbose=True)
     print(report)
     if args.json is not None:
         atomic_save(args.json, json.dumps(report.to_dict(), indent=2))
@@ -210,6 +240,20 @@ def _run_graph(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
 
 
+def _convert(commands: Any) -> None:
+    from pullback import convert
+
+    summary = "convert transcoders between layouts: SAELens, sparsify, circuit-tracer and others"
+    convert.add_arguments(_command(commands, "convert", _run_convert, summary), MODEL_HELP)
+
+
+def _run_convert(args: argparse.Namespace) -> None:
+    from pullback import convert
+    from pullback.training.command import read_prompts
+
+    convert.run(args, open_model, read_prompts)
+
+
 def _doctor(commands: Any) -> None:
     _command(commands, "doctor", _run_doctor, "say which kernels this machine will use, and why")
 
@@ -242,14 +286,6 @@ def _open_set(args: argparse.Namespace) -> Any:
     if args.model in ZOO:
         return zoo.transcoders(args.model)
     raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")
-
-
-def _prompts(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt: write one a line")
-    return prompts
 
 
 if __name__ == "__main__":

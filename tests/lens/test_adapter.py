@@ -156,6 +156,24 @@ def test_mlp_io_is_what_enters_and_leaves_the_mlp(name: str) -> None:
         assert not y.requires_grad
 
 
+@pytest.mark.parametrize("name", FACTS)
+def test_mlp_io_ends_the_pass_at_its_last_layer_and_leaves_the_model_as_it_was(name: str) -> None:
+    lens = as_lens(models.build(name))
+    before = lens.logits(batch())
+    ran = []
+    handles = [
+        module.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, module in enumerate([*(block.attn for block in lens.model.blocks), lens.model.unembed])
+    ]
+    try:
+        lens.mlp_io(batch(), [1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == [0, 1]
+    assert torch.equal(lens.logits(batch()), before)
+
+
 def test_float64_rms_is_exact() -> None:
     """A native float64 RMSNorm rounds through float32 by itself; the lens does not let it."""
     lens = as_lens(models.build("RMS-mha-standard-plain"))

@@ -16,7 +16,7 @@ class ToyLens:
     """resid = embedding; every layer adds MLP(resid); no attention. Speaks what training uses of
     `pullback.lens.Lens`."""
 
-    n_layers, d_model, d_vocab = N_LAYERS, D_MODEL, D_VOCAB
+    n_layers, d_model, d_vocab, n_ctx = N_LAYERS, D_MODEL, D_VOCAB, 32
     device = torch.device("cpu")
 
     def __init__(self, seed=0, dtype=torch.float32, bos=None):
@@ -37,6 +37,10 @@ class ToyLens:
 
     def to_tokens(self, prompt):
         return torch.tensor([ord(c) % D_VOCAB for c in prompt])
+
+    def tokenize(self, text):
+        bos = self.model.tokenizer.bos_token_id
+        return torch.cat([torch.tensor([] if bos is None else [bos], dtype=torch.long), self.to_tokens(text)])
 
     def check(self, sets):
         if sets.d_model != D_MODEL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pullback.training import TrainConfig, TrainingDiverged, evaluate, train, train_on_activations, trainer
+from pullback.training import TrainConfig, TrainingDiverged, TrainStep, evaluate, train, train_on_activations
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, load_transcoders
 
 SMALL = {
@@ -64,8 +64,8 @@ def test_a_layer_does_not_depend_on_which_others_are_trained(lens, tokens):
 
 def test_masked_tokens_and_bos_are_not_trained_on(lens, tokens, monkeypatch):
     used = []
-    original = trainer.TrainStep.__call__
-    monkeypatch.setattr(trainer.TrainStep, "__call__", lambda self, x, y: (used.append(x), original(self, x, y))[1])
+    original = TrainStep.__call__
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, x, y: (used.append(x), original(self, x, y))[1])
     tokens = tokens.clone()
     tokens[:, 0] = 0
     mask = torch.ones_like(tokens, dtype=torch.bool)

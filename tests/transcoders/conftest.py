@@ -27,16 +27,16 @@ def activation(request):
 
 @pytest.fixture
 def make():
-    """make(activation, skip=..., dtype=..., seed=..., d_out=...) -> Transcoder"""
+    """make(activation, skip=..., dtype=..., seed=..., d_in=..., d_out=...) -> Transcoder"""
 
-    def build(activation, *, skip=False, dtype=torch.float32, seed=0, d_out=D_OUT, **options):
+    def build(activation, *, skip=False, dtype=torch.float32, seed=0, d_in=D_IN, d_out=D_OUT, **options):
         g = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
             return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
-        W_skip = draw(d_out, D_IN) if skip else None
-        weights = (draw(D_SAE, D_IN), draw(D_SAE), draw(D_SAE, d_out), draw(d_out), W_skip)
+        W_skip = draw(d_out, d_in) if skip else None
+        weights = (draw(D_SAE, d_in), draw(D_SAE), draw(D_SAE, d_out), draw(d_out), W_skip)
         return Transcoder(*weights, activation=activation, **options)
 
     return build

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pullback._util.atomic import previous_directory
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, TranscoderSet, load_transcoders
-from pullback.transcoders.formats import native
+from pullback.transcoders.formats import files, native
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
@@ -131,7 +131,7 @@ def test_a_failed_save_leaves_the_old_set(make, saved, x, monkeypatch, where, er
 
         return failing
 
-    target = native if where in ("save_file", "write") else os
+    target = {"save_file": files, "write": native}.get(where, os)
     name = {"write": "atomic_save"}.get(where, where)
     monkeypatch.setattr(target, name, fail_on_second_call(getattr(target, name)))
     with pytest.raises(type(error)):
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_is_an_os_error(saved, x, monkeypatch):
     def full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(native, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError, match="could not write layer_0.* No space left on device.* intact"):
         saved[1].save(saved[0])
     assert same(load_transcoders(saved[0]), saved[1], x)

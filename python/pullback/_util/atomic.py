@@ -125,11 +125,11 @@ def previous_directory(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, manifest: str, owned: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield an empty staging directory whose files together replace the owned files of directory `path` when the block
-    ends well.
+    """Yield an empty staging directory whose files, and folders of files, together replace the owned entries of
+    directory `path` when the block ends well.
 
     `owned(name)` says which entries of `path` belong to the set that is rewritten; they vanish if the new set lacks
-    them, all others stay. `manifest` is the file a reader opens first, so it is the last to appear.
+    them, all others stay. `manifest` is the file a reader opens first, so it is the last to appear; "" if none is.
     A directory with owned entries only is swapped as a whole by two renames. One that also holds other things, or that
     cannot be renamed (the working directory, a mount point), gets its files moved in one by one, undone if a move
     fails.
@@ -145,8 +145,8 @@ def atomic_directory(path: str | os.PathLike[str], *, manifest: str, owned: Call
     try:
         staging.mkdir()
         yield staging
-        for entry in staging.iterdir():
-            sync_file(entry)
+        for entry in staging.rglob("*"):
+            (sync_directory if entry.is_dir() else sync_file)(entry)
         sync_directory(staging)
         if swap:
             _swap(staging, target)

@@ -217,6 +217,13 @@ class Lens:
 
         return to_tokens(self, prompt)
 
+    def tokenize(self, text: str) -> Tensor:
+        """A text of any length as token ids (T,), with BOS by the model's own default. Raises ValueError without a
+        tokenizer."""
+        from pullback.lens.tokens import tokenize
+
+        return tokenize(self, text)
+
     def to_str_tokens(self, tokens: Tensor) -> list[str]:
         from pullback.lens.tokens import to_str_tokens
 
@@ -240,6 +247,12 @@ class Lens:
         check_ids(self, tokens, "tokens")
         return rec.record(self.model, tokens.to(self.device), sites, [*self.exact_edits, *edits])
 
+    @torch.no_grad()
+    def record_only(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+        """As `record`, without the logits: the forward pass ends at the last of the sites."""
+        check_ids(self, tokens, "tokens")
+        return rec.record_only(self.model, tokens.to(self.device), sites, self.exact_edits)
+
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> logits (B, T, V)"""
         return self.record(tokens, [])[0]
@@ -251,13 +264,14 @@ class Lens:
         hook_in: str = "mlp.hook_in",
         hook_out: str = "hook_mlp_out",
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Transcoder inputs and targets from one forward pass: tokens (B, T) -> {l: (x, y)}, each (B, T, d)."""
+        """Transcoder inputs and targets from one forward pass, which ends at the last of these layers: tokens (B, T) ->
+        {l: (x, y)}, each (B, T, d)."""
         chosen = range(self.n_layers) if layers is None else list(layers)
         wrong = [i for i in chosen if not 0 <= i < self.n_layers]
         if wrong:
             raise ValueError(f"lens: no layers {wrong} in a model of {self.n_layers} layers")
         sites = {i: (self.input_site(i, hook_in), self.output_site(i, hook_out)) for i in chosen}
-        _, seen = self.record(tokens, [s for pair in sites.values() for s in pair])
+        seen = self.record_only(tokens, [s for pair in sites.values() for s in pair])
         return {i: (seen[a], seen[b]) for i, (a, b) in sites.items()}
 
     @contextmanager

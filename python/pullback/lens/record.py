@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,20 +108,51 @@ def record(
     Raises ValueError where a site never fired.
     """
     seen: dict[str, Tensor] = {}
+    logits = _forward(model, tokens, sites, edits, seen.__setitem__)
+    _must_have_fired(sites, seen)
+    return logits, seen
 
-    def keep(site: str) -> tuple[str, Edit]:
-        def store(t: Tensor) -> None:
-            seen[site] = t
 
-        return site, store
+class _SeenAll(Exception):
+    """Ends a forward pass that has nothing more to show."""
 
+
+def record_only(
+    model: Any, tokens: Tensor, sites: Sequence[str], edits: Sequence[tuple[str, Edit]] = ()
+) -> dict[str, Tensor]:
+    """The tensors of `record` without the logits: the pass ends at the last site, so later layers and the unembedding
+    cost nothing."""
+    seen: dict[str, Tensor] = {}
+    waiting = set(sites)
+
+    def store(site: str, t: Tensor) -> None:
+        seen[site] = t
+        waiting.discard(site)
+        if not waiting:
+            raise _SeenAll
+
+    with suppress(_SeenAll):
+        _forward(model, tokens, sites, edits, store)
+    _must_have_fired(sites, seen)
+    return seen
+
+
+def _forward(
+    model: Any,
+    tokens: Tensor,
+    sites: Sequence[str],
+    edits: Sequence[tuple[str, Edit]],
+    store: Callable[[str, Tensor], None],
+) -> Tensor:
     # Edits come first, so that what is recorded is what the model went on with.
-    with hooked(model, [*edits, *map(keep, sites)]), evaluating(model):
-        logits = model(tokens)
+    with hooked(model, [*edits, *((site, partial(store, site)) for site in sites)]), evaluating(model):
+        return model(tokens)
+
+
+def _must_have_fired(sites: Sequence[str], seen: Mapping[str, Tensor]) -> None:
     silent = [s for s in sites if s not in seen]
     if silent:
         raise ValueError(f"lens: these hooks never fired in the forward pass: {', '.join(silent)}")
-    return logits, seen
 
 
 def patch_edits(

@@ -17,9 +17,7 @@ def to_tokens(lens: Lens, prompt: str | Sequence[int] | Tensor) -> Tensor:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("prompt is empty: give at least one token")
-        if getattr(lens.model, "tokenizer", None) is None:
-            raise ValueError("this model has no tokenizer: give token ids, or set one with model.set_tokenizer")
-        ids = _tokenize(lens.model, prompt)
+        ids = tokenize(lens, prompt)
     else:
         ids = _as_ids(prompt)
         if ids.ndim == 2 and ids.shape[0] == 1:
@@ -53,9 +51,11 @@ def _as_ids(prompt: Any) -> Tensor:
         ) from error
 
 
-def _tokenize(model: Any, prompt: str) -> Tensor:
+def tokenize(lens: Lens, text: str) -> Tensor:
     """The model's own BOS default; never its silent truncation, which would answer another prompt."""
-    return model.to_tokens(prompt, truncate=False)[0]
+    if getattr(lens.model, "tokenizer", None) is None:
+        raise ValueError("this model has no tokenizer: give token ids, or set one with model.set_tokenizer")
+    return lens.model.to_tokens(text, truncate=False)[0]
 
 
 def to_str_tokens(lens: Lens, tokens: Tensor) -> list[str]:

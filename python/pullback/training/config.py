@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -59,6 +60,11 @@ class TrainConfig(Recipe):
         architecture: "topk", "batchtopk", "standard" (ReLU with an L1 penalty), "jumprelu" or "matryoshka_batchtopk".
             Any of the first two is Matryoshka where `matryoshka_widths` are given. None for that of `activation`.
         jumprelu_init_threshold: theta of every feature at the start, for architecture "jumprelu".
+        exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
+        exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
+            a list of ids.
+        prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
+            where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
 
     Raises:
         ValueError: a setting is out of range; the sentence says which and why.
@@ -94,6 +100,9 @@ class TrainConfig(Recipe):
     dtype: str = "float32"
     architecture: str | None = None
     jumprelu_init_threshold: float = 0.1
+    exclude_padding: bool = True
+    exclude_special_tokens: bool | Sequence[int] = False
+    prefetch: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,6 +124,8 @@ class TrainConfig(Recipe):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"TrainConfig: {name} must be positive or None, got {value}")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise ValueError(f"TrainConfig: prefetch must be 0 or more, or None, got {self.prefetch}")
         if not self.lr > 0:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
         if self.architecture not in (None, *ARCHITECTURES):
@@ -175,3 +186,13 @@ class TrainConfig(Recipe):
         decay = min(self.lr_decay_steps or self.n_steps, self.n_steps - warm_up)
         rise = (step + 1) / warm_up if warm_up else 1.0
         return self.lr * min(1.0, rise, (self.n_steps - step) / decay)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple | range):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)

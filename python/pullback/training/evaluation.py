@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pullback.training.source import Batch, Tokens, bos_id, token_batches, without_bos
+from pullback.training.masks import bos_id, without_bos
+from pullback.training.source import Batch, Tokens, token_batches
 from pullback.transcoders import Transcoder, TranscoderSet
 
 Edit = Callable[[Tensor, Tensor], Tensor]

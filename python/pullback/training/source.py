@@ -1,25 +1,51 @@
-"""From tokens to training batches: prompts in, one forward pass for all layers, tokens of many prompts mixed.
-
-The model is used through the lens's `mlp_io` and `to_tokens` only, so anything that has them can be trained on.
-"""
+"""Batches of prompts with their masks, from whatever holds tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pullback.training.documents import Documents, is_dataset
+from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """tokens Int[Tensor, 'B T'] and mask Bool[Tensor, 'B T'], true where a token counts"""
 
-Tokens: TypeAlias = Tensor | str | Sequence[Any] | Iterable[Any] | Callable[[], Any]
-"""Prompts: a tensor (n, T), a string, a list of strings, of token lists or of vectors. Batches: an iterable of tensors
-(B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at every
-call."""
+Tokens: TypeAlias = (
+    Tensor | np.ndarray | TokenFile | Documents | str | Path | Sequence[Any] | Iterable[Any] | Callable[[], Any]
+)
+"""Prompts: a tensor or an array (n, T), a string, a list of strings, of token lists or of vectors, a TokenFile.
+Documents: a `Documents`, a dataset of Hugging Face. A Path is one or the other by its suffix. Batches: an iterable of
+tensors (B, T) or of pairs (tokens, mask), or a function that returns one such batch, or a fresh iterator of them, at
+every call."""
 
-EMPTY_BATCHES = 1000
+
+class Prompts(Protocol):
+    """Prompts that can be taken in any order."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, chosen: Tensor) -> Batch: ...
+
+
+def from_path(tokens: Tokens) -> Tokens:
+    """What a Path leads to; anything else as it is. Raises ValueError for a suffix that says nothing."""
+    if not isinstance(tokens, Path):
+        return tokens
+    if tokens.suffix in TOKEN_FILES:
+        return TokenFile(tokens)
+    return Documents(tokens)
+
+
+def is_packed(tokens: Tokens) -> bool:
+    """Whether contexts will hold several documents, so that a BOS may stand inside."""
+    tokens = from_path(tokens)
+    return isinstance(tokens, Documents) or is_dataset(tokens)
 
 
 def token_batches(
@@ -35,15 +61,23 @@ def token_batches(
     """Batches of prompts with their masks.
 
     Prompts are taken `batch_size` at a time, in an order drawn from `generator` if there is one, padded on the right
-    where lengths differ (padding is masked). With `repeat` the prompts start over, reshuffled, without end; an iterator
-    that cannot start over ends.
+    where lengths differ (padding is masked). Documents are packed, one behind another, into contexts of `context_size`
+    (None: all that the model can read). With `repeat` either starts over, reshuffled, without end; an iterator that
+    cannot start over ends.
 
     Raises:
         ValueError: no tokens, a shape that is neither prompts nor batches, or a mask that does not fit.
     """
-    prompts = _prompts(lens, tokens, mask)
+    tokens = from_path(tokens)
+    if is_dataset(tokens):
+        tokens = Documents(tokens)
+    prompts = _prompts(lens, tokens, mask, context_size)
     if prompts is not None:
         batches = _prompt_batches(prompts, batch_size, generator, repeat)
+    elif isinstance(tokens, Documents):
+        if mask is not None:
+            raise ValueError("mask: give it with a tensor of prompts (n, T); documents have none")
+        batches = tokens.batches(lens, batch_size, context_size or lens.n_ctx, generator, repeat)
     elif mask is not None:
         raise ValueError("mask: give it with a tensor of prompts (n, T); batches bring theirs as pairs (tokens, mask)")
     else:
@@ -52,96 +86,50 @@ def token_batches(
         yield ids[:, :context_size], keep[:, :context_size]
 
 
-def bos_id(lens: Any, chosen: int | None) -> int | None:
-    """The beginning-of-sequence token: the chosen one, or that of the model's tokenizer, or None."""
-    if chosen is not None:
-        return chosen
-    return getattr(getattr(getattr(lens, "model", None), "tokenizer", None), "bos_token_id", None)
+class _Tensor:
+    def __init__(self, ids: Tensor, mask: Tensor) -> None:
+        self.ids, self.mask = ids, mask
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, chosen: Tensor) -> Batch:
+        at = chosen.to(self.ids.device)
+        return self.ids[at], self.mask[at]
 
 
-def without_bos(tokens: Tensor, mask: Tensor, bos: int | None) -> Tensor:
-    """`mask` with the first position cleared where it holds the token `bos`."""
-    if bos is None:
-        return mask
-    mask = mask.clone()
-    mask[:, 0] &= tokens[:, 0] != bos
-    return mask
+class _Rows:
+    """Single prompts of different lengths."""
+
+    def __init__(self, rows: list[Batch]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: Tensor) -> Batch:
+        return _padded([self.rows[i] for i in chosen.tolist()])
 
 
-def activation_rows(
-    lens: Any,
-    batches: Iterable[Batch],
-    layers: Sequence[int],
-    hook_in: str,
-    hook_out: str,
-    bos: int | None,
-    like: Tensor,
-) -> Iterator[list[Tensor]]:
-    """[x, y of the first layer, x, y of the next, ...], each (n, d), for the n tokens of a batch that count; in dtype
-    and place of `like`."""
-    empty = 0
-    for tokens, mask in batches:
-        keep = without_bos(tokens, mask, bos)
-        if not bool(keep.any()):
-            empty += 1
-            if empty == EMPTY_BATCHES:
-                raise ValueError(
-                    f"the last {EMPTY_BATCHES} batches of prompts had no token to train on: every one is masked or BOS"
-                )
-            continue
-        empty = 0
-        io = lens.mlp_io(tokens, layers, hook_in, hook_out)
-        yield [rows[keep.to(rows.device)].detach().to(like) for layer in layers for rows in io[layer]]
-
-
-def mixed(
-    rows: Iterable[list[Tensor]], batch_size: int, capacity: int, generator: torch.Generator
-) -> Iterator[list[Tensor]]:
-    """Batches of `batch_size` rows drawn from a buffer of about `capacity`, so that neighbours in a batch come from
-    many prompts.
-
-    `rows` yields lists of tensors of equal length, which stay aligned. A full buffer is shuffled and gives away half of
-    itself. The last batch may be smaller.
-    """
-    pool: list[list[Tensor]] = []
-    held = 0
-    for fresh in rows:
-        pool.append(fresh)
-        held += len(fresh[0])
-        if held < max(capacity, batch_size):
-            continue
-        shuffled = _shuffled(pool, generator)
-        given = max(1, held // (2 * batch_size)) * batch_size
-        yield from _split(shuffled, given, batch_size)
-        pool, held = [[tensor[given:] for tensor in shuffled]], held - given
-    if held:
-        yield from _split(_shuffled(pool, generator), held, batch_size)
-
-
-def _shuffled(pool: list[list[Tensor]], generator: torch.Generator) -> list[Tensor]:
-    order = torch.randperm(sum(len(part[0]) for part in pool), generator=generator)
-    return [torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*pool, strict=True)]
-
-
-def _split(tensors: list[Tensor], count: int, batch_size: int) -> Iterator[list[Tensor]]:
-    for start in range(0, count, batch_size):
-        yield [tensor[start : min(start + batch_size, count)] for tensor in tensors]
-
-
-def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None) -> list[Batch] | Batch | None:
-    """A tensor of prompts with its mask, a list of single ones where lengths differ, or None where `tokens` are
-    batches."""
+def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None, context_size: int | None) -> Prompts | None:
+    """None where `tokens` are batches or documents."""
     if isinstance(tokens, str):
         tokens = [tokens]
+    if isinstance(tokens, np.ndarray):
+        tokens = TokenFile.of_array(tokens)
+    if isinstance(tokens, TokenFile):
+        if mask is not None:
+            raise ValueError("mask: give it with a tensor of prompts (n, T); a file of tokens has none")
+        return tokens.prompts(context_size)
     if isinstance(tokens, Tensor):
-        return _pair(tokens[None] if tokens.ndim == 1 else tokens, mask)
+        return _Tensor(*_pair(tokens[None] if tokens.ndim == 1 else tokens, mask))
     # A pair (tokens, mask) is one batch; any other tuple or list holds prompts, or batches, by what its first item is.
     if (
         isinstance(tokens, tuple)
         and len(tokens) == 2
         and all(isinstance(item, Tensor) and item.ndim == 2 for item in tokens)
     ):
-        return _pair(tokens[0], tokens[1])
+        return _Tensor(*_pair(tokens[0], tokens[1]))
     if not isinstance(tokens, list | tuple):
         return None
     if len(tokens) == 0:
@@ -153,7 +141,7 @@ def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None) -> list[Batch] | Ba
             "mask: give it with a tensor of prompts (n, T); a list of prompts is masked by its own lengths"
         )
     rows = [lens.to_tokens(item) if isinstance(item, str) else torch.as_tensor(item) for item in tokens]
-    return [_pair(row.reshape(1, -1), None) for row in rows]
+    return _Rows([_pair(row.reshape(1, -1), None) for row in rows])
 
 
 def _is_vector(item: Any) -> bool:
@@ -176,10 +164,8 @@ def _pair(tokens: Tensor, mask: Tensor | None) -> Batch:
     return tokens.long(), mask.to(tokens.device)
 
 
-def _prompt_batches(
-    prompts: list[Batch] | Batch, size: int, generator: torch.Generator | None, repeat: bool
-) -> Iterator[Batch]:
-    count = len(prompts) if isinstance(prompts, list) else len(prompts[0])
+def _prompt_batches(prompts: Prompts, size: int, generator: torch.Generator | None, repeat: bool) -> Iterator[Batch]:
+    count = len(prompts)
     rounds = -(-size // count) if repeat else 1  # of few prompts, several epochs make one forward pass
     while True:
         epochs = [
@@ -188,14 +174,8 @@ def _prompt_batches(
             else torch.randperm(count, generator=generator, device=generator.device)
             for _ in range(rounds)
         ]
-        order = torch.cat(epochs)
-        for chosen in order.split(size):
-            if isinstance(prompts, list):
-                yield _padded([prompts[i] for i in chosen.tolist()])
-            else:
-                ids, mask = prompts
-                at = chosen.to(ids.device)
-                yield ids[at], mask[at]
+        for chosen in torch.cat(epochs).split(size):
+            yield prompts.take(chosen)
         if not repeat:
             return
 

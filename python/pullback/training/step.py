@@ -19,7 +19,8 @@ their encoder rows as well.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from pullback.training.optimizer import OPTIMIZERS, Gradient
 from pullback.training.recipe import Recipe
 from pullback.training.rules import Batch, check_recipe, rule_for
 from pullback.training.running import Firing, Readback, RunningVariance
+from pullback.training.state import load_step_state, step_state
 from pullback.transcoders import Activation, JumpReLU, ModelReading, ReLU, TopK, Transcoder
 
 if TYPE_CHECKING:
@@ -236,6 +238,16 @@ class TrainStep:
         raise self._diverged(
             f"the loss or its gradient is not finite {where}; look for NaN or lower lr (now {self.lr:.2g})"
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs of this step, nested; the tensors are the live ones. Raises what `check`
+        raises."""
+        self.check()
+        return step_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` to the bit. Raises ValueError where it belongs to a step of other sizes."""
+        load_step_state(self, state)
 
     def _encode(self, x: Tensor) -> Batch:
         tc = self._transcoder

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain, repeat
 from typing import Any
 
@@ -13,13 +12,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback.training.checkpoint import Checkpoints
 from pullback.training.config import TrainConfig
-from pullback.training.source import Tokens, activation_rows, bos_id, mixed, token_batches
-from pullback.training.step import TrainingDiverged, TrainStep
-from pullback.transcoders import ModelReading, Transcoder, TranscoderSet
+from pullback.training.harvest import Harvest, Harvester
+from pullback.training.loggers import LoggingConfig
+from pullback.training.loop import Steps, announce, finished, fit, new_step, new_steps
+from pullback.training.masks import Excluded
+from pullback.training.source import Tokens, is_packed, token_batches
+from pullback.training.step import TrainingDiverged
+from pullback.transcoders import Transcoder, TranscoderSet
 
-COPIES_PER_WEIGHT = 3.25  # the weight, two moments of Adam, half an encoder in bfloat16
-REPORT_EVERY = 20
+PREFETCH_ON_GPU = 2
+MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
 
 
 def train(
@@ -30,6 +34,11 @@ def train(
     mask: Tensor | None = None,
     verbose: bool = True,
     output_path: str | os.PathLike[str] | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    checkpoint_every_tokens: int | None = None,
+    keep_checkpoints: int = 2,
+    resume: bool = False,
+    logger: LoggingConfig | None = None,
 ) -> TranscoderSet:
     """Train one transcoder a layer; every forward pass of the model serves all layers.
 
@@ -44,62 +53,74 @@ def train(
         verbose: print a memory estimate and show a progress bar.
         output_path: the set is saved here at the end; of a run that is interrupted or diverges, what exists is saved
             to this path with ".unfinished" behind it.
+        checkpoint_path: folder for checkpoints, and for `log.jsonl`.
+        checkpoint_every_tokens: tokens between two checkpoints; None for a tenth of the run.
+        keep_checkpoints: how many of the newest to keep.
+        resume: go on from the newest checkpoint, if there is one: with the tokens and settings that the run began with,
+            the weights will be those of a run that was never stopped, to the bit.
+        logger: see LoggingConfig.
 
     Returns:
         The trained set; each transcoder knows its hooks and how the model was read.
 
     Raises:
-        ValueError: tokens that cannot be read, or nothing to train on.
-        TrainingDiverged: NaN or infinity in activations, loss or gradient; its `sets` hold the last good weights.
+        ValueError: tokens that cannot be read, nothing to train on, or checkpoints of another run.
+        TrainingDiverged: NaN or infinity in activations, loss or gradient; its `sets` hold the last good weights, and
+            the last checkpoint stays.
         KeyboardInterrupt: after what exists was saved, if there is an `output_path`.
     """
     from pullback.lens import as_lens
 
-    config = config or TrainConfig()
-    if not isinstance(config, TrainConfig):
-        raise ValueError(
-            f"train: config must be a TrainConfig, got {type(config).__name__}: write TrainConfig(k=16, ...)"
-        )
+    config = checked_config(config)
     lens = as_lens(model)
-    layers = list(range(lens.n_layers)) if config.layers is None else sorted(set(config.layers))
-    wrong = [layer for layer in layers if not 0 <= layer < lens.n_layers]
-    if wrong or not layers:
-        raise ValueError(
-            f"TrainConfig: layers must be among 0..{lens.n_layers - 1} of this model, got {list(config.layers or [])}"
-        )
+    layers = chosen_layers(lens, config)
     device = torch.device(config.device) if config.device else lens.device
-    steps = {
-        layer: _new_step(
-            config, lens.d_model, lens.d_model, device, seed=config.seed + layer, reading=lens.reading(layer)
-        )
-        for layer in layers
-    }
-    order = torch.Generator().manual_seed(config.seed)
-    prompts = token_batches(
-        lens,
-        tokens,
-        batch_size=config.store_batch_size_prompts,
-        mask=mask,
-        context_size=config.context_size,
-        generator=order,
-        repeat=True,
+    checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
+    steps = new_steps(
+        config,
+        dict.fromkeys(layers, (lens.d_model, lens.d_model)),
+        device,
+        {layer: lens.reading(layer) for layer in layers},
     )
     like = steps[layers[0]].transcoder.W_enc
-    bos = bos_id(lens, config.bos_token_id) if config.exclude_bos else None
-    rows = activation_rows(lens, prompts, layers, config.hook_name, config.hook_name_out, bos, like)
-    batch = config.train_batch_size_tokens
+    excluded = Excluded.chosen(
+        lens,
+        exclude_bos=config.exclude_bos,
+        bos_token_id=config.bos_token_id,
+        exclude_padding=config.exclude_padding,
+        exclude_special_tokens=config.exclude_special_tokens,
+        packed=is_packed(tokens),
+    )
+    held_tokens = config.train_batch_size_tokens * config.n_batches_in_buffer
+    source = Harvest(
+        Harvester(lens, layers, config.hook_name, config.hook_name_out, excluded, like),
+        lambda: token_batches(
+            lens,
+            tokens,
+            batch_size=config.store_batch_size_prompts,
+            mask=mask,
+            context_size=config.context_size,
+            generator=torch.Generator().manual_seed(config.seed),
+            repeat=True,
+        ),
+        batch_size=config.train_batch_size_tokens,
+        capacity=held_tokens,
+        generator=torch.Generator().manual_seed(config.seed ^ MIXING),
+        prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
+    )
     if verbose:
-        _announce(config, steps)
-    try:
-        _fit(steps, mixed(rows, batch, batch * config.n_batches_in_buffer, order), config, verbose)
-    except TrainingDiverged as error:
-        error.sets = _finished(steps)
-        _save_unfinished(error.sets, output_path)
-        raise
-    except KeyboardInterrupt:
-        _save_unfinished(_finished(steps), output_path)
-        raise
-    sets = _finished(steps)
+        announce([config], [steps], held_tokens)
+    with closing(source), kept_if_stopped([steps], [output_path]):
+        fit(
+            [steps],
+            [config],
+            source,
+            verbose=verbose,
+            checkpoints=checkpoints,
+            checkpoint_every_tokens=checkpoint_every_tokens,
+            logger=logger,
+        )
+    sets = finished(steps)
     if output_path is not None:
         sets.save(output_path)
     return sets
@@ -125,7 +146,7 @@ def train_on_activations(
         ValueError: shapes that do not fit, or no data.
         TrainingDiverged: NaN or infinity in data, loss or gradient; its `transcoder` holds the last good weights.
     """
-    config = config or TrainConfig()
+    config = checked_config(config)
     if isinstance(x, Tensor):
         batches = _shuffled_batches(x, x if y is None else y, config)
     elif y is not None:
@@ -136,112 +157,63 @@ def train_on_activations(
     if first is None:
         raise ValueError("train_on_activations: no batch to train on; give at least one pair (x, y)")
     device = torch.device(config.device) if config.device else first[0].device
-    step = _new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
-    _fit({0: step}, chain([first], batches), config, verbose)
+    step = new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
+    fit([{0: step}], [config], chain([first], batches), verbose=verbose)
     return step.transcoder
 
 
-def _new_step(
-    config: TrainConfig, d_in: int, d_out: int, device: torch.device, *, seed: int, reading: ModelReading | None
-) -> TrainStep:
-    return TrainStep(
-        d_in,
-        d_out,
-        config.d_sae,
-        activation=config.trained_activation,
-        lr=config.lr,
-        device=device,
-        dtype=config.torch_dtype,
-        betas=(config.adam_beta1, config.adam_beta2),
-        optimizer=config.optimizer,
-        decoder_norm=config.decoder_norm,
-        max_grad_norm=config.max_grad_norm,
-        auxk_alpha=config.auxk_alpha,
-        auxk_k=config.auxk_k,
-        dead_feature_window=config.dead_after,
-        skip_connection=config.skip_connection,
-        hook_in=config.hook_name,
-        hook_out=config.hook_name_out,
-        reading=reading,
-        seed=seed,
-        recipe=config,
-    )
+def checked_config(config: TrainConfig | None) -> TrainConfig:
+    """The settings, or the default ones. Raises ValueError for what is no TrainConfig."""
+    config = config or TrainConfig()
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"train: config must be a TrainConfig, got {type(config).__name__}: write TrainConfig(k=16, ...)"
+        )
+    return config
 
 
-def _fit(steps: dict[int, TrainStep], batches: Iterable[Any], config: TrainConfig, verbose: bool) -> None:
-    """Feed lists [x, y of the first layer, x, y of the next, ...] to the steps until `training_tokens` are used."""
-    used = 0
-    with tqdm(total=config.training_tokens, unit="tok", unit_scale=True, desc="training", disable=not verbose) as bar:
-        for count, rows in enumerate(batches):
-            lr = config.lr_at(used // config.train_batch_size_tokens)
-            for i, (layer, step) in enumerate(steps.items()):
-                step.lr = lr
-                with _naming(layer, step):
-                    step(rows[2 * i], rows[2 * i + 1])
-            used += len(rows[0])
-            bar.update(len(rows[0]))
-            done = used >= config.training_tokens
-            # Reading the figures waits for the device, so not at every step.
-            if verbose and (done or count % REPORT_EVERY == 0):
-                bar.set_postfix_str(_postfix(steps))
-            if done:
-                break
-    for layer, step in steps.items():
-        with _naming(layer, step):
-            step.check()
-    if used == 0:
-        raise ValueError("nothing to train on: the source of tokens is empty, or every token is masked or BOS")
-    if verbose and used < config.training_tokens:
-        tqdm.write(f"the source of tokens ended after {used:,} of {config.training_tokens:,} tokens")
+def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
+    """The layers to train, ascending. Raises ValueError for layers that the model does not have."""
+    layers = list(range(lens.n_layers)) if config.layers is None else sorted(set(config.layers))
+    wrong = [layer for layer in layers if not 0 <= layer < lens.n_layers]
+    if wrong or not layers:
+        raise ValueError(
+            f"TrainConfig: layers must be among 0..{lens.n_layers - 1} of this model, got {list(config.layers or [])}"
+        )
+    return layers
+
+
+def opened(path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:
+    """The checkpoints of a run, if it has a folder for them. Raises ValueError where it cannot be resumed at all."""
+    if path is not None:
+        return Checkpoints(path, keep=keep, resume=resume)
+    if resume:
+        raise ValueError("resume=True needs a checkpoint_path to go on from")
+    return None
 
 
 @contextmanager
-def _naming(layer: int, step: TrainStep) -> Iterator[None]:
-    """Says which layer diverged."""
+def kept_if_stopped(runs: list[Steps], output_paths: list[str | os.PathLike[str] | None]) -> Iterator[None]:
+    """Whatever stops the training inside, the transcoders as they are then are not lost."""
     try:
         yield
     except TrainingDiverged as error:
-        raise TrainingDiverged(f"layer {layer}: {error}", transcoder=step.transcoder) from None
+        error.sets = _saved_unfinished(runs, output_paths)
+        raise
+    except KeyboardInterrupt:
+        _saved_unfinished(runs, output_paths)
+        raise
 
 
-def _postfix(steps: dict[int, TrainStep]) -> str:
-    """Averages over layers, so that the line stays short for deep models."""
-    stats = [step.stats for step in steps.values() if step.stats is not None]
-    fvu, l0, dead = (
-        math.fsum(float(value) for value in column) / len(stats) for column in list(zip(*stats, strict=True))[:3]
-    )
-    return f"fvu {fvu:.3f}, l0 {l0:.1f}, dead {dead:.1%}"
-
-
-def _announce(config: TrainConfig, steps: dict[int, TrainStep]) -> None:
-    weights = sum(
-        weight.numel() * weight.element_size() for step in steps.values() for weight in step.transcoder.parameters()
-    )
-    tc = next(iter(steps.values())).transcoder
-    buffered = (
-        (tc.d_in + tc.d_out)
-        * tc.W_enc.element_size()
-        * config.train_batch_size_tokens
-        * config.n_batches_in_buffer
-        * len(steps)
-    )
-    tqdm.write(
-        f"training {len(steps)} transcoders with {config.d_sae} features on "
-        f"{config.training_tokens:,} tokens in {config.n_steps:,} steps; "
-        f"memory about {(COPIES_PER_WEIGHT * weights + 2 * buffered) / 2**20:,.0f} MiB beside the model"
-    )
-
-
-def _finished(steps: dict[int, TrainStep]) -> TranscoderSet:
-    return TranscoderSet({layer: step.transcoder for layer, step in steps.items()})
-
-
-def _save_unfinished(sets: TranscoderSet, path: str | os.PathLike[str] | None) -> None:
-    """Beside `path`, not in its place: a finished set may stand there."""
-    if path is not None:
-        beside = f"{os.fspath(path).rstrip(os.sep)}.unfinished"
-        sets.save(beside)
-        tqdm.write(f"training stopped early; the transcoders as they are now were saved to {beside}")
+def _saved_unfinished(runs: list[Steps], paths: list[str | os.PathLike[str] | None]) -> TranscoderSet:
+    """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
+    sets = [finished(steps) for steps in runs]
+    for one, path in zip(sets, paths, strict=True):
+        if path is not None:
+            beside = f"{os.fspath(path).rstrip(os.sep)}.unfinished"
+            one.save(beside)
+            tqdm.write(f"training stopped early; the transcoders as they are now were saved to {beside}")
+    return sets[0]
 
 
 def _shuffled_batches(x: Tensor, y: Tensor, config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,9 +1,11 @@
 """What a dictionary is: sparse transcoders of one layer, sets of them, their activations and their files."""
 
 from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from pullback.transcoders.calibration import calibrate_thresholds, to_jumprelu
+from pullback.transcoders.loading import load_transcoders
 from pullback.transcoders.protocol import Dictionary
 from pullback.transcoders.reading import ModelReading
-from pullback.transcoders.sets import TranscoderSet, load_transcoders
+from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 
 __all__ = [
@@ -16,5 +18,7 @@ __all__ = [
     "TopK",
     "Transcoder",
     "TranscoderSet",
+    "calibrate_thresholds",
     "load_transcoders",
+    "to_jumprelu",
 ]

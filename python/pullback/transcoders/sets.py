@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,17 +124,51 @@ class TranscoderSet(Mapping[int, Transcoder]):
             }
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the native format: a directory with `config.yaml` and one safetensors file a layer.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        format: str = "pullback",
+        *,
+        calibrate: Mapping[int, Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        """Write the set: a directory with `config.yaml` and one safetensors file a layer, or another tool's layout.
 
         All or nothing: if the save is interrupted or the disk is full, a set saved there before stays as it was; so
         there must be room for both. Other files in the directory stay.
 
-        Raises: OSError of the file system.
-        """
-        from pullback.transcoders.formats import native
+        Args:
+            format: "pullback", "saelens", "sparsify" or "circuit-tracer"; see docs/FORMATS.md.
+            calibrate: {layer: inputs Float[Tensor, 'n d_in']}: write thresholds calibrated on these inputs in the place
+                of a top-k, which SAELens's and circuit-tracer's transcoders do not have. Refused without.
+            options: of the layout: `hookpoint` (sparsify), `metadata` (saelens), `scan` (circuit-tracer).
 
-        native.save(self, path)
+        Raises:
+            OSError: of the file system.
+            ValueError: the layout cannot hold this set; the sentence says what to do.
+        """
+        from pullback.transcoders.formats import writing
+
+        writing.save(self, path, format, calibrate=calibrate, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        format: str = "pullback",
+        *,
+        calibrate: Mapping[int, Tensor] | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Save in a layout of `save` and upload it to the hub repository "owner/name", made if there is none.
+
+        Returns: the address of the commit. Raises: as `save`, and what the hub's client raises.
+        """
+        from pullback.transcoders.formats import writing
+
+        return writing.push(self, repo_id, format, calibrate, private, revision, token, options)
 
     def _own(self, l: int, dst: int) -> int:
         if l != dst:
@@ -141,26 +176,6 @@ class TranscoderSet(Mapping[int, Transcoder]):
                 f"features of layer {l} write to layer {l} only, not to layer {dst}: these are per-layer transcoders"
             )
         return l
-
-
-def load_transcoders(
-    path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> TranscoderSet:
-    """Read a set that `TranscoderSet.save` or circuit-tracer wrote.
-
-    Args:
-        path: the directory that holds `config.yaml`.
-        dtype: of the weights in memory. By default 16-bit files become float32, others stay as stored.
-        device: where the weights go.
-
-    Raises:
-        FileNotFoundError: no such directory, or no `config.yaml` in it.
-        ValueError: a file is damaged, or does not fit the configuration; the sentence names the file and what was
-            expected.
-    """
-    from pullback.transcoders.formats import native
-
-    return native.load(path, dtype=dtype, device=device)
 
 
 def _ids(ids: Tensor | Sequence[int], transcoder: Transcoder) -> Tensor:

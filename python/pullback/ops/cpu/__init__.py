@@ -13,7 +13,7 @@ from pullback import _C
 
 from .borrow import view
 from .gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
-from .pages import on_huge_pages
+from .pages import results
 
 __all__ = [
     "adam_",
@@ -54,7 +54,7 @@ def sampled_dot(g: Tensor, W: Tensor, indptr: Tensor, indices: Tensor) -> Tensor
 
 
 def segment_outer(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, n_features: int) -> Tensor:
-    out = on_huge_pages(x.new_empty(n_features, x.shape[1]))
+    out = results.empty(x, n_features, x.shape[1])
     _C.segment_outer(view(indptr), view(indices), view(values), view(x), view(out))
     return out
 

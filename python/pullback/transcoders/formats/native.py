@@ -15,79 +15,65 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from pullback._util.atomic import atomic_directory, atomic_save, previous_directory
-from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from pullback._util.version import version
+from pullback.transcoders.activations import Activation, BatchTopK, ReLU, TopK
+from pullback.transcoders.formats.build import Options, build
+from pullback.transcoders.formats.files import read_safetensors, write_safetensors
+from pullback.transcoders.formats.tables import CIRCUIT_TRACER, from_table, to_table
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
-REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")
 LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
 SETTINGS = ("feature_input_hook", "feature_output_hook", "activation", "k", "relu", "threshold")
 
 
 def save(sets: TranscoderSet, path: str | os.PathLike[str]) -> None:
     """Write a set to directory `path`; see `TranscoderSet.save`."""
-    with atomic_directory(path, manifest=CONFIG, owned=_is_ours) as staging:
-        for layer, transcoder in sets.items():
-            try:
-                save_file(_tensors(transcoder), staging / _file_name(layer))
-            except SafetensorError as error:
-                # What a full disk looks like from there; callers expect the file system's own kind of error.
-                raise OSError(
-                    f"could not write {_file_name(layer)} for {path}: {error}; what was there is intact"
-                ) from error
+    with atomic_directory(path, manifest=CONFIG, owned=is_ours) as staging:
         atomic_save(staging / CONFIG, yaml.safe_dump(_config(sets), sort_keys=False, allow_unicode=True))
-        for layer in sets:  # safetensors lets only the owner read; whoever may read the one may read the other
-            shutil.copymode(staging / CONFIG, staging / _file_name(layer))
+        for layer, transcoder in sets.items():
+            write_safetensors(to_table(transcoder, CIRCUIT_TRACER), staging / file_name(layer), like=staging / CONFIG)
 
 
-def load(
-    path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> TranscoderSet:
-    """Read a set from directory `path`; see `load_transcoders`."""
+def load(path: str | os.PathLike[str], options: Options) -> TranscoderSet:
+    """Read a set from directory `path`, or one layer's file in it; see `load_transcoders`."""
     directory = Path(path)
-    config = _read_config(directory)
+    if match := LAYER_FILE.fullmatch(directory.name):
+        directory, options = directory.parent, replace(options, layer=int(match[1]))
+    config = read_config(directory)
     layers = _layers(directory, config)
+    if options.layer is not None:
+        layers = [layer for layer in layers if layer == options.layer]
+        if not layers:
+            raise ValueError(f"{directory} has no layer {options.layer}")
     readings = config.get("readings") or {}
     transcoders = {}
     for layer in layers:
         settings = {key: config.get(key) for key in SETTINGS} | (config.get("overrides") or {}).get(layer, {})
         reading = ModelReading.from_dict(readings[layer]) if readings.get(layer) else None
-        transcoders[layer] = _read_layer(directory / _file_name(layer), settings, reading, dtype, device)
+        transcoders[layer] = read_layer(directory / file_name(layer), settings, reading, options)
     return TranscoderSet(transcoders)
 
 
-def _file_name(layer: int) -> str:
+def file_name(layer: int) -> str:
     return f"layer_{layer}.safetensors"
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     return name == CONFIG or LAYER_FILE.fullmatch(name) is not None
 
 
 # Writing
-
-
-def _tensors(transcoder: Transcoder) -> dict[str, Tensor]:
-    tensors = {name: parameter.detach().contiguous() for name, parameter in transcoder.named_parameters()}
-    if isinstance(transcoder.activation, JumpReLU):
-        theta = torch.as_tensor(transcoder.activation.theta).to(transcoder.W_enc)
-        tensors[THRESHOLD] = theta.expand(transcoder.d_sae).contiguous()
-    return tensors
 
 
 def _config(sets: TranscoderSet) -> dict[str, Any]:
@@ -106,7 +92,7 @@ def _config(sets: TranscoderSet) -> dict[str, Any]:
         "model_kind": "transcoder_set",
         **common,
         "layers": sets.layers,
-        "pullback_version": _version(),
+        "pullback_version": version(),
     }
     if overrides:
         config["overrides"] = overrides
@@ -131,17 +117,10 @@ def _settings(transcoder: Transcoder) -> dict[str, Any]:
     return settings
 
 
-def _version() -> str:
-    try:
-        return metadata.version("pullback")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 # Reading
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
     file = directory / CONFIG
     if not file.is_file():
         previous = previous_directory(directory)
@@ -184,64 +163,39 @@ def _layers(directory: Path, config: dict[str, Any]) -> list[int]:
     if missing:
         raise ValueError(
             f"{directory}: {CONFIG} lists layers {sorted(declared)}, but "
-            f"{', '.join(map(_file_name, missing))} is missing; copy the set again"
+            f"{', '.join(map(file_name, missing))} is missing; copy the set again"
         )
     if extra:
         raise ValueError(
-            f"{directory}: {', '.join(map(_file_name, extra))} is not among the layers {sorted(declared)} of {CONFIG}; "
+            f"{directory}: {', '.join(map(file_name, extra))} is not among the layers {sorted(declared)} of {CONFIG}; "
             "remove what belongs to another set, or add the layer to the configuration"
         )
     return declared
 
 
-def _read_layer(
-    file: Path,
-    settings: dict[str, Any],
-    reading: ModelReading | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-) -> Transcoder:
-    tensors = _read_tensors(file)
-    threshold = tensors.pop(THRESHOLD, None)
-    missing, unknown = sorted(set(REQUIRED) - set(tensors)), sorted(set(tensors) - {*REQUIRED, "W_skip"})
-    if missing or unknown:
-        raise ValueError(
-            f"{file}: tensors {missing} are missing and {unknown} are unknown; a layer holds {', '.join(REQUIRED)} "
-            f"and optionally W_skip, {THRESHOLD}. Is this another format?"
-        )
-    if dtype is None:
-        stored = tensors["W_enc"].dtype
-        dtype = torch.float32 if stored in (torch.bfloat16, torch.float16) else stored
+def read_layer(file: Path, settings: dict[str, Any], reading: ModelReading | None, options: Options) -> Transcoder:
     try:
-        # Copies, since tensors inside the file's buffer are not aligned, and a GEMM may round differently on unaligned
-        # rows.
-        return Transcoder(
-            **{name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in tensors.items()},
-            activation=_activation(settings, None if threshold is None else threshold.to(device=device, dtype=dtype)),
+        weights = from_table(read_safetensors(file), CIRCUIT_TRACER, file)
+        return build(
+            weights,
+            activation=options.activation or _activation(settings, "theta" in weights),
             hook_in=settings["feature_input_hook"] or "mlp.hook_in",
             hook_out=settings["feature_output_hook"] or "hook_mlp_out",
+            options=options,
+            source=file,
             reading=reading,
         )
     except ValueError as error:
-        raise ValueError(
-            f"{file}: {error}. The file does not fit {CONFIG}, or is from another format; convert it "
-            "or save the set again"
-        ) from error
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"{file}: {error}") from error
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (no dict: it has no iterator)
-    except (SafetensorError, OSError) as error:
-        size = file.stat().st_size
-        raise ValueError(f"{file} ({size} bytes) is damaged or cut off: {error}; copy or save the set again") from error
-
-
-def _activation(settings: dict[str, Any], threshold: Tensor | None) -> Activation:
+def _activation(settings: dict[str, Any], has_thresholds: bool) -> Activation | None:
+    """The rule, or None for what the thresholds say: a JumpReLU."""
     name, k = settings["activation"], settings["k"]
     if name is None:
-        name = "relu" if threshold is None else "jumprelu"
+        name = "jumprelu" if has_thresholds else "relu"
     if name in ("topk", "batch_topk") and k is None:
         raise ValueError(f"activation {name} needs k in {CONFIG}")
     if name == "topk":
@@ -249,9 +203,9 @@ def _activation(settings: dict[str, Any], threshold: Tensor | None) -> Activatio
     if name == "batch_topk":
         return BatchTopK(k, settings["threshold"])
     if name == "jumprelu":
-        if threshold is None:
+        if not has_thresholds:
             raise ValueError(f"activation jumprelu needs the tensor {THRESHOLD}")
-        return JumpReLU(threshold)
+        return None
     if name == "relu":
         return ReLU()
     raise ValueError(f"activation {name!r} is unknown; it must be topk, batch_topk, jumprelu or relu")

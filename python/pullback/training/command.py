@@ -1,0 +1,109 @@
+"""What `pullback train` and `pullback cache` do with their options."""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pullback.training.cache import cache_activations
+from pullback.training.cached import CachedActivations
+from pullback.training.config import TrainConfig
+from pullback.training.documents import Documents
+from pullback.training.from_cache import train_on_cache
+from pullback.training.loggers import LoggingConfig
+from pullback.training.shards import MANIFEST
+from pullback.training.source import Tokens
+from pullback.training.tokenfile import TOKEN_FILES, TokenFile
+from pullback.training.trainer import train
+
+OpenModel = Callable[[], Any]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that say something. Raises ValueError where none does."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
+def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any]) -> None:
+    """Train from text, tokens or a cache, with checkpoints where they are asked for; `recipe` goes to TrainConfig."""
+    config = TrainConfig(
+        d_sae=args.d_sae,
+        k=args.k,
+        layers=args.layers,
+        hook_name=args.hook_name,
+        hook_name_out=args.hook_name_out,
+        training_tokens=args.training_tokens,
+        train_batch_size_tokens=args.train_batch_size_tokens,
+        context_size=args.context_size,
+        lr=args.lr,
+        seed=args.seed,
+        exclude_special_tokens=args.exclude_special_tokens,
+        architecture=args.architecture,
+        skip_connection=args.skip_connection,
+        **recipe,
+    )
+    if args.resume and args.checkpoint is None:
+        raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
+    where: dict[str, Any] = {
+        "output_path": args.out,
+        "checkpoint_path": args.checkpoint,
+        "checkpoint_every_tokens": args.checkpoint_every_tokens,
+        "resume": args.resume,
+        "logger": LoggingConfig(tensorboard_path=args.tensorboard, log_to_wandb=args.wandb),
+    }
+    if args.cache is not None:
+        train_on_cache(_cache(args, args.cache, open_model), config, **where)
+    else:
+        train(open_model(), _tokens(args), config, **where)
+    print(f"wrote {args.out}")
+
+
+def run_cache(args: Namespace, open_model: OpenModel) -> None:
+    """Write a cache, or what is missing of it."""
+    print(f"wrote {_made(args, args.out, open_model)!r}")
+
+
+def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivations:
+    """A complete cache as it is, whatever the data; else one that is made of them."""
+    if (path / MANIFEST).exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an incomplete one is about to be completed
+            cache = CachedActivations(path)
+        if cache.complete:
+            print(f"training on {cache!r}")
+            return cache
+    return _made(args, path, open_model)
+
+
+def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivations:
+    return cache_activations(
+        open_model(),
+        _tokens(args),
+        path,
+        layers=args.layers,
+        hook_name=args.hook_name,
+        hook_name_out=args.hook_name_out,
+        n_tokens=args.cache_tokens,
+        dtype=args.cache_dtype,
+        context_size=args.context_size,
+        exclude_special_tokens=args.exclude_special_tokens,
+        seed=args.seed,
+    )
+
+
+def _tokens(args: Namespace) -> Tokens:
+    path: Path | None = args.data
+    if path is None:
+        raise ValueError("--data FILE is needed: a .txt, .jsonl, .npy or .bin file")
+    if path.suffix in TOKEN_FILES:
+        return TokenFile(path, dtype=args.token_dtype)
+    if path.suffix == ".jsonl" or (path.suffix == ".txt" and args.context_size is not None):
+        return Documents(path, column=args.column)
+    return read_prompts(path)
