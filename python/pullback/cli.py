@@ -174,7 +174,7 @@ def _claim(out: Path, force: bool) -> None:
 def _eval(commands: Any) -> None:
     parser = _command(commands, "eval", _run_eval, "measure transcoders: L0, FVU, dead share, CE recovered, KL")
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--transcoders", type=Path, default=None, help="folder of a set (default: the zoo's own)")
+    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
 
@@ -194,7 +194,7 @@ def _graph(commands: Any) -> None:
     parser = _command(commands, "graph", _run_graph, "explain a model's answer to one prompt as an attribution graph")
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("prompt", help="the prompt, in quotes")
-    parser.add_argument("--transcoders", type=Path, default=None, help="folder of a set (default: the zoo's own)")
+    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     parser.add_argument(
         "--out",
         type=Path,

@@ -24,7 +24,9 @@ def test_every_feature_is_active_as_often_as_before(make, rows, rule, dtype, blo
     monkeypatch.setattr(calibration, "BLOCK_BYTES", block)
     tc = make(rule, dtype=dtype)
     tc.b_enc[3] = -1e3  # never active
-    before, after = firings(tc, rows), firings(to_jumprelu(tc, rows), rows)
+    calibrated = to_jumprelu(tc, rows)
+    assert (calibrated.theta >= 0).all(), "SAELens would cut negative features off whatever the threshold"
+    before, after = firings(tc, rows), firings(calibrated, rows)
     if dtype == torch.bfloat16:  # the thresholds are rounded to it as well
         assert (before - after).abs().float().mean() < 3
     else:

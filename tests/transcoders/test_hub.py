@@ -23,7 +23,7 @@ from pullback.transcoders import TopK, TranscoderSet, hub, load_transcoders
         ("hf://owner/repo", ("owner/repo", "", None)),
         ("hf://owner/repo/sub@abc", ("owner/repo", "sub", "abc")),
         ("hf://owner/repo/layer_0.safetensors?revision=abc", ("owner/repo", "layer_0.safetensors", "abc")),
-        ("gemma", ("mntss/gemma-scope-transcoders", "", None)),
+        ("gemma", ("mwhanna/gemma-scope-transcoders", "", None)),
         ("llama", ("mntss/transcoder-Llama-3.2-1B", "", None)),
         (("owner/repo", "layers.3"), ("owner/repo", "layers.3", None)),
         (
@@ -106,6 +106,13 @@ def test_one_file_of_a_repository(remote, tmp_path):
     with pytest.raises(ValueError, match=r"x.pt: not the layout of transcoder_circuits"):
         load_transcoders("hf://owner/repo/x.pt")
     assert remote[1][0] == ("owner/repo", None, "x.pt")
+
+
+def test_one_layer_of_a_set_comes_with_its_configuration(remote, x):
+    sets, asked = remote
+    loaded = load_transcoders("owner/repo/sub/layer_0.safetensors")
+    assert torch.equal(loaded[0](x), sets[0](x))
+    assert ("owner/repo", None, "sub/config.yaml") in asked
 
 
 def test_a_local_folder_comes_before_a_repository_of_that_name(remote, make, x, tmp_path, monkeypatch):

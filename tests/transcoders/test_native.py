@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pullback._util.atomic import previous_directory
-from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, TranscoderSet, load_transcoders
+from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, Transcoder, TranscoderSet, load_transcoders
 from pullback.transcoders.formats import files, native
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
@@ -104,6 +104,22 @@ def test_configurations_of_circuit_tracer_load(make, x, tmp_path):
     rewrite(tmp_path / "layer_0.safetensors", **{native.THRESHOLD: torch.full((37,), 0.5)})
     assert load_transcoders(tmp_path)[0].activation == JumpReLU(torch.full((37,), 0.5))
     assert torch.equal(load_transcoders(tmp_path)[0](x), make(JumpReLU(0.5))(x))
+
+
+def test_tied_weights_are_stored_twice(x, tmp_path):
+    W = torch.randn(37, 13)
+    tied = Transcoder(W, torch.zeros(37), W, torch.zeros(13), activation=ReLU())
+    TranscoderSet({0: tied}).save(tmp_path / "tc")
+    assert torch.equal(load_transcoders(tmp_path / "tc")[0](x), tied(x))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are Unix's")
+@pytest.mark.parametrize("layout", ["pullback", "saelens", "sparsify", "circuit-tracer"])
+def test_whoever_may_read_the_settings_may_read_the_weights(make, tmp_path, layout):
+    rule = TopK(5) if layout == "sparsify" else ReLU()
+    TranscoderSet({0: make(rule, d_in=11)}).save(tmp_path / "tc", layout)
+    modes = {file.stat().st_mode for file in (tmp_path / "tc").rglob("*") if file.is_file()}
+    assert len(modes) == 1
 
 
 def test_saving_again_replaces_the_set_and_nothing_else(make, saved, x):

@@ -197,3 +197,23 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
     with pytest.raises(NotADirectoryError, match="choose another path"):
         write_set(tmp_path / "set", "new")
     assert (tmp_path / "set").read_text() == "file"
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["swapped", "moved in"])
+def test_folders_of_files_are_replaced_whole_and_synced(tmp_path, monkeypatch, foreign):
+    def save(**folders):
+        with atomic_directory(tmp_path / "set", manifest="", owned=lambda name: name.startswith("layer")) as staging:
+            for name, text in folders.items():
+                (staging / name).mkdir()
+                (staging / name / "weights").write_text(text)
+
+    save(layer0="old", layer1="old")
+    if foreign:
+        (tmp_path / "set" / "notes").write_text("mine")
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    save(layer1="new")
+    entries = {path.relative_to(tmp_path / "set").as_posix() for path in (tmp_path / "set").rglob("*")}
+    assert entries == {"layer1", "layer1/weights"} | ({"notes"} if foreign else set())
+    assert (tmp_path / "set" / "layer1" / "weights").read_text() == "new"
+    assert len(synced) == 4, "the file, its folder, the staging folder, and the folder it was renamed into"

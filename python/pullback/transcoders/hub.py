@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-PRESETS = {"gemma": "mntss/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}  # circuit-tracer's names
+# circuit-tracer's short names.
+PRESETS = {"gemma": "mwhanna/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
 # Releases of SAELens that are transcoders; others are looked up in SAELens where it is installed.
 RELEASES = {
     "gemma-scope-2b-pt-transcoders": "google/gemma-scope-2b-pt-transcoders",
@@ -19,6 +20,7 @@ RELEASES = {
     for size in ("270m", "1b", "4b", "12b", "27b")
     for kind in ("pt", "it")
     for suffix in ("", "-all")
+    if (size, kind, suffix) != ("27b", "pt", "")
 }
 MANY_TO_A_LAYER = re.compile(r"google/gemma-scope-.*")
 WANTED = (
@@ -132,7 +134,7 @@ def fetch(reference: Reference) -> Path:
     try:
         if reference.is_file:
             file = huggingface_hub.hf_hub_download(reference.repo_id, reference.path, revision=reference.revision)
-            for beside in ("config.json", "cfg.json"):
+            for beside in () if reference.path.endswith(".npz") else ("config.yaml", "config.json", "cfg.json"):
                 _also(reference, beside)
             return Path(file)
         prefix = f"{reference.path}/" if reference.path else ""

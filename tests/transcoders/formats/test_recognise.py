@@ -110,6 +110,10 @@ def test_a_layer_file_goes_by_the_configuration_beside_it(make, tmp_path, x):
     loaded = load_transcoders(tmp_path / "layer_1.safetensors")
     assert loaded.layers == [1]
     assert torch.equal(loaded[1](x), sets[1](x))
+    (tmp_path / "layer_2.safetensors").unlink()
+    assert load_transcoders(tmp_path / "layer_1.safetensors").layers == [1]
+    with pytest.raises(ValueError, match="has no layer 0"):
+        load_transcoders(tmp_path / "layer_1.safetensors", layer=0)
 
 
 def test_what_the_caller_says_overrules_the_files(make, tmp_path):

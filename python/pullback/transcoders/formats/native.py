@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,13 @@ def save(sets: TranscoderSet, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], options: Options) -> TranscoderSet:
     """Read a set from directory `path`, or one layer's file in it; see `load_transcoders`."""
     directory = Path(path)
-    if match := LAYER_FILE.fullmatch(directory.name):
-        directory, options = directory.parent, replace(options, layer=int(match[1]))
-    config = read_config(directory)
-    layers = _layers(directory, config)
+    match = LAYER_FILE.fullmatch(directory.name)
+    if match:  # one file of a set, the rest of which need not be here
+        directory = directory.parent
+        config, layers = read_config(directory), [int(match[1])]
+    else:
+        config = read_config(directory)
+        layers = _layers(directory, config)
     if options.layer is not None:
         layers = [layer for layer in layers if layer == options.layer]
         if not layers:
