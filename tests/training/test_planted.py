@@ -21,7 +21,7 @@ RULES = {
     "jumprelu": JUMPRELU,
     "jumprelu, tanh": JUMPRELU
     | {"jumprelu_sparsity_loss_mode": "tanh", "weight_by_decoder_norm": True, "pre_act_loss_coefficient": 1e-3},
-    "relu": {"architecture": "standard", "l1_coefficient": 0.2, "l1_warm_up_steps": 100},
+    "relu": {"architecture": "standard", "l1_coefficient": 0.3, "l1_warm_up_steps": 100},
     "relu, reference": {"architecture": "standard", "loss": "reference", "l1_coefficient": 6e-3},
     "matryoshka topk": {"matryoshka_widths": [32, 64]},
     "matryoshka batchtopk": {"architecture": "matryoshka_batchtopk", "matryoshka_widths": [32, 64]},
