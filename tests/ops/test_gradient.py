@@ -23,7 +23,7 @@ from pullback.ops import (
     reference,
     use_backend,
 )
-from pullback.ops import gradient as ops_gradient
+from pullback.ops.gpu import adam as gpu_adam
 from pullback.ops.reference.gradient import dense_gradient
 from pullback.ops.screen import Screen
 from tests.ops.cases import FLOATS, assert_sums
@@ -388,7 +388,7 @@ def test_the_fused_adam_of_a_gpu_takes_the_step_of_the_reference(dtype, scale):
     weights = [torch.randn(3, 7, generator=random, dtype=dtype) for _ in range(3)]
     weights.append(torch.rand(3, 7, generator=random, dtype=dtype))
     results = []
-    for run in (ops_gradient.fused_dense_adam_, ops_gradient.reference.dense_adam_):
+    for run in (gpu_adam.dense_adam_, reference.dense_adam_):
         moved = [t.clone() for t in weights]
         number = torch.tensor(scale, dtype=torch.float64)
         run(*moved, number, 1e-2, 5, betas=(0.9, 0.99), eps=1e-8)

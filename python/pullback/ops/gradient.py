@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from . import arguments, dispatch
-from .reference import gradient as reference
 from .screen import Screen
 from .sparse import INT32_MAX
 
@@ -249,7 +248,7 @@ def dense_adam_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> None:
-    """The step of :func:`adam_` for a small weight with a dense gradient: an output bias, a skip path. In plain torch.
+    """The step of :func:`adam_` for a small weight with a dense gradient: an output bias, a skip path.
 
     Args:
         grad, param, exp_avg, exp_avg_sq: of one shape and dtype; the last three are changed.
@@ -261,37 +260,7 @@ def dense_adam_(
     for name, t in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         arguments.check(t.shape == param.shape, "dense_adam_", f"{name} must be {list(param.shape)} like param", t)
     weights = grad, param.detach(), exp_avg, exp_avg_sq
-    run = fused_dense_adam_ if param.is_cuda and not isinstance(lr, Tensor) else reference.dense_adam_
-    run(*weights, grad_scale, lr, step, betas=betas, eps=eps)
-
-
-def fused_dense_adam_(
-    grad: Tensor,
-    param: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    grad_scale: float | Tensor,
-    lr: float | Tensor,
-    step: int | Tensor,
-    *,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """:func:`dense_adam_` by torch's fused Adam: a fraction of the launches, which are all that it costs on a GPU."""
-    scale, t = (reference.scalar(number, grad.device) for number in (grad_scale, step))
-    torch.ops.aten._fused_adam_(
-        *([tensor] for tensor in (param, grad * scale.to(grad.dtype), exp_avg, exp_avg_sq)),
-        [],
-        [t.float()],
-        lr=float(lr),
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=0.0,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-        found_inf=(scale * 0).ne(0).float(),  # NaN * 0 and inf * 0 are NaN
-    )
+    dispatch.lookup("dense_adam_", param.device)(*weights, grad_scale, lr, step, betas=betas, eps=eps)
 
 
 def _checked(op: str, grad: SparseGradient) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pullback import _cuda
 
+from ..gpu.adam import dense_adam_
 from ..gpu.checks import check_decode_csr
 from .gradient import adam_, decode_residual, feature_order, gradient_bound, gradient_norm
 from .launch import queue
@@ -17,6 +18,7 @@ __all__ = [
     "available",
     "decode_csr",
     "decode_residual",
+    "dense_adam_",
     "feature_order",
     "gradient_bound",
     "gradient_norm",

@@ -18,7 +18,15 @@ from .encoder import (
     topk_select_tiles,
     topk_settle,
 )
-from .gradient import adam_, column_moments, decode_residual, feature_order, gradient_bound, gradient_norm
+from .gradient import (
+    adam_,
+    column_moments,
+    decode_residual,
+    dense_adam_,
+    feature_order,
+    gradient_bound,
+    gradient_norm,
+)
 from .ids import checked
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "contract",
     "decode_csr",
     "decode_residual",
+    "dense_adam_",
     "encode_gemm",
     "feature_order",
     "gradient_bound",
