@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,7 +42,7 @@ class Penalty(NamedTuple):
     """derivatives of both by the rule's own weights"""
 
 
-class Rule:
+class Rule(ABC):
     """One way to choose the features of a token, and how it learns.
 
     Attributes:
@@ -62,9 +63,9 @@ class Rule:
         """The rule for inference, as learned so far."""
         return self.trained
 
+    @abstractmethod
     def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> Batch:
         """The entries of a batch x Float[Tensor, "n d_in"] at step 0, 1, ..."""
-        raise NotImplementedError
 
     def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
         """What they make of the target Float[Tensor, "n d_out"]."""
@@ -91,7 +92,7 @@ class Rule:
         """
         return None
 
-    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:
+    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:  # noqa: B027  (most rules have nothing to do)
         """Once the weights have moved; they have not where the scalar `health` is not finite."""
 
     def state_dict(self) -> dict[str, Any]:
