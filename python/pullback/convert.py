@@ -107,11 +107,15 @@ def _recorded(model: Any, sets: TranscoderSet, prompts: list[str]) -> dict[int, 
     lens = as_lens(model)
     lens.check(sets)
     rows: dict[int, list[Tensor]] = {layer: [] for layer in sets}
+    # One forward pass serves all layers that are read at the same hooks.
+    alike: dict[tuple[str, str], list[int]] = {}
+    for layer, transcoder in sets.items():
+        alike.setdefault((transcoder.hook_in, transcoder.hook_out), []).append(layer)
     bos = bos_id(lens, None)
     with torch.no_grad():
         for tokens, mask in token_batches(lens, prompts, batch_size=32):
             keep = without_bos(tokens, mask, bos)
-            for layer, transcoder in sets.items():
-                x = lens.mlp_io(tokens, [layer], transcoder.hook_in, transcoder.hook_out)[layer][0]
-                rows[layer].append(x[keep.to(x.device)])
+            for hooks, layers in alike.items():
+                for layer, (x, _) in lens.mlp_io(tokens, layers, *hooks).items():
+                    rows[layer].append(x[keep.to(x.device)])
     return {layer: torch.cat(parts) for layer, parts in rows.items()}
