@@ -108,7 +108,7 @@ def fit(
                 break
             step_number = used // config.train_batch_size_tokens
             losses = [
-                _one_step(steps, rows, own.lr_at(step_number), _run_name(i, runs))
+                _one_step(steps, rows, own, step_number, _run_name(i, runs))
                 for i, (steps, own) in enumerate(zip(runs, configs, strict=True))
             ]
             used += len(rows[0])
@@ -132,12 +132,14 @@ def fit(
         tqdm.write(f"the source of tokens ended after {used:,} of {config.training_tokens:,} tokens")
 
 
-def _one_step(steps: Steps, rows: Sequence[torch.Tensor], lr: float, run: str) -> dict[int, torch.Tensor]:
+def _one_step(
+    steps: Steps, rows: Sequence[torch.Tensor], config: TrainConfig, number: int, run: str
+) -> dict[int, torch.Tensor]:
     losses = {}
-    for i, (layer, step) in enumerate(steps.items()):
-        step.lr = lr
+    for (layer, step), x, y in zip(steps.items(), rows[::2], rows[1::2], strict=True):
+        step.lr = config.lr_at(number)
         with _naming(layer, step, run):
-            losses[layer] = step(rows[2 * i], rows[2 * i + 1])
+            losses[layer] = step(y if config.autoencodes else x, y)
     return losses
 
 
