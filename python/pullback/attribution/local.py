@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.heads import Heads
-from pullback.lens import Lens, Trace, trace
+from pullback.lens import Lens, Trace, must_be_transcoders, trace
 from pullback.ops import SparseActivations, decode_csr
 from pullback.transcoders import TranscoderSet
 
@@ -94,9 +94,10 @@ def local_model(
     """Encode one prompt (T,) with every transcoder of the set and split each MLP output into its parts.
 
     `zero_positions` removes features and errors at those positions, as circuit-tracer does for BOS.
-    Raises ValueError for incompatible transcoders, or activations that are NaN or infinite.
+    Raises ValueError for incompatible transcoders, autoencoders, or activations that are NaN or infinite.
     """
     sets = lens.fitted(sets, strict=strict)
+    must_be_transcoders(sets, "attribution")
     t = trace(lens, tokens)
     keep = torch.ones(t.n_pos, 1, dtype=lens.compute_dtype, device=lens.device)
     if zero_positions is not None:
