@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+SCHEDULERS = ("linear", "cosine", "constant")
 
 
 class Option(NamedTuple):
@@ -42,7 +43,11 @@ TABLES = {
     "optimisation": (
         Option("training_tokens", int, 1_000_000, "tokens to train on"),
         Option("train_batch_size_tokens", int, 1024, "tokens per step"),
-        Option("lr", float, 2e-3, "learning rate", several=True),
+        Option("lr", float, 2e-3, "peak learning rate", several=True),
+        Option("lr_scheduler_name", str, "linear", "how the rate falls", choices=SCHEDULERS),
+        Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),
+        Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
+        Option("lr_decay_steps", int, None, "last steps, over which it falls (default: all after the rise)"),
     ),
     "sparsity rules": (
         Option("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty", several=True),
