@@ -42,7 +42,9 @@ TABLES = {
     ),
     "optimisation": (
         Option("training_tokens", int, 1_000_000, "tokens to train on"),
-        Option("train_batch_size_tokens", int, 1024, "tokens per step"),
+        Option("train_batch_size_tokens", int, 1024, "tokens per batch"),
+        Option("grad_acc_steps", int, 1, "batches per optimisation step"),
+        Option("micro_acc_steps", int, 1, "parts in which a batch is worked through, to save memory"),
         Option("lr", float, 2e-3, "peak learning rate", several=True),
         Option("lr_scheduler_name", str, "linear", "how the rate falls", choices=SCHEDULERS),
         Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),

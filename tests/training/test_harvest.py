@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pullback.training.harvest import Harvest, Harvester, out_of_memory
+from pullback._util.memory import out_of_memory
+from pullback.training.harvest import Harvest, Harvester
 from pullback.training.masks import Excluded
 
 EVERY = Excluded()

@@ -33,7 +33,10 @@ class TrainConfig(Recipe):
         skip_connection: also learn a linear path W_skip from input to output, starting at zero.
         training_tokens: tokens to train on, counted after masking. Given prompts are repeated, reshuffled, until it is
             reached.
-        train_batch_size_tokens: tokens of one optimisation step.
+        train_batch_size_tokens: tokens of a batch; of one optimisation step, unless `grad_acc_steps` says more.
+        grad_acc_steps: batches whose gradients make one step.
+        micro_acc_steps: parts in which a batch is worked through, which takes less memory and moves weights alike, to
+            rounding. A batch that does not fit into memory is halved in any case. BatchTopK chooses in each part.
         context_size: prompts are cut to this many tokens; None keeps them whole.
         store_batch_size_prompts: prompts of one forward pass.
         n_batches_in_buffer: the buffer in which tokens of different prompts are mixed holds this many training batches.
@@ -83,6 +86,8 @@ class TrainConfig(Recipe):
     skip_connection: bool = False
     training_tokens: int = 1_000_000
     train_batch_size_tokens: int = 1024
+    grad_acc_steps: int = 1
+    micro_acc_steps: int = 1
     context_size: int | None = None
     store_batch_size_prompts: int = 32
     n_batches_in_buffer: int = 8
@@ -117,6 +122,8 @@ class TrainConfig(Recipe):
             "k",
             "training_tokens",
             "train_batch_size_tokens",
+            "grad_acc_steps",
+            "micro_acc_steps",
             "store_batch_size_prompts",
             "n_batches_in_buffer",
             "auxk_k",
@@ -198,9 +205,21 @@ class TrainConfig(Recipe):
         return DTYPES[self.dtype]
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimisation step."""
+        return self.train_batch_size_tokens * self.grad_acc_steps
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Rows worked through at a time, None for all of a batch."""
+        if self.grad_acc_steps == self.micro_acc_steps == 1:
+            return None
+        return -(-self.train_batch_size_tokens // self.micro_acc_steps)
+
+    @property
     def n_steps(self) -> int:
         """Optimisation steps of the run."""
-        return -(-self.training_tokens // self.train_batch_size_tokens)
+        return -(-self.training_tokens // self.tokens_per_step)
 
     @property
     def dead_after(self) -> int:

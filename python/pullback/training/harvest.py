@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback._util.memory import out_of_memory
 from pullback.training.masks import Excluded
 from pullback.training.mixing import Mixed
 from pullback.training.producer import Prefetched
@@ -190,15 +191,6 @@ class Harvest(Iterator[list[Tensor]]):
             made = [item.rows]
             del item
             yield made.pop()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on whatever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        said in str(error).lower() for said in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def _passed_over(source: Iterator[Batch], start: Position) -> tuple[int, int]:

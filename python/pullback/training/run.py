@@ -160,6 +160,7 @@ def new_step(
         hook_out=config.hook_name_out,
         reading=reading,
         seed=seed,
+        micro_batch_size=config.micro_batch_size,
         recipe=config,
     )
 

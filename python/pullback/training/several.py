@@ -15,7 +15,9 @@ from pullback.transcoders import TranscoderSet
 
 RUNS = "runs.json"
 # What batches are made of, whatever they come from.
-SHARED = ("layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype")
+SHARED = (
+    "layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "grad_acc_steps", "device", "dtype",
+)  # fmt: skip
 # What a model is read with, beside that.
 SHARED_READING = (
     "context_size", "store_batch_size_prompts", "n_batches_in_buffer", "exclude_bos", "bos_token_id",
