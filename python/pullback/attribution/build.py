@@ -62,8 +62,8 @@ def attribute(
         A graph whose every target sums: pre-activation = edges + dropped mass (`graph.check()`).
 
     Raises:
-        ValueError: a prompt the model cannot read, transcoders of another model, autoencoders, NaN activations, or a model whose
-            frozen map does not add up to its own activations.
+        ValueError: a prompt the model cannot read, transcoders of another model, autoencoders, NaN activations, or a
+            model whose frozen map does not add up to its own activations.
     """
     if engine not in ENGINES:
         raise ValueError(f"attribute: engine must be one of {', '.join(ENGINES)}, got '{engine}'")

@@ -38,8 +38,8 @@ def train_on_cache(
         cache: a cache, or its folder.
         config: see TrainConfig; what it says about prompts and excluded tokens was settled when the cache was made.
         configs: instead of one: several seeds, k, widths or rates, each on the same batches, which are read once. They
-            must agree on layers, targets, tokens, batch size, device and dtype; the first one's seed orders the batches.
-            A transcoder and an autoencoder of its targets read the same cache.
+            must agree on layers, targets, tokens, batch size, device and dtype; the first one's seed orders the
+            batches. A transcoder and an autoencoder of its targets read the same cache.
         output_path: where the set is saved; of several, to `run_0`, `run_1`, ... inside.
         verbose, checkpoint_path, checkpoint_every_tokens, keep_checkpoints, resume, logger: as in `train`.
 
