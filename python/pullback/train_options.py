@@ -6,7 +6,7 @@ Options with several values make a grid: a run for every combination, all on the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -67,28 +67,36 @@ TABLES = {
         Option("k_anneal_steps", int, 0, "steps over which it moves to k"),
     ),
 }  # fmt: skip
+# What every dictionary of a sweep has in common.
+SIZES = ("d_sae", "training_tokens", "train_batch_size_tokens", "lr", "skip_connection")
 OPTIONS = tuple(option for table in TABLES.values() for option in table)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All of them, in groups."""
-    parser.epilog = "* Several values make a grid: a run for each combination, all on the same batches."
+def add_arguments(parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> None:
+    """All of them, in groups; or `only` some, with one value each."""
+    if not only:
+        parser.epilog = "* Several values make a grid: a run for each combination, all on the same batches."
     for title, table in TABLES.items():
-        group = parser.add_argument_group(title)
-        for option in table:
-            flag = "--" + option.name.replace("_", "-")
-            if option.kind is bool:
-                group.add_argument(flag, action="store_true", help=option.what)
-                continue
-            group.add_argument(
-                flag,
-                type=option.kind,
-                default=[option.default] if option.several else option.default,
-                nargs="+" if option.several or option.as_list else None,
-                choices=option.choices,
-                metavar=None if option.choices else option.kind.__name__.upper(),
-                help=option.what + (" *" if option.several else ""),
-            )
+        chosen = [option for option in table if not only or option.name in only]
+        group = parser.add_argument_group(title) if chosen else parser
+        for option in chosen:
+            _add(group, option._replace(several=option.several and not only))
+
+
+def _add(group: Any, option: Option) -> None:
+    flag = "--" + option.name.replace("_", "-")
+    if option.kind is bool:
+        group.add_argument(flag, action="store_true", help=option.what)
+        return
+    group.add_argument(
+        flag,
+        type=option.kind,
+        default=[option.default] if option.several else option.default,
+        nargs="+" if option.several or option.as_list else None,
+        choices=option.choices,
+        metavar=None if option.choices else option.kind.__name__.upper(),
+        help=option.what + (" *" if option.several else ""),
+    )
 
 
 def settings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
