@@ -130,6 +130,7 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
         help="where the target is read, inside blocks.{l}; the same as --hook-name makes autoencoders",
     )
     parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
+    parser.add_argument("--autocast-lm", action="store_true", help="let the model multiply in bfloat16")
     parser.add_argument("--cache-tokens", type=int, default=None, help="tokens to cache (default: all, once)")
     parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
 

@@ -50,6 +50,7 @@ TABLES = {
         Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),
         Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
         Option("lr_decay_steps", int, None, "last steps, over which it falls (default: all after the rise)"),
+        Option("act_store_dtype", str, None, "of rows that wait to be mixed", choices=("float32", "bfloat16")),
     ),
     "sparsity rules": (
         Option("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty", several=True),

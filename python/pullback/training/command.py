@@ -44,6 +44,7 @@ def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str
             hook_name_out=args.hook_name_out,
             context_size=args.context_size,
             exclude_special_tokens=args.exclude_special_tokens,
+            autocast_lm=args.autocast_lm,
             **settings,
         )
         for settings in grid
@@ -97,6 +98,7 @@ def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivatio
         dtype=args.cache_dtype,
         context_size=args.context_size,
         exclude_special_tokens=args.exclude_special_tokens,
+        autocast_lm=args.autocast_lm,
         seed=args.seed if isinstance(args.seed, int) else args.seed[0],
     )
 
@@ -119,6 +121,7 @@ def run_sweep(args: Namespace, open_model: OpenModel) -> None:
         context_size=args.context_size,
         lr=args.lr,
         exclude_special_tokens=args.exclude_special_tokens,
+        autocast_lm=args.autocast_lm,
         skip_connection=args.skip_connection,
     )
     found = sweep(

@@ -14,6 +14,7 @@ from pullback.training.schedule import SCHEDULERS, SYNONYMS, Schedule
 from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -70,6 +71,10 @@ class TrainConfig(Recipe):
         exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
         exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
             a list of ids.
+        autocast_lm: run the model under autocast, whose products are in bfloat16: faster on most hardware, with
+            activations of that precision.
+        act_store_dtype: how rows wait in the mixing buffer: "bfloat16" halves its memory; None for `dtype`. The step
+            computes in `dtype`.
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
 
@@ -113,6 +118,8 @@ class TrainConfig(Recipe):
     jumprelu_init_threshold: float = 0.1
     exclude_padding: bool = True
     exclude_special_tokens: bool | Sequence[int] = False
+    autocast_lm: bool = False
+    act_store_dtype: str | None = None
     prefetch: int | None = None
 
     def __post_init__(self) -> None:
@@ -183,6 +190,16 @@ class TrainConfig(Recipe):
                 f"TrainConfig: dtype must be one of {', '.join(DTYPES)} (16-bit weights do not train "
                 f"well), got {self.dtype!r}"
             )
+        if self.act_store_dtype not in (None, *STORED):
+            raise ValueError(
+                f"TrainConfig: act_store_dtype must be one of {', '.join(STORED)}, or None (float16 ends at 65504, "
+                f"which some activations exceed), got {self.act_store_dtype!r}"
+            )
+        if self.dtype == "float64" and (self.autocast_lm or self.act_store_dtype is not None):
+            raise ValueError(
+                "TrainConfig: autocast_lm and act_store_dtype round activations, and dtype='float64' asks for all of "
+                "their digits; leave them out, or train in float32"
+            )
 
     @property
     def trained_activation(self) -> Activation:
@@ -203,6 +220,11 @@ class TrainConfig(Recipe):
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+    @property
+    def store_dtype(self) -> torch.dtype:
+        """Of rows in the mixing buffer."""
+        return STORED[self.act_store_dtype or "float32"] if self.dtype == "float32" else self.torch_dtype
 
     @property
     def tokens_per_step(self) -> int:

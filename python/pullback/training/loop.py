@@ -123,7 +123,7 @@ def _summary(found: Mapping[str, float], n_runs: int) -> str:
 def announce(runs: Sequence[Run], widths: Widths, held_tokens: int) -> None:
     """Say what is about to be trained, and what memory it takes; `held_tokens` rows of every layer wait to be used."""
     config = runs[0].config
-    held = sum(map(sum, widths.values())) * config.torch_dtype.itemsize * held_tokens
+    held = sum(map(sum, widths.values())) * config.store_dtype.itemsize * held_tokens
     features = " and ".join(f"{d_sae}" for d_sae in sorted({run.config.d_sae for run in runs}))
     tqdm.write(
         f"training {sum(run.n_dictionaries for run in runs)} transcoders with {features} features on "

@@ -21,7 +21,7 @@ SHARED = (
 # What a model is read with, beside that.
 SHARED_READING = (
     "context_size", "store_batch_size_prompts", "n_batches_in_buffer", "exclude_bos", "bos_token_id",
-    "exclude_padding", "exclude_special_tokens",
+    "exclude_padding", "exclude_special_tokens", "autocast_lm", "act_store_dtype",
 )  # fmt: skip
 
 OutputPath = str | os.PathLike[str] | None

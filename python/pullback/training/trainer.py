@@ -110,7 +110,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     widths = dict.fromkeys(layers, (lens.d_model, lens.d_model))
     readings = {layer: lens.reading(layer) for layer in layers}
     runs = [new_run(one, widths, device, readings) for one in every]
-    like = torch.empty(0, dtype=config.torch_dtype, device=device)
+    like = torch.empty(0, dtype=config.store_dtype, device=device)
     excluded = Excluded.chosen(
         lens,
         exclude_bos=config.exclude_bos,
@@ -121,7 +121,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     )
     held_tokens = config.train_batch_size_tokens * config.n_batches_in_buffer
     source = Harvest(
-        Harvester(lens, layers, hook_read(every), config.hook_name_out, excluded, like),
+        Harvester(lens, layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
         lambda: token_batches(
             lens,
             tokens,
