@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+NORMALIZATIONS = ("none", "expected_average_only_in")
 SCHEDULERS = ("linear", "cosine", "constant")
 
 
@@ -50,6 +51,10 @@ TABLES = {
         Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),
         Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
         Option("lr_decay_steps", int, None, "last steps, over which it falls (default: all after the rise)"),
+        Option(
+            "normalize_activations", str, "none", "bring rows to one average norm; folded into the weights at the end",
+            choices=NORMALIZATIONS,
+        ),
         Option("act_store_dtype", str, None, "of rows that wait to be mixed", choices=("float32", "bfloat16")),
     ),
     "sparsity rules": (

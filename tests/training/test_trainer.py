@@ -220,6 +220,7 @@ def test_activations_that_do_not_fit_are_refused():
         ({"act_store_dtype": "float16"}, r"one of float32, bfloat16, or None \(float16 ends at 65504"),
         ({"dtype": "float64", "autocast_lm": True}, "round activations, and dtype='float64' asks for all"),
         ({"dtype": "float64", "act_store_dtype": "bfloat16"}, "round activations"),
+        ({"normalize_activations": "layer_norm"}, "cannot be folded into weights"),
         ({"lr_end": 1.0}, "lr_end must lie between 0 and lr=0.002"),
     ],
 )

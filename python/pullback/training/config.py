@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pullback.training.normalize import NORMALIZATIONS
 from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
 from pullback.training.schedule import SCHEDULERS, SYNONYMS, Schedule
@@ -71,6 +72,9 @@ class TrainConfig(Recipe):
         exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
         exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
             a list of ids.
+        normalize_activations: "none"; or "expected_average_only_in": inputs and targets are multiplied by factors with
+            which a row of d has norm sqrt(d) on average over the first step, so that one learning rate and one penalty
+            serve activations of any size. The factors are in the weights of the set that is returned and saved.
         autocast_lm: run the model under autocast, whose products are in bfloat16: faster on most hardware, with
             activations of that precision.
         act_store_dtype: how rows wait in the mixing buffer: "bfloat16" halves its memory; None for `dtype`. The step
@@ -118,6 +122,7 @@ class TrainConfig(Recipe):
     jumprelu_init_threshold: float = 0.1
     exclude_padding: bool = True
     exclude_special_tokens: bool | Sequence[int] = False
+    normalize_activations: str = "none"
     autocast_lm: bool = False
     act_store_dtype: str | None = None
     prefetch: int | None = None
@@ -189,6 +194,11 @@ class TrainConfig(Recipe):
             raise ValueError(
                 f"TrainConfig: dtype must be one of {', '.join(DTYPES)} (16-bit weights do not train "
                 f"well), got {self.dtype!r}"
+            )
+        if self.normalize_activations not in NORMALIZATIONS:
+            raise ValueError(
+                f"TrainConfig: normalize_activations must be one of {', '.join(NORMALIZATIONS)} (what depends on the "
+                f"row cannot be folded into weights), got {self.normalize_activations!r}"
             )
         if self.act_store_dtype not in (None, *STORED):
             raise ValueError(

@@ -183,8 +183,9 @@ def train_on_activations(
         raise ValueError("train_on_activations: no batch to train on; give at least one pair (x, y)")
     device = torch.device(config.device) if config.device else first[0].device
     step = new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
-    fit([PerLayerRun(config, {0: step})], chain([first], batches), verbose=verbose)
-    return step.transcoder
+    run = PerLayerRun(config, {0: step})
+    fit([run], chain([first], batches), verbose=verbose)
+    return run.transcoder(0)
 
 
 def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
