@@ -52,8 +52,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
         if isinstance(default, list):
-            default = " ".join(map(str, default))
-        if default in (None, "") or action.nargs == 0:
+            default = " ".join(map(str, default)) or None
+        if default in (None, False) or action.nargs == 0:
             return action.help
         return f"{action.help} (default: {default})"
 

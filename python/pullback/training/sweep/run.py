@@ -84,8 +84,7 @@ def sweep(
     """
     from pullback.lens import as_lens
 
-    (config,) = given_configs("sweep", config, None, ())
-    lens, folder = as_lens(model), Path(out)
+    lens, folder, (config,) = as_lens(model), Path(out), given_configs("sweep", config, None, ())
     if at_once < 1:
         raise ValueError(f"sweep: at_once must be at least 1, got {at_once}")
     values = {"k": k, "l1_coefficient": l1_coefficient, "l0_coefficient": l0_coefficient}
