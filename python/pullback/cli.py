@@ -139,7 +139,8 @@ def _run_train(args: argparse.Namespace) -> None:
     from pullback.training.command import run_train
 
     _claim(args.out, args.force)
-    run_train(args, lambda: open_model(args.model), list(train_options.settings(args)))
+    grid = list(train_options.settings(args))
+    run_train(args, lambda: open_model(args.model), grid, train_options.of_sparsify(args))
 
 
 def _cache(commands: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class TrainConfig(Recipe):
 
     Attributes:
         d_sae: number of features F of every layer.
+        expansion_factor: instead of `d_sae`, so many times the width of the inputs.
         k: features that may be active on one token; with BatchTopK, on average.
         activation: the sparsity rule, None for what `architecture` says.
         layers: layers to train, None for all of the model.
@@ -87,6 +89,7 @@ class TrainConfig(Recipe):
     """
 
     d_sae: int = 1024
+    expansion_factor: int | None = None
     k: int = 32
     activation: Activation | None = None
     layers: Sequence[int] | None = None
@@ -186,7 +189,12 @@ class TrainConfig(Recipe):
                 "hook_name_out are the same"
             )
         rule = self.trained_activation
-        if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae:
+        if self.expansion_factor is not None and (self.expansion_factor < 1 or self.d_sae != TrainConfig.d_sae):
+            raise ValueError(
+                f"TrainConfig: expansion_factor={self.expansion_factor} must be at least 1, and goes without d_sae, "
+                "which it stands for"
+            )
+        if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae and self.expansion_factor is None:
             raise ValueError(f"TrainConfig: k={rule.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"TrainConfig: optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -210,6 +218,42 @@ class TrainConfig(Recipe):
                 "TrainConfig: autocast_lm and act_store_dtype round activations, and dtype='float64' asks for all of "
                 "their digits; leave them out, or train in float32"
             )
+
+    @classmethod
+    def from_sparsify(cls, **options: Any) -> TrainConfig:
+        """From the settings of EleutherAI sparsify under its names, those of `sae` (a mapping or its own dataclass) or
+        beside it; what is not given is as sparsify has it. TrainConfig's own settings may stand among them. Warns once
+        of what means something else here; docs/migration/sparsify.md has the table.
+
+        Args:
+            d_in: width of the activations, from which sparsify takes its learning rate and `auxk_k`.
+
+        Raises:
+            ValueError: what cannot be had here; the sentence says what can.
+        """
+        from pullback.training.names import sparsify
+
+        return cls._noted(*sparsify.from_sparsify(sparsify.with_defaults(options), cls.__dataclass_fields__))
+
+    @classmethod
+    def from_saelens(cls, **options: Any) -> TrainConfig:
+        """From the settings of SAELens' LanguageModelSAERunnerConfig and of its `sae`, as `from_sparsify` does; see
+        docs/migration/saelens.md."""
+        from pullback.training.names import saelens
+
+        return cls._noted(*saelens.from_saelens(saelens.with_defaults(options), cls.__dataclass_fields__))
+
+    @classmethod
+    def _noted(cls, settings: dict[str, Any], notes: list[str]) -> TrainConfig:
+        if notes:
+            warnings.warn("\n  ".join(["settings under other names:", *notes]), stacklevel=3)
+        return cls(**settings)
+
+    def sized(self, d_in: int) -> TrainConfig:
+        """With `d_sae` in place of `expansion_factor`, for inputs of this width."""
+        if self.expansion_factor is None:
+            return self
+        return replace(self, d_sae=self.expansion_factor * d_in, expansion_factor=None)
 
     @property
     def trained_activation(self) -> Activation:

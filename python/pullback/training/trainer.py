@@ -181,6 +181,7 @@ def train_on_activations(
     first = next(batches, None)
     if first is None:
         raise ValueError("train_on_activations: no batch to train on; give at least one pair (x, y)")
+    config = config.sized(first[0].shape[-1])
     device = torch.device(config.device) if config.device else first[0].device
     step = new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
     run = PerLayerRun(config, {0: step})
