@@ -44,12 +44,12 @@ def run_train(
     settings that go to TrainConfig, under its names or, for all runs, those of sparsify."""
     read = {name: getattr(args, name) for name in OF_READING}
     length = {} if args.context_size is None else {"context_size": args.context_size}
-    translated, notes = sparsify.from_sparsify(length | of_sparsify, TrainConfig.__dataclass_fields__)
+    translated, notes = sparsify.from_sparsify({**length, **of_sparsify}, TrainConfig.__dataclass_fields__)
     for note in notes:
         print(note)
     for name in OF_READING:
         setattr(args, name, translated.get(name, read[name]))
-    configs = [TrainConfig(**read | settings | translated) for settings in grid]
+    configs = [TrainConfig(**{**read, **settings, **translated}) for settings in grid]
     which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")

@@ -285,7 +285,7 @@ class TrainStep:
 
     def _encode(self, x: Tensor) -> Batch:
         tc = self._transcoder
-        if self.rule.slots and x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
+        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
             if self.screen is None:
                 self.screen = Screen(tc.W_enc)
             elif not self.screen.follows(tc.W_enc):

@@ -35,14 +35,8 @@ class BatchTopKRule(Rule):
         mass = float(self._mass)
         return BatchTopK(self.trained.k, float(self._sum) / mass if mass > 0 else self.trained.threshold)
 
-    def encode(
-        self,
-        tc: Transcoder,
-        x: Tensor,
-        step: int,
-        screen: Screen | None = None,  # noqa: ARG002
-    ) -> SparseActivations:
-        return batch_topk_encode(x, tc.W_enc, tc.b_enc, self.recipe.k_at(step, self.trained.k))
+    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> SparseActivations:
+        return batch_topk_encode(x, tc.W_enc, tc.b_enc, self.recipe.k_at(step, self.trained.k), screen)
 
     def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:  # noqa: ARG002
         if isinstance(batch, SparseActivations) and batch.nnz > 0:

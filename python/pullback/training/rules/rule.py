@@ -46,12 +46,10 @@ class Rule(ABC):
     """One way to choose the features of a token, and how it learns.
 
     Attributes:
-        slots: `encode` gives Slots, and a fixed number of them.
         revives: the auxiliary loss of Gao et al. revives dead features.
         weights: weights of its own, by name, which the optimizer moves.
     """
 
-    slots = False
     revives = False
 
     def __init__(self, trained: Activation, recipe: Recipe) -> None:
