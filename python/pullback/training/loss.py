@@ -116,29 +116,33 @@ def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGrad
     )
 
 
-def auxk_reconstruction(transcoder: Transcoder, x: Tensor, residual: Tensor, dead: Tensor, k: int) -> Reconstruction:
+def auxk_reconstruction(
+    transcoder: Transcoder, x: Tensor, residual: Tensor, dead: Tensor, k: int, relu: bool = True
+) -> Reconstruction:
     """The top k of the dead features against what the living ones left over, without b_dec.
 
     Args:
         x: Float[Tensor, "n d_in"].
         residual: Float[Tensor, "n d_out"], reconstruction minus target.
         dead: Int64[Tensor, "n_dead"], n_dead >= k.
+        relu: without it pre-activations count as they are: those of a feature that a threshold keeps dead are below it,
+            and nothing would be left of them.
     """
-    values, places = _encode_rows(transcoder, x, dead, k)
-    return Reconstruction.of_slots(values, dead[places.long()].int(), transcoder.W_dec, None, -residual, relu=True)
+    values, places = _encode_rows(transcoder, x, dead, k, relu)
+    return Reconstruction.of_slots(values, dead[places.long()].int(), transcoder.W_dec, None, -residual, relu=relu)
 
 
-def _encode_rows(transcoder: Transcoder, x: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _encode_rows(transcoder: Transcoder, x: Tensor, features: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
     """The k largest of the features, as places in `features`: the top k of the top k of every chunk."""
     chunks = []
     # A GPU has more memory to spare than time for many small kernels.
     at_once = DEAD_AT_ONCE if x.is_cpu else 8 * DEAD_AT_ONCE
     for start in range(0, len(features), at_once):
         ids = features[start : start + at_once]
-        values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)))
+        values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)), relu=relu)
         chunks.append((values, places + start))
     if len(chunks) == 1:
         return chunks[0]
     values, places = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
-    values, best = topk_select(values, k)
+    values, best = topk_select(values, k, relu)
     return values, places.gather(1, best.long())

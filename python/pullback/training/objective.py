@@ -14,6 +14,8 @@ from pullback.training.recipe import Recipe
 from pullback.training.rules import Batch, Penalty, Rule
 from pullback.transcoders import Activation, ReLU, Transcoder
 
+AUXK_ALPHA = 1 / 32  # of Gao et al.
+
 
 class StepStats(NamedTuple):
     """Of the last batch, as scalar tensors that cost no synchronisation until they are read."""
@@ -33,12 +35,12 @@ class Objective:
 
     Args:
         rule: the sparsity rule, with its recipe.
-        auxk_alpha, auxk_k: the auxiliary loss, see TrainConfig.
+        auxk_alpha, auxk_k: the auxiliary loss, see TrainConfig; its weight with the default filled in.
     """
 
-    def __init__(self, rule: Rule, auxk_alpha: float, auxk_k: int) -> None:
+    def __init__(self, rule: Rule, auxk_alpha: float | None, auxk_k: int) -> None:
         self.rule = rule
-        self.auxk_alpha = auxk_alpha
+        self.auxk_alpha = (AUXK_ALPHA if rule.revives else 0.0) if auxk_alpha is None else auxk_alpha
         self.auxk_k = auxk_k
         self.loss = loss_of(rule.trained, rule.recipe)
 
@@ -69,10 +71,10 @@ class Objective:
             loss = loss + penalty.loss
             parts = [main._replace(dvalues=penalty.dvalues), *_parts(penalty, tc, n)]
         auxk = torch.zeros_like(loss)
-        if len(dead) > 0 and self.rule.revives and self.auxk_alpha > 0:
+        if len(dead) > 0 and self.auxk_alpha > 0:
             # Weighted down while fewer than auxk_k features are dead.
             k = min(self.auxk_k, len(dead))
-            aux = auxk_reconstruction(tc, x, made.residual, dead, k)
+            aux = auxk_reconstruction(tc, x, made.residual, dead, k, relu=self.rule.revives)
             auxk = aux.loss(scale) * (k / self.auxk_k)
             parts.append(Part.of(aux, weight * self.auxk_alpha * (k / self.auxk_k)))
             loss = loss + self.auxk_alpha * auxk

@@ -46,7 +46,8 @@ class Rule(ABC):
     """One way to choose the features of a token, and how it learns.
 
     Attributes:
-        revives: the auxiliary loss of Gao et al. revives dead features.
+        revives: the auxiliary loss of Gao et al. revives dead features unless it is switched off; with other rules it
+            has to be asked for.
         weights: weights of its own, by name, which the optimizer moves.
     """
 
