@@ -12,12 +12,14 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
-from pullback.training.run import new_run
+from pullback.training.team import meeting
 from pullback.training.trainer import checked_config, kept_if_stopped, opened
 from pullback.transcoders import TranscoderSet
 
 # What batches are made of; configurations that share them must agree on it.
-SHARED = ("layers", "hook_name", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype")
+SHARED = (
+    "layers", "hook_name", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype", "parallel",
+)  # fmt: skip
 
 
 def train_on_cache(
@@ -65,38 +67,37 @@ def train_on_cache(
             )
     device = torch.device(first.device or "cpu")
     mixed = first.train_batch_size_tokens * first.n_batches_in_buffer
-    batches = cache.batches(
-        first.train_batch_size_tokens,
-        layers=layers,
-        seed=first.seed,
-        epochs=None,
-        mix_tokens=mixed,
-        dtype=first.torch_dtype,
-        device=device,
-    )
-    checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
     widths = {layer: cache.widths[layer] for layer in layers}
-    runs = [new_run(one, widths, device, cache.readings) for one in every]
     if output_path is None:
         outputs: list[str | os.PathLike[str] | None] = [None] * len(every)
     else:
         outputs = [output_path] if configs is None else [Path(output_path) / f"run_{i}" for i in range(len(every))]
-    if verbose:
-        announce(runs, widths, first.train_batch_size_tokens)
-    with kept_if_stopped(runs, outputs):
-        fit(
-            runs,
-            batches,
-            verbose=verbose,
-            checkpoints=checkpoints,
-            checkpoint_every_tokens=checkpoint_every_tokens,
-            logger=logger,
+    agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
+    with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
+        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
+        runs = [team.run(one, widths, device, cache.readings) for one in every]
+        batches = cache.batches(
+            first.train_batch_size_tokens,
+            layers=runs[0].layers,
+            seed=first.seed,
+            epochs=None,
+            mix_tokens=mixed,
+            dtype=first.torch_dtype,
+            device=device,
         )
-    sets = [run.dictionary() for run in runs]
-    for one, path in zip(sets, outputs, strict=True):
-        if path is not None:
-            one.save(path)
-    return sets[0] if configs is None else sets
+        if verbose:
+            announce(runs, widths, first.train_batch_size_tokens)
+        with kept_if_stopped(runs, outputs):
+            fit(
+                runs,
+                batches,
+                verbose=verbose,
+                checkpoints=checkpoints,
+                checkpoint_every_tokens=checkpoint_every_tokens,
+                logger=logger,
+            )
+        sets = [run.saved(path) for run, path in zip(runs, outputs, strict=True)]
+        return sets[0] if configs is None else sets
 
 
 def _must_share(configs: Sequence[TrainConfig]) -> None:
