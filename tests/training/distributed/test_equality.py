@@ -27,7 +27,7 @@ RULES = {
     "topk-negative": {"activation": TopK(8, relu=False), "skip_connection": True},
     "norm": {"decoder_norm": True, "max_grad_norm": 0.05},
     "batch-topk": {"activation": BatchTopK(8)},
-    "relu": {"activation": ReLU(), "weight_by_decoder_norm": True, "initial_l0": 8},
+    "relu": {"activation": ReLU(), "weight_by_decoder_norm": True},
     "jumprelu": {"activation": JumpReLU(0.1), "pre_act_loss_coefficient": 1e-3, "max_grad_norm": 0.05},
     "tanh": {"activation": JumpReLU(0.1), "jumprelu_sparsity_loss_mode": "tanh", "weight_by_decoder_norm": True},
     "matryoshka": {"matryoshka_widths": [12, 30]},

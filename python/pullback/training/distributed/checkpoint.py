@@ -134,7 +134,7 @@ def _placed(name: str, tensor: Tensor, run: PerLayerRun) -> Tensor:
     share = run.layout.share if isinstance(run, SharedRun) else None
     if not isinstance(share, FeatureShare) or not is_by_feature(name):
         return tensor
-    mesh = DeviceMesh.from_group(share.peers.group, tensor.device.type)
+    mesh = DeviceMesh(tensor.device.type, share.peers.ranks, _init_backend=False)  # of places: nothing is sent by it
     shape = torch.Size([run.config.d_sae, *tensor.shape[1:]])
     strides = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False, shape=shape, stride=strides)

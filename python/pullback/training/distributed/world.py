@@ -64,7 +64,7 @@ class World(Peers):
         World._count += 1
         self._key = f"pullback/failed/{World._count}"
         self._stop = False
-        self._groups = [self.group, self._control]
+        self._split: list[Peers] = []
 
     @property
     def control(self) -> Any:
@@ -75,8 +75,8 @@ class World(Peers):
         """The one of these groups of ranks that this process belongs to."""
         every = [dist.new_group(list(ranks), timeout=TIMEOUT, backend=self._backend) for ranks in groups]
         mine = next(i for i, ranks in enumerate(groups) if self.rank in ranks)
-        self._groups.append(every[mine])
-        return Peers(groups[mine], every[mine])
+        self._split.append(Peers(groups[mine], every[mine]))
+        return self._split[-1]
 
     def objects(self, own: Any) -> list[Any]:
         """Anything that can be pickled, in order of the processes."""
@@ -128,9 +128,18 @@ class World(Peers):
             elif isinstance(error, Exception):
                 self._tell(error)
         finally:
-            for group in self._groups:
-                with suppress(Exception):
-                    dist.destroy_process_group(group)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close all connections; gloo does when nothing refers to its group any more."""
+        groups = [self._control]
+        self._control = None
+        for peers in [self, *self._split]:
+            groups.append(peers.group)
+            peers.group = None
+        for group in groups:
+            with suppress(Exception):
+                dist.destroy_process_group(group)
 
     def _asked_to_stop(self, number: int, frame: Any) -> None:  # noqa: ARG002
         if self._stop:  # twice: at once
