@@ -112,6 +112,12 @@ def _train(commands: Any) -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="the sparsity rule")
     parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
+    parser.add_argument(
+        "--parallel",
+        default=None,
+        help="under torchrun: layers, features, data, none, or 4x2 for layers over 4 groups of 2 processes that share "
+        "features (default: layers where there are enough, else features)",
+    )
     for name, kind, default, what in RECIPE_OPTIONS:
         nargs = "+" if name == "matryoshka_widths" else None
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, nargs=nargs)

@@ -16,6 +16,7 @@ from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
 from pullback.training.shards import MANIFEST
 from pullback.training.source import Tokens
+from pullback.training.team import is_launched, speaks
 from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 from pullback.training.trainer import train
 
@@ -47,8 +48,13 @@ def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any])
         exclude_special_tokens=args.exclude_special_tokens,
         architecture=args.architecture,
         skip_connection=args.skip_connection,
+        parallel=_parallel(args.parallel),
         **recipe,
     )
+    if is_launched() and config.parallel != "none":
+        from pullback.training.distributed import join
+
+        join()  # before the model is opened, so that each process has its own GPU for it
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
     where: dict[str, Any] = {
@@ -62,7 +68,14 @@ def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any])
         train_on_cache(_cache(args, args.cache, open_model), config, **where)
     else:
         train(open_model(), _tokens(args), config, **where)
-    print(f"wrote {args.out}")
+    if speaks():
+        print(f"wrote {args.out}")
+
+
+def _parallel(said: str | None) -> str | list[int] | None:
+    """A word of TrainConfig, or "4x2"."""
+    sizes = [] if said is None else said.split("x")
+    return [int(size) for size in sizes] if len(sizes) == 2 and all(map(str.isdecimal, sizes)) else said
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:
@@ -77,8 +90,11 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
             warnings.simplefilter("ignore")  # an incomplete one is about to be completed
             cache = CachedActivations(path)
         if cache.complete:
-            print(f"training on {cache!r}")
+            if speaks():
+                print(f"training on {cache!r}")
             return cache
+    if is_launched():
+        raise ValueError(f"{path} is no complete cache; make it with `pullback cache`, in one process, before torchrun")
     return _made(args, path, open_model)
 
 

@@ -123,9 +123,8 @@ def launched(path, parallel, n):
     ]
 
 
-@pytest.mark.parametrize("parallel", ["layers", "features"])
-def test_the_others_of_a_killed_process_end_and_the_run_goes_on(two, tmp_path, whole, parallel):
-    first, second = launched(tmp_path, parallel, 16 if parallel == "layers" else 32)
+def test_the_others_of_a_killed_process_end_and_the_run_goes_on(two, tmp_path, whole):
+    first, second = launched(tmp_path, "features", n=32)
     start = time.monotonic()
     _, said = first.communicate(timeout=60)
     assert second.wait(5) == -signal.SIGKILL
@@ -134,5 +133,5 @@ def test_the_others_of_a_killed_process_end_and_the_run_goes_on(two, tmp_path, w
     assert "resume=True" in said
     assert time.monotonic() - start < 60
     assert (tmp_path / "latest").read_text() == "tokens_000000001212"
-    found, _ = two(checkpointed, tmp_path, parallel)
-    assert distance(found, whole(parallel)) == 0
+    found, _ = two(checkpointed, tmp_path, "features")
+    assert distance(found, whole("features")) == 0

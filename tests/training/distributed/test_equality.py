@@ -8,6 +8,7 @@ import torch
 from pullback.training import TrainConfig, train
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
 from tests.training.conftest import D_VOCAB, ToyLens
+from tests.training.distributed.conftest import Processes
 
 SETTINGS = {
     "d_sae": 49,  # no multiple of 2
@@ -70,3 +71,22 @@ def test_one_process_or_two(two, rule):
         first, second = two(run, parallel, **RULES[rule])
         assert distance(first, second) == 0, "both have the same set"
         assert distance(first, alone) <= tolerance, parallel
+
+
+def test_float32(two):
+    """The encoders are exact there, so that tokens may be encoded anywhere; sums over features are rounded."""
+    alone = run(dtype="float32")
+    for parallel, tolerance in {"layers": 0, "data": 0, "features": 1e-5}.items():
+        first, second = two(run, parallel, dtype="float32", prefetch=2)
+        assert distance(first, second) == 0
+        assert distance(first, alone) <= tolerance, parallel
+
+
+@pytest.mark.slow
+def test_layers_over_groups_that_share_features():
+    four = Processes(4)
+    try:
+        every = four(run, [2, 2])
+        assert all(distance(sets, run()) <= 1e-10 for sets in every)
+    finally:
+        four.close()

@@ -18,7 +18,9 @@ def failing_model():
     lens = ToyLens()
     if dist.get_rank() == 1:
         original = lens.run
-        lens.run = lambda tokens: original(tokens) if lens.forward_passes < 3 else _raise(MemoryError("out of memory: 7"))
+        lens.run = lambda tokens: (
+            original(tokens) if lens.forward_passes < 3 else _raise(MemoryError("out of memory: 7"))
+        )
     return run("features", lens=lens)
 
 
