@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.lens import Trace, as_lens, trace
+from pullback.lens import Trace, as_lens, must_be_transcoders, trace
 from pullback.lens import record as rec
 from pullback.lens.freeze import frozen_run
 from pullback.transcoders import TranscoderSet
@@ -51,7 +51,7 @@ def intervene(
 
     Raises:
         ValueError: layer, position or feature out of range, a value that is not finite, transcoders of another model,
-            or a freeze that this model does not keep.
+            autoencoders under freeze="all", or a freeze that this model does not keep.
     """
     return run_interventions(model, sets, prompt, interventions, freeze=freeze, strict=strict).logits
 
@@ -69,6 +69,8 @@ def run_interventions(
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
     sets = lens.fitted(sets, strict=strict)
+    if freeze == "all":
+        must_be_transcoders(sets, "freeze='all'")
     wanted = _by_layer(sets, len(tokens), interventions)
     base = trace(lens, tokens)
     held: dict[int, Tensor] = {}

@@ -1,10 +1,11 @@
-"""What `pullback train` and `pullback cache` do with their options."""
+"""What `pullback train`, `cache` and `sweep` do with their options."""
 
 from __future__ import annotations
 
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
 from pullback.training.shards import MANIFEST
-from pullback.training.source import Tokens
+from pullback.training.source import Batch, Tokens, token_batches
+from pullback.training.sweep import summary, sweep
 from pullback.training.team import is_launched, speaks
 from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 from pullback.training.trainer import train
@@ -67,7 +69,7 @@ def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any])
     if args.cache is not None:
         train_on_cache(_cache(args, args.cache, open_model), config, **where)
     else:
-        train(open_model(), _tokens(args), config, **where)
+        train(open_model(), _tokens(args, args.data), config, **where)
     if speaks():
         print(f"wrote {args.out}")
 
@@ -101,7 +103,7 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
 def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivations:
     return cache_activations(
         open_model(),
-        _tokens(args),
+        _tokens(args, args.data),
         path,
         layers=args.layers,
         hook_name=args.hook_name,
@@ -114,8 +116,55 @@ def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivatio
     )
 
 
-def _tokens(args: Namespace) -> Tokens:
-    path: Path | None = args.data
+def run_sweep(args: Namespace, open_model: OpenModel) -> None:
+    """Train and measure a grid, and print it."""
+    from pullback.lens import as_lens
+
+    if args.eval_prompts < 1:
+        raise ValueError(f"--eval-prompts must be at least 1, got {args.eval_prompts}")
+    lens = as_lens(open_model())
+    config = TrainConfig(
+        d_sae=args.d_sae,
+        k=1,  # the grid sets it
+        layers=args.layers,
+        hook_name=args.hook_name,
+        hook_name_out=args.hook_name_out,
+        training_tokens=args.training_tokens,
+        train_batch_size_tokens=args.train_batch_size_tokens,
+        context_size=args.context_size,
+        lr=args.lr,
+        exclude_special_tokens=args.exclude_special_tokens,
+        skip_connection=args.skip_connection,
+    )
+    found = sweep(
+        lens,
+        _tokens(args, args.data),
+        args.out,
+        config,
+        evaluation=_first_prompts(lens, _tokens(args, args.eval_data or args.data), args),
+        kinds=args.kinds,
+        architectures=args.architectures,
+        k=args.k,
+        l1_coefficient=args.l1_coefficient,
+        l0_coefficient=args.l0_coefficient,
+        seeds=args.seeds,
+        per_layer=args.per_layer,
+        cache_tokens=args.cache_tokens,
+        cache_dtype=args.cache_dtype,
+        at_once=args.at_once,
+    )
+    print("\n".join(summary(found)))
+    print(f"wrote {args.out / 'sweep.json'}")
+
+
+def _first_prompts(lens: Any, tokens: Tokens, args: Namespace) -> list[Batch]:
+    """Batches of prompts until there are enough."""
+    size = min(32, args.eval_prompts)
+    batches = token_batches(lens, tokens, batch_size=size, context_size=args.context_size)
+    return list(islice(batches, -(-args.eval_prompts // size)))
+
+
+def _tokens(args: Namespace, path: Path | None) -> Tokens:
     if path is None:
         raise ValueError("--data FILE is needed: a .txt, .jsonl, .npy or .bin file")
     if path.suffix in TOKEN_FILES:

@@ -70,6 +70,11 @@ class TranscoderSet(Mapping[int, Transcoder]):
         """x Float[Tensor, '... d_in'] -> features of layer l, one row per vector"""
         return self[l].encode(x)
 
+    def reconstruct(self, dst: int, acts: Mapping[int, SparseActivations], x: Tensor) -> Tensor:
+        """Features {layer: ...} of all layers that write to dst, and dst's input x Float[Tensor, '... d_in'] ->
+        Float[Tensor, '... d_out']: what stands in for dst's output, bias and skip path included."""
+        return self[dst].reconstruct(acts[dst], x)
+
     def targets(self, l: int) -> list[int]:
         """Layers that features of layer l write to: its own."""
         return [self._own(l, l)]
