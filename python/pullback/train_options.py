@@ -49,6 +49,13 @@ TABLES = {
         Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
         Option("lr_decay_steps", int, None, "last steps, over which it falls (default: all after the rise)"),
     ),
+    "many processes": (
+        Option(
+            "parallel", str, None,
+            "under torchrun: layers, features, data, none, or 4x2 for layers over 4 groups of 2 processes that share "
+            "features (default: layers where there are enough, else features)",
+        ),
+    ),
     "sparsity rules": (
         Option("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty", several=True),
         Option("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),

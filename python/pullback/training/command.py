@@ -19,6 +19,7 @@ from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep import summary, sweep
+from pullback.training.team import is_launched, speaks
 from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 from pullback.training.trainer import train
 
@@ -44,11 +45,15 @@ def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str
             hook_name_out=args.hook_name_out,
             context_size=args.context_size,
             exclude_special_tokens=args.exclude_special_tokens,
-            **settings,
+            **dict(settings, parallel=_parallel(settings["parallel"])),
         )
         for settings in grid
     ]
     which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
+    if is_launched() and configs[0].parallel != "none":
+        from pullback.training.distributed import join
+
+        join()  # before the model is opened, so that each process has its own GPU for it
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
     where: dict[str, Any] = {
@@ -62,10 +67,18 @@ def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str
         train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
         train(open_model(), _tokens(args, args.data), **which, **where)
+    if not speaks():
+        return
     if len(configs) > 1:
         for row in runs_table(configs):
             print(f"{row['run']}: {', '.join(f'{name}={value}' for name, value in row['differs'].items())}")
     print(f"wrote {args.out}")
+
+
+def _parallel(said: str | None) -> str | list[int] | None:
+    """A word of TrainConfig, or "4x2"."""
+    sizes = [] if said is None else said.split("x")
+    return [int(size) for size in sizes] if len(sizes) == 2 and all(map(str.isdecimal, sizes)) else said
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:
@@ -80,8 +93,11 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
             warnings.simplefilter("ignore")  # an incomplete one is about to be completed
             cache = CachedActivations(path)
         if cache.complete:
-            print(f"training on {cache!r}")
+            if speaks():
+                print(f"training on {cache!r}")
             return cache
+    if is_launched():
+        raise ValueError(f"{path} is no complete cache; make it with `pullback cache`, in one process, before torchrun")
     return _made(args, path, open_model)
 
 

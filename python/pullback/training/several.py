@@ -15,7 +15,7 @@ from pullback.transcoders import TranscoderSet
 
 RUNS = "runs.json"
 # What batches are made of, whatever they come from.
-SHARED = ("layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype")
+SHARED = ("layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype", "parallel")
 # What a model is read with, beside that.
 SHARED_READING = (
     "context_size", "store_batch_size_prompts", "n_batches_in_buffer", "exclude_bos", "bos_token_id",
@@ -63,11 +63,8 @@ def finished(
     runs: Sequence[Run], output_path: OutputPath, configs: Sequence[TrainConfig] | None
 ) -> list[TranscoderSet]:
     """What was trained, saved where it belongs; of several, with a table that says which is which."""
-    sets = [run.dictionary() for run in runs]
-    for one, path in zip(sets, output_paths(output_path, configs), strict=True):
-        if path is not None:
-            one.save(path)
-    if output_path is not None and configs is not None:
+    sets = [run.saved(path) for run, path in zip(runs, output_paths(output_path, configs), strict=True)]
+    if output_path is not None and configs is not None and runs[0].reports:
         atomic_save(Path(output_path) / RUNS, json.dumps(runs_table(configs), indent=1))
     return sets
 
