@@ -3,6 +3,7 @@ batches."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback.training.config import TrainConfig
+from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.transcoders import ModelReading, TranscoderSet
@@ -30,8 +32,12 @@ class Run(ABC):
         layers: ascending; batches are [x of the first layer, y of the first layer, x of the next, ...].
         n_dictionaries: how many are trained, for what is said to the user.
         device: of the weights.
+        reports: whether this process says how the run goes; of several, one does.
+        shared: whether other processes take part: then all of them call the same methods at the same time.
     """
 
+    reports = True
+    shared = False
     config: TrainConfig
     device: torch.device
     layers: list[int]
@@ -52,6 +58,13 @@ class Run(ABC):
     @abstractmethod
     def dictionary(self) -> TranscoderSet:
         """The weights as they are now; later steps go on changing them."""
+
+    def saved(self, path: str | os.PathLike[str] | None) -> TranscoderSet:
+        """The dictionary, written to a path if there is one."""
+        sets = self.dictionary()
+        if path is not None:
+            sets.save(path)
+        return sets
 
     @abstractmethod
     def state_dict(self) -> dict[str, dict[str, Any]]:
@@ -105,11 +118,14 @@ class PerLayerRun(Run):
         return TranscoderSet({layer: step.transcoder for layer, step in self.steps.items()})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for layer, step in self.steps.items():
-            found[str(layer)] = step.state_dict()
-            del found[str(layer)]["weights"]
+        found = self.whole_state()
+        for own in found.values():
+            del own["weights"]
         return found
+
+    def whole_state(self) -> dict[str, dict[str, Any]]:
+        """`state_dict` with the weights."""
+        return {str(layer): step.state_dict() for layer, step in self.steps.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
         if sorted(map(int, state)) != self.layers:
@@ -117,6 +133,11 @@ class PerLayerRun(Run):
         for layer, step in self.steps.items():
             weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
             step.load_state_dict({**state[str(layer)], "weights": weights})
+
+    def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from a `whole_state`."""
+        for layer, step in self.steps.items():
+            step.load_state_dict(state[str(layer)])
 
     @property
     def memory(self) -> float:
@@ -138,7 +159,14 @@ def new_run(
 
 
 def new_step(
-    config: TrainConfig, d_in: int, d_out: int, device: torch.device, *, seed: int, reading: ModelReading | None
+    config: TrainConfig,
+    d_in: int,
+    d_out: int,
+    device: torch.device,
+    *,
+    seed: int,
+    reading: ModelReading | None,
+    share: Share = WHOLE,
 ) -> TrainStep:
     return TrainStep(
         d_in,
@@ -161,6 +189,7 @@ def new_step(
         reading=reading,
         seed=seed,
         recipe=config,
+        share=share,
     )
 
 
@@ -176,7 +205,7 @@ def step_figures(step: TrainStep, loss: Tensor) -> dict[str, float]:
         "metrics/explained_variance": 1 - fvu,
         "metrics/fvu": fvu,
         "metrics/l0": float(stats.l0),
-        "sparsity/dead_features": round(float(stats.dead) * step.transcoder.d_sae),
+        "sparsity/dead_features": round(float(stats.dead) * step.d_sae),
     }
 
 
