@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from pullback.lens import Lens, Trace, trace
-from pullback.ops import SparseActivations, decode_csr
-from pullback.transcoders import TranscoderSet
+from pullback.ops import SparseActivations
+from pullback.transcoders import LayeredDictionary
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """mlp_out[l] = sum_i z_i W_dec_i + errors[l] + mlp_bias[l] + W_skip x (+ zeroed[l]), exactly, at every position.
+    """mlp_out[l] = sum_i z_i W_dec_i[l] + errors[l] + mlp_bias[l] + W_skip x (+ zeroed[l]), exactly, at every position.
 
     Layers without a transcoder have no features and no bias: their whole MLP output is error.
     """
 
     trace: Trace
-    sets: TranscoderSet
+    sets: LayeredDictionary
     acts: dict[int, SparseActivations]  # layer -> T rows
     preactivations: dict[int, Tensor]  # layer -> (nnz), before the activation function
     errors: list[Tensor]  # L x (T, d)
@@ -77,7 +77,12 @@ class Layout:
 
 
 def local_model(
-    lens: Lens, sets: TranscoderSet, tokens: Tensor, *, zero_positions: slice | None = None, strict: bool = True
+    lens: Lens,
+    sets: LayeredDictionary,
+    tokens: Tensor,
+    *,
+    zero_positions: slice | None = None,
+    strict: bool = True,
 ) -> LocalModel:
     """Encode one prompt (T,) with every transcoder of the set and split each MLP output into its parts.
 
@@ -113,7 +118,7 @@ def local_model(
                 linear = inputs[i] @ W_skip.T - constant
                 bias = bias + constant
             mlp_bias[i] = bias
-            rest = rest - bias - linear - decoded(sets, acts, i)
+            rest = rest - bias - linear - sets.decode(acts, i)
         errors.append(rest * keep)
         zeroed.append(rest * (1 - keep))
     return LocalModel(
@@ -126,12 +131,6 @@ def local_model(
         attn_bias=[layer.weights.constant_output(layer.pattern) for layer in t.layers],
         zeroed=None if zero_positions is None else zeroed,
     )
-
-
-def decoded(sets: TranscoderSet, acts: dict[int, SparseActivations], dst: int) -> Tensor:
-    """What the features of all source layers write to the MLP output of layer `dst`, (T, d)."""
-    parts = [decode_csr(acts[src], sets.decoder(src, dst)) for src in sets.sources(dst)]
-    return torch.stack(parts).sum(0)
 
 
 def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:

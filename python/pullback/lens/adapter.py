@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pullback.lens import record as rec
 from pullback.lens.fingerprint import fingerprint
 from pullback.lens.tokens import check_ids
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
-from pullback.transcoders import ModelReading, TranscoderSet
+from pullback.transcoders import LayeredDictionary, ModelReading, StandIn
 
 INPUT_SITES = ("mlp.hook_in", "ln2.hook_normalized", "ln2.hook_out", "hook_resid_mid")
 OUTPUT_SITES = ("hook_mlp_out", "mlp.hook_out")
@@ -192,16 +192,16 @@ class Lens:
         name = f"blocks.{layer}.{hook_out}"
         return name if name in rec.hook_names(self.model) else f"blocks.{layer}.hook_mlp_out"
 
-    def sites(self, sets: TranscoderSet, layers: Iterable[int]) -> dict[int, tuple[str, str]]:
+    def sites(self, sets: LayeredDictionary, layers: Iterable[int]) -> dict[int, tuple[str, str]]:
         return {i: (self.input_site(i, sets.hook_in(i)), self.output_site(i, sets.hook_out(i))) for i in layers}
 
-    def check(self, sets: TranscoderSet, *, strict: bool = True) -> None:
+    def check(self, sets: LayeredDictionary, *, strict: bool = True) -> None:
         """Refuse transcoders that were trained on another model, hook or reading of it (ValueError says which)."""
         from pullback.lens.compat import check_compatible
 
         check_compatible(self, sets, strict=strict)
 
-    def fitted(self, sets: TranscoderSet, *, strict: bool = True) -> TranscoderSet:
+    def fitted(self, sets: LayeredDictionary, *, strict: bool = True) -> LayeredDictionary:
         """The set, checked, in the dtype and on the device that this model is computed in; the given one stays."""
         self.check(sets, strict=strict)
         return sets.to(dtype=self.compute_dtype, device=self.device)
@@ -287,18 +287,27 @@ class Lens:
             yield self
 
     @contextmanager
-    def replace(self, sets: TranscoderSet, layers: Iterable[int] | None = None) -> Iterator[Lens]:
-        """Inside, transcoders stand in for the MLPs of `layers` (default: all that the set has)."""
+    def replace(self, sets: LayeredDictionary, layers: Iterable[int] | None = None) -> Iterator[Lens]:
+        """Inside, transcoders stand in for the MLPs of `layers` (default: all that the set has).
+
+        Features of a cross-layer transcoder write to these layers from all layers below, replaced or not.
+        """
         sets = self.fitted(sets)
         chosen = list(sets.layers if layers is None else layers)
         missing = [i for i in chosen if i not in sets]
         if missing:
             raise ValueError(f"lens.replace: the set has no transcoder for layers {missing}; it has {sets.layers}")
 
-        def stand_in(layer: int) -> Callable[[Tensor, Tensor], Tensor]:
-            tc = sets[layer]
-            return lambda x, _y: tc(x.to(tc.dtype))
+        stand_in = StandIn(sets)
 
-        fns = {i: stand_in(i) for i in chosen}
-        with rec.hooked(self.model, rec.patch_edits(fns, self.sites(sets, chosen))):
+        def replaced(layer: int, x: Tensor, _y: Tensor) -> Tensor:
+            return stand_in(layer, x)
+
+        def read(layer: int, x: Tensor, y: Tensor) -> Tensor:
+            stand_in.read(layer, x)
+            return y
+
+        needed = sorted({source for layer in chosen for source in sets.sources(layer)})
+        fns = {i: partial(replaced if i in chosen else read, i) for i in needed}
+        with rec.hooked(self.model, rec.patch_edits(fns, self.sites(sets, needed))):
             yield self

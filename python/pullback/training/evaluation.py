@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback.ops import SparseActivations
 from pullback.training.masks import bos_id, without_bos
 from pullback.training.source import Batch, Tokens, token_batches
-from pullback.transcoders import Transcoder, TranscoderSet
+from pullback.transcoders import FeatureLayer, LayeredDictionary, StandIn
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 
@@ -82,7 +83,7 @@ class Report:
 
 def evaluate(
     model: Any,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     tokens: Tokens,
     mask: Tensor | None = None,
     *,
@@ -96,7 +97,7 @@ def evaluate(
 
     Args:
         model: a TransformerLens model, or a `Lens` on one.
-        sets: transcoders of some or all of its layers.
+        sets: transcoders, per-layer or cross-layer, of some or all of its layers.
         tokens: prompts or batches, as for `train`; used once.
         mask: Bool[Tensor, 'n_prompts T'], true where a token is scored. A cross-entropy needs the next token to be true
             as well.
@@ -116,14 +117,11 @@ def evaluate(
     batches = list(token_batches(lens, tokens, batch_size=batch_size, mask=mask))
     bos = bos_id(lens, bos_token_id) if exclude_bos else None
     with tqdm(total=2 * len(batches), desc="evaluating", unit="batch", disable=not verbose) as bar, torch.no_grad():
-        sums = {layer: _LayerSums(transcoder) for layer, transcoder in sets.items()}
+        sums = {layer: _LayerSums(features) for layer, features in sets.items()}
         for ids, keep in batches:
             scored = without_bos(ids, keep, bos)
             if bool(scored.any()):
-                for hooks, layers in _by_hooks(sets).items():
-                    for layer, (x, y) in lens.mlp_io(ids, layers, *hooks).items():
-                        at = scored.to(x.device)
-                        sums[layer].add(x[at], y[at])
+                _add_batch(lens, sets, ids, scored, sums)
             bar.update()
         n_tokens = next(iter(sums.values())).n
         if n_tokens == 0:
@@ -145,7 +143,19 @@ def evaluate(
     )
 
 
-def _by_hooks(sets: TranscoderSet) -> dict[tuple[str, str], list[int]]:
+def _add_batch(lens: Any, sets: LayeredDictionary, ids: Tensor, scored: Tensor, sums: dict[int, _LayerSums]) -> None:
+    """Features and reconstructions of all layers on one batch of prompts, on inputs from the unchanged model."""
+    io: dict[int, tuple[Tensor, Tensor]] = {}
+    for hooks, layers in _by_hooks(sets).items():
+        for layer, (x, y) in lens.mlp_io(ids, layers, *hooks).items():
+            at = scored.to(x.device)
+            io[layer] = x[at], y[at]
+    acts = {layer: sets.encode(layer, x) for layer, (x, _) in io.items()}
+    for layer, (x, y) in io.items():
+        sums[layer].add(acts[layer], sets.output(acts, layer, x), y)
+
+
+def _by_hooks(sets: LayeredDictionary) -> dict[tuple[str, str], list[int]]:
     """Layers grouped by (hook_in, hook_out), since one call of the lens serves one pair."""
     groups: dict[tuple[str, str], list[int]] = {}
     for layer in sets.layers:
@@ -172,12 +182,11 @@ class _Moments:
 class _LayerSums:
     """Running sums over the scored tokens of one layer."""
 
-    def __init__(self, transcoder: Transcoder) -> None:
-        self.transcoder = transcoder
+    def __init__(self, features: FeatureLayer) -> None:
         self.targets, self.residuals = _Moments(), _Moments()
         self.squared_error = 0.0
         self.active = 0
-        self.fired = torch.zeros(transcoder.d_sae, dtype=torch.bool, device=transcoder.device)
+        self.fired = torch.zeros(features.d_sae, dtype=torch.bool, device=features.device)
 
     @property
     def n(self) -> int:
@@ -187,13 +196,8 @@ class _LayerSums:
     def mean(self) -> Tensor:
         return torch.as_tensor(self.targets.mean)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        tc = self.transcoder
-        acts = tc.encode(x)
-        y_hat = tc.decode(acts)
-        if tc.W_skip is not None:
-            y_hat = y_hat + x.to(y_hat) @ tc.W_skip.T.to(y_hat)
-        target = y.to(tc.device).double()
+    def add(self, acts: SparseActivations, y_hat: Tensor, y: Tensor) -> None:
+        target = y.to(y_hat.device).double()
         residual = target - y_hat.double()
         self.targets.add(target)
         self.residuals.add(residual)
@@ -210,11 +214,17 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _compare_arms(
-    lens: Any, sets: TranscoderSet, means: dict[int, Tensor], batches: Iterable[Batch], bos: int | None, bar: Any
+    lens: Any,
+    sets: LayeredDictionary,
+    means: dict[int, Tensor],
+    batches: Iterable[Batch],
+    bos: int | None,
+    bar: Any,
 ) -> dict[str, float]:
     """Cross-entropy of the four arms, and KL and top-1 agreement of the replaced one."""
+    stand_in = StandIn(sets)
     arms: dict[str, Callable[[int, Tensor, Tensor], Tensor]] = {
-        "ce_replaced": lambda layer, x, _y: sets[layer](x),
+        "ce_replaced": lambda layer, x, _y: stand_in(layer, x),
         "ce_mean_ablated": lambda layer, _x, y: means[layer].to(y).expand_as(y),
         "ce_zero_ablated": lambda _layer, _x, y: torch.zeros_like(y),
     }
@@ -243,7 +253,7 @@ def _compare_arms(
 
 
 def _edited_logits(
-    lens: Any, sets: TranscoderSet, ids: Tensor, edited: Tensor, rule: Callable[[int, Tensor, Tensor], Tensor]
+    lens: Any, sets: LayeredDictionary, ids: Tensor, edited: Tensor, rule: Callable[[int, Tensor, Tensor], Tensor]
 ) -> Tensor:
     def edit(layer: int, x: Tensor, y: Tensor) -> Tensor:
         return torch.where(edited.to(y.device)[..., None], rule(layer, x, y).to(y), y)

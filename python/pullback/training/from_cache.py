@@ -14,7 +14,7 @@ from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.run import new_run
 from pullback.training.trainer import checked_config, kept_if_stopped, opened
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, TranscoderSet
 
 # What batches are made of; configurations that share them must agree on it.
 SHARED = ("layers", "hook_name", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype")
@@ -32,7 +32,7 @@ def train_on_cache(
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet | list[TranscoderSet]:
+) -> TranscoderSet | CrossLayerTranscoder | list[TranscoderSet | CrossLayerTranscoder]:
     """Train one transcoder a layer on cached activations, reshuffled and repeated until `config.training_tokens`.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pullback.training.config import TrainConfig
 from pullback.training.state import target_variance
 from pullback.training.step import TrainingDiverged, TrainStep
-from pullback.transcoders import ModelReading, TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, TranscoderSet
 
 Widths = Mapping[int, tuple[int, int]]
 """{layer: (d_in, d_out)}"""
@@ -50,7 +50,7 @@ class Run(ABC):
         """{layer: {name: figure}} of the last batch; see `loggers` for the names."""
 
     @abstractmethod
-    def dictionary(self) -> TranscoderSet:
+    def dictionary(self) -> TranscoderSet | CrossLayerTranscoder:
         """The weights as they are now; later steps go on changing them."""
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Run(ABC):
         tensors are the live ones. Raises what `check` raises."""
 
     @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         """Continue from a `state_dict` and a `dictionary` to the bit.
 
         Raises:
@@ -111,7 +111,7 @@ class PerLayerRun(Run):
             del found[str(layer)]["weights"]
         return found
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         if sorted(map(int, state)) != self.layers:
             raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
         for layer, step in self.steps.items():

@@ -21,7 +21,7 @@ from pullback.training.masks import Excluded
 from pullback.training.run import PerLayerRun, Run, new_run, new_step
 from pullback.training.source import Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
-from pullback.transcoders import Transcoder, TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, Transcoder, TranscoderSet
 
 PREFETCH_ON_GPU = 2
 MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
@@ -40,7 +40,7 @@ def train(
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet:
+) -> TranscoderSet | CrossLayerTranscoder:
     """Train one transcoder a layer; every forward pass of the model serves all layers.
 
     Args:
@@ -201,7 +201,7 @@ def kept_if_stopped(runs: list[Run], output_paths: list[str | os.PathLike[str] |
         raise
 
 
-def _saved_unfinished(runs: list[Run], paths: list[str | os.PathLike[str] | None]) -> TranscoderSet:
+def _saved_unfinished(runs: list[Run], paths: list[str | os.PathLike[str] | None]) -> LayeredDictionary:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
     sets = [run.dictionary() for run in runs]
     for one, path in zip(sets, paths, strict=True):
