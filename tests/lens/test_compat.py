@@ -67,7 +67,9 @@ def test_shapes_are_compared_always(strict: bool) -> None:
         lens.check(TranscoderSet({1: blank(16, 16), 3: blank(16, 16)}), strict=strict)
     with pytest.raises(ValueError, match="hook_in must be one of .*got 'attn.hook_z'"):
         lens.check(TranscoderSet({0: blank(16, 16, hook_in="attn.hook_z")}), strict=strict)
-    with pytest.raises(ValueError, match="hook_out must be one of .*got 'hook_attn_out'"):
+    with pytest.raises(ValueError, match="hook_out must be one of .*got 'hook_resid_post'"):
+        lens.check(TranscoderSet({0: blank(16, 16, hook_out="hook_resid_post")}), strict=strict)
+    with pytest.raises(ValueError, match="mlp.hook_in -> hook_attn_out: attention mixes positions"):
         lens.check(TranscoderSet({0: blank(16, 16, hook_out="hook_attn_out")}), strict=strict)
 
 

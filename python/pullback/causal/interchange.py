@@ -111,9 +111,9 @@ def interchange(
 
     edits: list[tuple[str, rec.Edit]] = []
     for layer in sorted({s.layer for s in swaps}):
-        outputs = {dst: site_out for dst, (_, site_out) in lens.sites(sets, sets.targets(layer)).items()}
-        edits.append((lens.input_site(layer, sets.hook_in(layer)), partial(read, layer)))
-        edits += [(site_out, partial(write, layer, dst)) for dst, site_out in outputs.items()]
+        sites = lens.sites(sets, sets.targets(layer))
+        edits.append((sites[layer][0], partial(read, layer)))
+        edits += [(site_out, partial(write, layer, dst)) for dst, (_, site_out) in sites.items()]
     logits, _ = lens.record(base, [], edits)
     return logits[:, -1]
 

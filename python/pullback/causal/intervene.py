@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.lens import Trace, as_lens, trace
+from pullback.lens import Trace, as_lens, must_be_transcoders, trace
 from pullback.lens import record as rec
 from pullback.lens.freeze import frozen_run
 from pullback.transcoders import LayeredDictionary
@@ -53,7 +53,7 @@ def intervene(
 
     Raises:
         ValueError: layer, position or feature out of range, a value that is not finite, transcoders of another model,
-            or a freeze that this model does not keep.
+            autoencoders under freeze="all", or a freeze that this model does not keep.
     """
     return run_interventions(model, sets, prompt, interventions, freeze=freeze, strict=strict).logits
 
@@ -71,14 +71,16 @@ def run_interventions(
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
     sets = lens.fitted(sets, strict=strict)
+    if freeze == "all":
+        must_be_transcoders(sets, "freeze='all'")
     wanted = _by_layer(sets, len(tokens), interventions)
     base = trace(lens, tokens)
     edits: list[tuple[str, rec.Edit]] = []
     for layer, changes in wanted.items():
         change = _Change(sets, base, layer, changes, frozen=freeze == "all")
-        outputs = {dst: site_out for dst, (_, site_out) in lens.sites(sets, sets.targets(layer)).items()}
-        edits.append((lens.input_site(layer, sets.hook_in(layer)), change.read))
-        edits += [(site_out, partial(change.write, dst)) for dst, site_out in outputs.items()]
+        sites = lens.sites(sets, sets.targets(layer))
+        edits.append((sites[layer][0], change.read))
+        edits += [(site_out, partial(change.write, dst)) for dst, (_, site_out) in sites.items()]
     sites = {i: site_in for i, (site_in, _) in lens.sites(sets, sets.layers).items()}
     logits, seen = frozen_run(lens, tokens, base, freeze, edits, list(sites.values()))
     return Intervened(logits, {i: seen[s] for i, s in sites.items()})

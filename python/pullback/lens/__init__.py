@@ -1,8 +1,9 @@
 """The one seam to TransformerLens: hooks, weights, norms, patterns; frozen forward passes; the replacement model."""
 
 from pullback.lens.adapter import INPUT_SITES, OUTPUT_SITES, Lens, as_lens
-from pullback.lens.compat import check_compatible
+from pullback.lens.compat import check_compatible, must_be_transcoders
 from pullback.lens.open import open_transformers
+from pullback.lens.stand_ins import stand_ins
 from pullback.lens.trace import LayerTrace, Trace, trace
 from pullback.lens.weights import LayerWeights, Norm
 
@@ -16,6 +17,8 @@ __all__ = [
     "Trace",
     "as_lens",
     "check_compatible",
+    "must_be_transcoders",
     "open_transformers",
+    "stand_ins",
     "trace",
 ]

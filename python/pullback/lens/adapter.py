@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pullback.lens import record as rec
 from pullback.lens.fingerprint import fingerprint
+from pullback.lens.stand_ins import stand_ins
 from pullback.lens.tokens import check_ids
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
-from pullback.transcoders import LayeredDictionary, ModelReading, StandIn
+from pullback.transcoders import LayeredDictionary, ModelReading
 
 INPUT_SITES = ("mlp.hook_in", "ln2.hook_normalized", "ln2.hook_out", "hook_resid_mid")
-OUTPUT_SITES = ("hook_mlp_out", "mlp.hook_out")
+OUTPUT_SITES = ("hook_mlp_out", "mlp.hook_out", "hook_attn_out")
 
 
 def as_lens(model: Any) -> Lens:
@@ -190,10 +191,25 @@ class Lens:
         if hook_out not in OUTPUT_SITES:
             raise ValueError(f"lens: hook_out must be one of {', '.join(OUTPUT_SITES)}, got '{hook_out}'")
         name = f"blocks.{layer}.{hook_out}"
-        return name if name in rec.hook_names(self.model) else f"blocks.{layer}.hook_mlp_out"
+        if hook_out == "mlp.hook_out" and name not in rec.hook_names(self.model):
+            return f"blocks.{layer}.hook_mlp_out"
+        return name
+
+    def site_pair(self, layer: int, hook_in: str, hook_out: str) -> tuple[str, str]:
+        """Full names of where a dictionary reads and writes. An autoencoder reads the output that it stands in for."""
+        if hook_in == hook_out:
+            site = self.output_site(layer, hook_out)
+            return site, site
+        site_in, site_out = self.input_site(layer, hook_in), self.output_site(layer, hook_out)
+        if hook_out == "hook_attn_out":
+            raise ValueError(
+                f"lens: {hook_in} -> hook_attn_out: attention mixes positions, so no dictionary of one position stands "
+                "in for it; an autoencoder of its output does, hook_in='hook_attn_out'"
+            )
+        return site_in, site_out
 
     def sites(self, sets: LayeredDictionary, layers: Iterable[int]) -> dict[int, tuple[str, str]]:
-        return {i: (self.input_site(i, sets.hook_in(i)), self.output_site(i, sets.hook_out(i))) for i in layers}
+        return {i: self.site_pair(i, sets.hook_in(i), sets.hook_out(i)) for i in layers}
 
     def check(self, sets: LayeredDictionary, *, strict: bool = True) -> None:
         """Refuse transcoders that were trained on another model, hook or reading of it (ValueError says which)."""
@@ -264,13 +280,13 @@ class Lens:
         hook_in: str = "mlp.hook_in",
         hook_out: str = "hook_mlp_out",
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Transcoder inputs and targets from one forward pass, which ends at the last of these layers: tokens (B, T) ->
-        {l: (x, y)}, each (B, T, d)."""
+        """Inputs and targets of dictionaries from one forward pass, which ends at the last of these layers: tokens
+        (B, T) -> {l: (x, y)}, each (B, T, d). Of an autoencoder, whose hooks are the same, x is y."""
         chosen = range(self.n_layers) if layers is None else list(layers)
         wrong = [i for i in chosen if not 0 <= i < self.n_layers]
         if wrong:
             raise ValueError(f"lens: no layers {wrong} in a model of {self.n_layers} layers")
-        sites = {i: (self.input_site(i, hook_in), self.output_site(i, hook_out)) for i in chosen}
+        sites = {i: self.site_pair(i, hook_in, hook_out) for i in chosen}
         seen = self.record_only(tokens, [s for pair in sites.values() for s in pair])
         return {i: (seen[a], seen[b]) for i, (a, b) in sites.items()}
 
@@ -281,33 +297,21 @@ class Lens:
         hook_in: str = "mlp.hook_in",
         hook_out: str = "hook_mlp_out",
     ) -> Iterator[Lens]:
-        """Inside, each layer's MLP output y is replaced by fns[layer](x, y); afterwards the model is as it was."""
-        sites = {i: (self.input_site(i, hook_in), self.output_site(i, hook_out)) for i in fns}
+        """Inside, each layer's output y (the MLP's, or that of attention) is replaced by fns[layer](x, y); afterwards
+        the model is as it was."""
+        sites = {i: self.site_pair(i, hook_in, hook_out) for i in fns}
         with rec.hooked(self.model, rec.patch_edits(fns, sites)):
             yield self
 
     @contextmanager
     def replace(self, sets: LayeredDictionary, layers: Iterable[int] | None = None) -> Iterator[Lens]:
-        """Inside, transcoders stand in for the MLPs of `layers` (default: all that the set has).
-
-        Features of a cross-layer transcoder write to these layers from all layers below, replaced or not.
-        """
+        """Inside, the set's dictionaries stand in for the outputs of `layers` (default: all that it has). Features of a
+        cross-layer transcoder write to them from all layers below, replaced or not."""
         sets = self.fitted(sets)
         chosen = list(sets.layers if layers is None else layers)
         missing = [i for i in chosen if i not in sets]
         if missing:
             raise ValueError(f"lens.replace: the set has no transcoder for layers {missing}; it has {sets.layers}")
-
-        stand_in = StandIn(sets)
-
-        def replaced(layer: int, x: Tensor, _y: Tensor) -> Tensor:
-            return stand_in(layer, x)
-
-        def read(layer: int, x: Tensor, y: Tensor) -> Tensor:
-            stand_in.read(layer, x)
-            return y
-
-        needed = sorted({source for layer in chosen for source in sets.sources(layer)})
-        fns = {i: partial(replaced if i in chosen else read, i) for i in needed}
-        with rec.hooked(self.model, rec.patch_edits(fns, self.sites(sets, needed))):
+        fns = stand_ins(sets, chosen)
+        with rec.hooked(self.model, rec.patch_edits(fns, self.sites(sets, fns))):
             yield self

@@ -35,10 +35,20 @@ def check_compatible(lens: Lens, sets: LayeredDictionary, *, strict: bool = True
                 f"the transcoder of layer {layer} maps {tc.d_in} to {tc.d_out} dimensions, but {lens.model_name} has "
                 f"d_model {lens.d_model}: it belongs to another model"
             )
-        lens.input_site(layer, sets.hook_in(layer))
-        lens.output_site(layer, sets.hook_out(layer))
+        lens.site_pair(layer, sets.hook_in(layer), sets.hook_out(layer))
         if tc.reading is not None:
             _compare(lens, layer, sets.hook_in(layer), tc.reading, here, strict)
+
+
+def must_be_transcoders(sets: LayeredDictionary, purpose: str) -> None:
+    """Raise ValueError where a layer holds an autoencoder, which reads what it writes."""
+    own = [layer for layer in sets.layers if sets.hook_in(layer) == sets.hook_out(layer)]
+    if own:
+        raise ValueError(
+            f"{purpose} goes through transcoders, which read an MLP's input and write its output; at layers {own} this "
+            f"set has autoencoders of {sets.hook_out(own[0])}. Train with hook_name='mlp.hook_in', "
+            "hook_name_out='hook_mlp_out', or evaluate these with pb.evaluate"
+        )
 
 
 def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, here: ModelReading, strict: bool) -> None:

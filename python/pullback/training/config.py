@@ -27,7 +27,8 @@ class TrainConfig(Recipe):
         activation: the sparsity rule, None for what `architecture` says.
         layers: layers to train, None for all of the model.
         hook_name: place inside `blocks.{l}.` where the input is read.
-        hook_name_out: place inside `blocks.{l}.` whose value is the target.
+        hook_name_out: place inside `blocks.{l}.` whose value is the target. Where both are the same, autoencoders are
+            trained: of "hook_mlp_out" or "hook_attn_out".
         skip_connection: also learn a linear path W_skip from input to output, starting at zero.
         training_tokens: tokens to train on, counted after masking. Given prompts are repeated, reshuffled, until it is
             reached.
@@ -143,6 +144,11 @@ class TrainConfig(Recipe):
             raise ValueError(
                 f"TrainConfig: jumprelu_init_threshold must be positive, got {self.jumprelu_init_threshold}"
             )
+        if self.autoencodes and self.skip_connection:
+            raise ValueError(
+                "TrainConfig: skip_connection lets an autoencoder copy its input; leave it out where hook_name and "
+                "hook_name_out are the same"
+            )
         rule = self.trained_activation
         if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae:
             raise ValueError(f"TrainConfig: k={rule.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
@@ -164,6 +170,11 @@ class TrainConfig(Recipe):
         if self.architecture == "standard":
             return ReLU()
         return JumpReLU(self.jumprelu_init_threshold) if self.architecture == "jumprelu" else TopK(self.k)
+
+    @property
+    def autoencodes(self) -> bool:
+        """Whether the target is the input."""
+        return self.hook_name == self.hook_name_out
 
     @property
     def torch_dtype(self) -> torch.dtype:

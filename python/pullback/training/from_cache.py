@@ -17,7 +17,7 @@ from pullback.training.trainer import checked_config, kept_if_stopped, opened
 from pullback.transcoders import CrossLayerTranscoder, TranscoderSet
 
 # What batches are made of; configurations that share them must agree on it.
-SHARED = ("layers", "hook_name", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype")
+SHARED = ("layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype")
 
 
 def train_on_cache(
@@ -39,7 +39,8 @@ def train_on_cache(
         cache: a cache, or its folder.
         config: see TrainConfig; what it says about prompts and excluded tokens was settled when the cache was made.
         configs: instead of one: several seeds, k, widths or rates, each on the same batches, which are read once. They
-            must agree on layers, hooks, tokens, batch size, device and dtype; the first one's seed orders the batches.
+            must agree on layers, targets, tokens, batch size, device and dtype; the first one's seed orders the
+            batches. A transcoder and an autoencoder of its targets read the same cache.
         output_path: where the set is saved; of several, to `run_0`, `run_1`, ... inside.
         verbose, checkpoint_path, checkpoint_every_tokens, keep_checkpoints, resume, logger: as in `train`.
 
@@ -57,12 +58,8 @@ def train_on_cache(
     _must_share(every)
     cache = cache if isinstance(cache, CachedActivations) else CachedActivations(cache)
     layers = cache.layers if first.layers is None else sorted(set(first.layers))
-    for name in ("hook_name", "hook_name_out"):
-        if getattr(first, name) != getattr(cache, name):
-            raise ValueError(
-                f"{cache.path} was made with {name}={getattr(cache, name)!r}, and the config says "
-                f"{getattr(first, name)!r}; let them agree"
-            )
+    for one in every:
+        _must_be_cached(one, cache)
     device = torch.device(first.device or "cpu")
     mixed = first.train_batch_size_tokens * first.n_batches_in_buffer
     batches = cache.batches(
@@ -97,6 +94,16 @@ def train_on_cache(
         if path is not None:
             one.save(path)
     return sets[0] if configs is None else sets
+
+
+def _must_be_cached(config: TrainConfig, cache: CachedActivations) -> None:
+    """An autoencoder of the cached targets needs no other input."""
+    for name in ("hook_name_out",) if config.autoencodes else ("hook_name", "hook_name_out"):
+        if getattr(config, name) != getattr(cache, name):
+            raise ValueError(
+                f"{cache.path} was made with {name}={getattr(cache, name)!r}, and the config says "
+                f"{getattr(config, name)!r}; let them agree"
+            )
 
 
 def _must_share(configs: Sequence[TrainConfig]) -> None:

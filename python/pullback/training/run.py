@@ -88,10 +88,10 @@ class PerLayerRun(Run):
         self._losses: dict[int, Tensor] = {}
 
     def step(self, rows: Sequence[Tensor], lr: float) -> None:
-        for i, (layer, step) in enumerate(self.steps.items()):
+        for (layer, step), x, y in zip(self.steps.items(), rows[::2], rows[1::2], strict=True):
             step.lr = lr
             with _naming(layer, step):
-                self._losses[layer] = step(rows[2 * i], rows[2 * i + 1])
+                self._losses[layer] = step(y if self.config.autoencodes else x, y)
 
     def check(self) -> None:
         for layer, step in self.steps.items():

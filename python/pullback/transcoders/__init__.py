@@ -4,7 +4,7 @@ from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, Re
 from pullback.transcoders.calibration import calibrate_thresholds, to_jumprelu
 from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
 from pullback.transcoders.features import FeatureLayer
-from pullback.transcoders.layered import LayeredDictionary, StandIn
+from pullback.transcoders.layered import LayeredDictionary
 from pullback.transcoders.loading import load_transcoders
 from pullback.transcoders.protocol import Dictionary
 from pullback.transcoders.reading import ModelReading
@@ -22,7 +22,6 @@ __all__ = [
     "ModelReading",
     "ReLU",
     "SourceLayer",
-    "StandIn",
     "TopK",
     "Transcoder",
     "TranscoderSet",

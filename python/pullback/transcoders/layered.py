@@ -132,9 +132,9 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
             y = y + decode_csr(acts[src], self.decoder(src, dst))
         return y
 
-    def output(self, acts: Mapping[int, SparseActivations], dst: int, x: Tensor) -> Tensor:
-        """The reconstruction of layer dst from its input x Float[Tensor, '... d_in'] and the features of all source
-        layers: Float[Tensor, '... d_out'], bias and skip path included."""
+    def reconstruct(self, dst: int, acts: Mapping[int, SparseActivations], x: Tensor) -> Tensor:
+        """Features {layer: ...} of all layers that write to dst, and dst's input x Float[Tensor, '... d_in'] ->
+        Float[Tensor, '... d_out']: what stands in for dst's output, bias and skip path included."""
         y = self.decode(acts, dst, self.b_dec(dst)).view(*x.shape[:-1], self.d_model)
         W_skip = self.skip(dst)
         return y if W_skip is None else y + x.to(y) @ W_skip.to(y).T
@@ -146,8 +146,8 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
         Raises:
             ValueError: an input is missing on which a reconstruction depends.
         """
-        stand_in = StandIn(self)
-        return {layer: stand_in(layer, inputs[layer]) for layer in sorted(inputs)}
+        acts = {layer: self.encode(layer, x) for layer, x in inputs.items()}
+        return {layer: self.reconstruct(layer, acts, x) for layer, x in inputs.items()}
 
     __call__ = forward
 
@@ -215,30 +215,6 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
         from pullback.transcoders.formats import writing
 
         return writing.push(self, repo_id, format, calibrate, private, revision, token, options)
-
-
-class StandIn:
-    """A dictionary in the place of MLPs during forward passes, where the features of a layer become known only as the
-    pass reaches it. Layers come in ascending order; a layer that is not above the last one begins another pass.
-    """
-
-    def __init__(self, sets: LayeredDictionary) -> None:
-        self.sets = sets
-        self._acts: dict[int, SparseActivations] = {}
-
-    def read(self, layer: int, x: Tensor) -> None:
-        """Features of a layer, from its input x Float[Tensor, '... d_in'], for the layers above it."""
-        if any(seen >= layer for seen in self._acts):
-            self._acts.clear()
-        self._acts[layer] = self.sets.encode(layer, x)
-
-    def __call__(self, layer: int, x: Tensor) -> Tensor:
-        """The reconstruction Float[Tensor, '... d_out'] of a layer."""
-        self.read(layer, x)
-        y = self.sets.output(self._acts, layer, x)
-        if self.sets.targets(layer)[-1] == layer:  # nothing above it asks for features any more
-            self._acts.clear()
-        return y
 
 
 def _ids(ids: Tensor | Sequence[int], features: FeatureLayer) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -24,6 +24,11 @@ class Dictionary(Protocol):
 
     def encode(self, l: int, x: Tensor) -> SparseActivations:
         """x Float[Tensor, '... d'] -> features of layer l"""
+        ...
+
+    def reconstruct(self, dst: int, acts: Mapping[int, SparseActivations], x: Tensor) -> Tensor:
+        """Features {l: ...} of `sources(dst)`, and x Float[Tensor, '... d'] at dst -> Float[Tensor, '... d']: what
+        stands in for dst's output, bias and skip path included."""
         ...
 
     def targets(self, l: int) -> list[int]:

@@ -62,7 +62,11 @@ class Transcoder(FeatureLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x Float[Tensor, '... d_in'] -> Float[Tensor, '... d_out']: the reconstruction, skip path included."""
-        y = self.decode(self.encode(x))
+        return self.reconstruct(self.encode(x), x)
+
+    def reconstruct(self, acts: SparseActivations, x: Tensor) -> Tensor:
+        """Features of x Float[Tensor, '... d_in'], a row a vector -> Float[Tensor, '... d_out'], skip path included."""
+        y = self.decode(acts)
         if self.W_skip is not None:
-            y = y + self._rows("forward", x) @ self._compute(self.W_skip).T
+            y = y + self._rows("reconstruct", x) @ self._compute(self.W_skip).T
         return y.view(*x.shape[:-1], self.d_out)
