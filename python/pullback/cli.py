@@ -10,6 +10,7 @@ from typing import Any
 
 ZOO = ("exact", "planted", "tiny-mix")
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
 # What `pullback train` takes of TrainConfig for one architecture or another: name, type, default, help.
 RECIPE_OPTIONS = (
     ("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty"),
@@ -62,7 +63,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults where there are any: "(default: None)" says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -141,7 +142,12 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
         help="where the target is read, inside blocks.{l}; the same as --hook-name makes autoencoders",
     )
     parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
-    parser.add_argument("--cache-tokens", type=int, default=None, help="tokens to cache (default: all, once)")
+    parser.add_argument(
+        "--cache-tokens",
+        type=int,
+        default=None,
+        help="tokens to cache (default: all, once; of a sweep, as many as it trains on)",
+    )
     parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
 
 
@@ -199,7 +205,7 @@ def _sweep(commands: Any) -> None:
         default=["transcoder", "sae"],
         help="transcoders, autoencoders of what they write, or both",
     )
-    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["topk"], help="sparsity rules")
+    parser.add_argument("--architectures", nargs="+", choices=SWEPT, default=["topk"], help="sparsity rules")
     parser.add_argument("--k", type=int, nargs="+", default=[], help="topk, batchtopk: features active per token")
     parser.add_argument("--l1-coefficient", type=float, nargs="+", default=[], help="standard: weights of its penalty")
     parser.add_argument("--l0-coefficient", type=float, nargs="+", default=[], help="jumprelu: weights of its penalty")
