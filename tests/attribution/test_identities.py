@@ -19,6 +19,8 @@ from pullback.lens import as_lens
 from pullback.lens import record as rec
 from tests import models
 
+PLAIN = "LN-gqa-standard-plain"
+
 
 def tokens_of(n: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, models.VOCAB, (n,), generator=torch.Generator().manual_seed(seed))
@@ -231,3 +233,30 @@ def test_rows_do_not_depend_on_batch_mates_or_repetition() -> None:
     assert torch.equal(graphs[2].weights, graphs[3].weights), "same inputs, same bits"
     for other in graphs[:2]:
         assert_same_edges(other, graphs[2], 1e-12)
+
+
+def test_bfloat16_products_change_edges_by_their_rounding_only() -> None:
+    lens = as_lens(models.build(PLAIN, torch.float32))
+    sets = models.random_set(lens)
+    exact = pb.attribute(lens, sets, tokens_of(9))
+    rounded = pb.attribute(lens, sets, tokens_of(9), precision="bfloat16")
+    assert rounded.meta["generation_settings"]["precision"] == "bfloat16"
+    assert rounded.weights.dtype == torch.float32
+    assert_same_edges(rounded, exact, 2e-2)
+    assert not torch.equal(_dense(rounded), _dense(exact))
+    a, b = (graph.influence().argsort().argsort().double() for graph in (rounded, exact))
+    assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "sentence"),
+    [
+        (torch.float32, {"precision": "float16"}, "precision must be None or 'bfloat16'"),
+        (torch.float64, {"precision": "bfloat16"}, "for the linear engine and models in at most float32"),
+        (torch.float32, {"precision": "bfloat16", "engine": "autograd"}, "for the linear engine"),
+    ],
+)
+def test_a_precision_that_makes_no_sense_is_refused(dtype: torch.dtype, options: dict[str, str], sentence: str) -> None:
+    lens = as_lens(models.build(PLAIN, dtype))
+    with pytest.raises(ValueError, match=sentence):
+        pb.attribute(lens, models.random_set(lens), tokens_of(3), **options)  # pyright: ignore[reportArgumentType]

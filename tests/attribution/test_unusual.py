@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import pullback as pb
-from pullback.attribution import Graph, assemble, neuronpedia
+from pullback.attribution import Graph, neuronpedia, rows
 from pullback.attribution import nodes as k
+from pullback.attribution.local import local_model
 from pullback.lens import as_lens
 from pullback.transcoders import BatchTopK, JumpReLU, TopK, Transcoder, TranscoderSet
 from tests import models
@@ -139,14 +140,17 @@ def test_graphs_can_be_compared_and_kept_in_sets() -> None:
 
 
 def test_blocks_of_edges_are_stored_by_rows_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).relu()
-    for entries in (1, 10, 1 << 20):
-        monkeypatch.setattr(assemble, "CHUNK_ENTRIES", entries)
-        rows = assemble.EdgeRows(5)
-        rows.append(torch.arange(7), torch.zeros(7), block, torch.zeros(7))
-        _, _, _, target, source, weight = rows.joined()
-        assert torch.equal(torch.zeros(7, 5).index_put((target, source), weight), block)
-        assert len(weight) == int((block != 0).sum())
+    lens = as_lens(models.build(PLAIN))
+    local = local_model(lens, models.random_set(lens), tokens_of(3))
+    block = torch.randn(7, local.layout.n_sources, generator=torch.Generator().manual_seed(0)).relu()
+    for entries in (1, 100, 1 << 20):
+        monkeypatch.setattr(rows, "CHUNK_ENTRIES", entries)
+        edges = rows.EdgeRows(local.layout)
+        edges.append(torch.arange(7), torch.zeros(7), torch.zeros(7), block, torch.zeros(7))
+        joined = edges.joined()
+        found = torch.zeros_like(block).index_put((joined.rows(), joined.sources.long()), joined.weights)
+        assert torch.equal(found, block)
+        assert len(joined.weights) == int((block != 0).sum())
 
 
 def test_files_with_nan_or_cycles_are_refused(tmp_path: Path) -> None:

@@ -9,65 +9,15 @@ from torch import Tensor
 
 from pullback.attribution import nodes as k
 from pullback.attribution.graph import Graph
-from pullback.attribution.influence import EPS, flow
 from pullback.attribution.local import LocalModel
+from pullback.attribution.rows import EdgeRows
 from pullback.attribution.targets import LogitTargets
-
-CHUNK_ENTRIES = 1 << 20
-
-
-class EdgeRows:
-    """Rows of edges over all sources, stored without zeros, in the order they come.
-
-    A target is named by its place among the active features, or -1 - k for the k-th logit.
-    """
-
-    def __init__(self, n_sources: int) -> None:
-        self.n_sources = n_sources
-        self._names: list[Tensor] = []
-        self._own: list[Tensor] = []
-        self._zeroed: list[Tensor] = []
-        self._counts: list[Tensor] = []
-        self._sources: list[Tensor] = []
-        self._weights: list[Tensor] = []
-
-    def append(self, names: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
-        """names (B), own constants (B), edges (B, n_sources), zeroed mass (B)."""
-        self._names.append(names.cpu())
-        self._own.append(own.cpu())
-        self._zeroed.append(zeroed.cpu())
-        self._counts.append(block.count_nonzero(1).cpu())
-        # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
-        for part in block.split(max(1, CHUNK_ENTRIES // self.n_sources)):
-            places = part.flatten().nonzero()[:, 0]
-            self._sources.append((places % self.n_sources).to(torch.int32).cpu())
-            self._weights.append(part.flatten()[places].cpu())
-
-    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """names, own, zeroed, row of each edge, source of each edge, weight of each edge."""
-        counts = torch.cat(self._counts)
-        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        cat = torch.cat
-        return cat(self._names), cat(self._own), cat(self._zeroed), rows, cat(self._sources).long(), cat(self._weights)
-
-    def influence(self, local: LocalModel, logits: LogitTargets) -> Tensor:
-        """Influence of every active feature on the logits through the rows there are so far, (n_features) float64."""
-        names, _, _, rows, sources, weights = self.joined()
-        features = local.layout.all_features
-        n = features.stop - features.start
-        size = weights.abs().double()
-        counted = size * local.layout.counts_in_scores()[sources]
-        shares = size / size.new_zeros(len(names)).index_add_(0, rows, counted).clamp(min=EPS)[rows]
-        # Nodes here: the active features in their places, then the logits. Other sources pass nothing on.
-        node = torch.where(names < 0, n - 1 - names, names)
-        weight = torch.cat([size.new_zeros(n), logits.probabilities.cpu().double()])
-        on = (sources >= features.start) & (sources < features.stop)
-        return flow(node[rows[on]], sources[on] - features.start, shares[on], weight)[:n]
 
 
 def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
     """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass."""
-    names, own, zeroed, rows, sources, weights = edges.joined()
+    joined = edges.joined()
+    names, own, weights, sources = joined.names, joined.own, joined.weights, joined.sources.long()
     layout = local.layout
     first = layout.all_features.start
     keep = torch.ones(layout.n_sources, dtype=torch.bool)
@@ -75,7 +25,6 @@ def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: T
     keep[first + chosen] = True
     new_id = torch.cumsum(keep, 0) - 1
     n_sources, K = int(keep.sum()), len(logits.labels)
-    first_own = n_sources
     n_targets = len(chosen) + K
     n_nodes = n_sources + n_targets + K
 
@@ -83,24 +32,29 @@ def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: T
     is_logit = names < 0
     target_node = torch.where(is_logit, n_nodes - K + (-1 - names), new_id[(first + names).clamp(min=0)])
     own_rank = torch.where(is_logit, len(chosen) + (-1 - names), torch.searchsorted(chosen, names.clamp(min=0)))
-
-    stays = keep[sources]
-    dropped = weights.new_zeros(n_nodes).index_add_(0, target_node[rows[~stays]], weights[~stays])
-    dropped = dropped.index_add(0, target_node, zeroed.to(weights.dtype))
-    has_own = own != 0
-    all_targets = torch.cat([target_node[rows[stays]], target_node[has_own]])
-    all_sources = torch.cat([new_id[sources[stays]], first_own + own_rank[has_own]])
-    all_weights = torch.cat([weights[stays], own[has_own].to(weights.dtype)])
-    order = torch.argsort(all_targets * n_nodes + all_sources)
-    counts = torch.bincount(all_targets, minlength=n_nodes)
     target_of_own = torch.empty(n_targets, dtype=torch.long)
     target_of_own[own_rank] = target_node
+
+    stays, rows = keep[sources], joined.rows()
+    lost = weights.new_zeros(len(names)).index_add_(0, rows[~stays], weights[~stays])
+    kept = torch.bincount(rows[stays], minlength=len(names))
+    has_own = own != 0
+    counts = torch.zeros(n_nodes, dtype=torch.long).index_add_(0, target_node, kept + has_own)
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    # The sources of a row ascend already, and its own leaf stands behind them all: rows move as they are.
+    begin = indptr[target_node]
+    at = torch.repeat_interleave(begin - (kept.cumsum(0) - kept), kept) + torch.arange(int(kept.sum()))
+    all_sources = torch.empty(int(indptr[-1]), dtype=torch.int32)
+    all_weights = weights.new_empty(len(all_sources))
+    all_sources[at], all_weights[at] = new_id.int()[sources[stays]], weights[stays]
+    at_own = (begin + kept)[has_own]
+    all_sources[at_own], all_weights[at_own] = (n_sources + own_rank)[has_own].int(), own[has_own].to(weights.dtype)
     return Graph(
         nodes=_nodes(local, logits, keep, target_of_own),
-        indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-        sources=all_sources[order].to(torch.int32),
-        weights=all_weights[order],
-        dropped=dropped,
+        indptr=indptr,
+        sources=all_sources,
+        weights=all_weights,
+        dropped=weights.new_zeros(n_nodes).index_add_(0, target_node, lost + joined.zeroed.to(weights.dtype)),
         meta=meta,
     )
 

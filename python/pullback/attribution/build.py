@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pullback.attribution.assemble import EdgeRows, assemble
+from pullback.attribution.assemble import assemble
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.graph import Graph
 from pullback.attribution.linear import bytes_per_target, linear_rows
 from pullback.attribution.local import LocalModel, local_model
+from pullback.attribution.rows import EdgeRows
 from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import TranscoderSet
@@ -36,6 +37,7 @@ def attribute(
     update_interval: int = 4,
     zero_positions: slice | None = None,
     engine: str = "linear",
+    precision: str | None = None,
     strict: bool = True,
     verbose: bool = False,
 ) -> Graph:
@@ -55,6 +57,9 @@ def attribute(
         update_interval: batches between two rankings by influence, where features are chosen.
         zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
         engine: "linear", or "autograd", its oracle: the same edges through the model and torch autograd, slower.
+        precision: "bfloat16": the linear engine multiplies gradients in bfloat16 and sums in float32: faster where the
+            processor does so, and the graph misses its sums by some 1e-2. None for the precision of the model, float32
+            at least.
         strict: False accepts transcoders of a fine-tuned sibling.
         verbose: show a progress bar.
 
@@ -70,11 +75,12 @@ def attribute(
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes is not None and max_feature_nodes < 0):
         raise ValueError("attribute: batch_size and update_interval must be at least 1, max_feature_nodes at least 0")
     lens = as_lens(model)
+    products = _products(lens, precision, engine)
     if engine == "autograd" and lens.dtype not in CHECK_TOLERANCE:
         raise ValueError(f"attribute: engine 'autograd' runs in float32 and float64, not in {lens.dtype}; use 'linear'")
     tokens = lens.to_tokens(prompt)
     with torch.no_grad():
-        local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict)
+        local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict, precision=products)
         logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
         rows = _Rows(lens, local, logits, engine, batch_size, verbose)
         chosen = (
@@ -85,11 +91,25 @@ def attribute(
             "desired_logit_prob": desired_logit_prob,
             "batch_size": batch_size,
             "max_feature_nodes": max_feature_nodes,
+            "precision": str(products).removeprefix("torch."),
         }
         meta = _meta(lens, local, sets, prompt, logits) | {"generation_settings": settings}
         graph = assemble(local, logits, rows.edges, chosen, meta)
-    _must_add_up(graph, lens)
+    _must_add_up(graph, lens, products)
     return graph
+
+
+def _products(lens: Lens, precision: str | None, engine: str) -> torch.dtype:
+    """The dtype that gradients are multiplied in."""
+    if precision is None:
+        return lens.compute_dtype
+    if precision != "bfloat16":
+        raise ValueError(f"attribute: precision must be None or 'bfloat16', got {precision!r}")
+    if engine == "autograd" or lens.compute_dtype == torch.float64:
+        raise ValueError(
+            "attribute: precision='bfloat16' is for the linear engine and models in at most float32; leave it out here"
+        )
+    return torch.bfloat16
 
 
 class _Rows:
@@ -101,7 +121,7 @@ class _Rows:
         self.local, self.logits, self.verbose = local, logits, verbose
         self.batch_size = max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
         self.engine = AutogradEngine(lens, local) if engine == "autograd" else None
-        self.edges = EdgeRows(local.layout.n_sources)
+        self.edges = EdgeRows(local.layout)
         self._add(-1 - torch.arange(len(logits.labels)), logit_batch(local, logits), logits.tokens)
 
     @property
@@ -113,7 +133,7 @@ class _Rows:
             block, zeroed = linear_rows(self.local, targets)
         else:
             block, zeroed = self.engine.rows(targets, logit_tokens)
-        self.edges.append(names, targets.own, block, zeroed)
+        self.edges.append(names, targets.layer, targets.own, block, zeroed)
 
     def _add_features(self, chosen: Tensor, bar: Any) -> None:
         """Targets sorted by layer and position share their sweep and its causal cone: that is layout order."""
@@ -135,7 +155,7 @@ class _Rows:
         limit = min(limit, self.n_features)
         with tqdm(total=limit, desc="attribution", unit="feature", disable=not self.verbose) as bar:
             while int(done.sum()) < limit:
-                rank = self.edges.influence(self.local, self.logits)
+                rank = self.edges.influence(self.logits)
                 rank[done] = -1
                 step = min(limit - int(done.sum()), update_interval * self.batch_size)
                 nxt = torch.argsort(rank, descending=True, stable=True)[:step]
@@ -158,10 +178,10 @@ def _meta(lens: Lens, local: LocalModel, sets: TranscoderSet, prompt: Any, logit
     }
 
 
-def _must_add_up(graph: Graph, lens: Lens) -> None:
+def _must_add_up(graph: Graph, lens: Lens, products: torch.dtype) -> None:
     """A freeze that silently does not hold gives a graph that looks reasonable: the sums tell."""
     error = graph.check()
-    allowed = CHECK_TOLERANCE.get(lens.dtype, 5e-2)
+    allowed = max(CHECK_TOLERANCE.get(dtype, 5e-2) for dtype in (lens.dtype, products))
     if not error <= allowed:
         raise ValueError(
             f"attribute: the edges of a target miss its pre-activation by {error:.1e} of their size "

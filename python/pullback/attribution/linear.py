@@ -7,17 +7,28 @@ from torch import Tensor
 
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import Targets
-from pullback.lens import LayerTrace
 from pullback.ops import contract
+
+CONES = 8  # groups of a prompt's positions: more of them waste less of it and make smaller products
 
 
 def bytes_per_target(local: LocalModel) -> int:
     """Working memory that one more target in a batch costs, about: gradients at every position, a row of edges."""
     w = local.trace.layers[0].weights
-    at_heads = 3 * w.W_O.shape[0] * w.W_O.shape[1]  # at z, permuted, and at the values
-    at_stream = 4 * local.trace.embed.shape[1]  # R, M, A and what comes back through the heads
+    at_heads = 4 * w.W_O.shape[0] * w.W_O.shape[1]  # at z, permuted, at the values, and those permuted
+    at_stream = 3 * local.trace.embed.shape[1]  # the gradient, a larger one to take in new targets, a skip path's
     edges = 4 * local.layout.n_sources  # the row, and what its sparse form takes while it is made
     return (local.n_pos * (at_stream + at_heads) + edges) * local.trace.embed.element_size()
+
+
+def sweep_order(local: LocalModel, layer: Tensor, pos: Tensor) -> Tensor:
+    """The order in which targets share most of a sweep: by causal cone, and within one from the highest layer down."""
+    return torch.argsort(_cone(local, pos) * (local.n_layers + 1) + local.n_layers - layer, stable=True)
+
+
+def _cone(local: LocalModel, pos: Tensor) -> Tensor:
+    """The group of neighbouring positions that each target belongs to."""
+    return pos // -(-local.n_pos // CONES)
 
 
 def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -25,96 +36,119 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
 
     edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
     through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
+    Targets in `sweep_order` spare a copy of the result.
     """
-    order = torch.argsort(targets.layer, descending=True, stable=True)
-    edges, zeroed = _sweep(local, targets[order])
+    order = sweep_order(local, targets.layer, targets.pos)
+    ordered = targets[order]
+    edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
+    zeroed = targets.vectors.new_zeros(len(targets))
+    start = 0
+    for size in torch.unique_consecutive(_cone(local, ordered.pos), return_counts=True)[1].tolist():
+        rows = slice(start, start + size)
+        _Sweep(local, ordered[rows], edges[rows], zeroed[rows]).run()
+        start += size
+    if bool((order[1:] > order[:-1]).all()):
+        return edges, zeroed
     back = torch.argsort(order)
     return edges[back], zeroed[back]
 
 
-def _sweep(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
-    """The same for targets sorted by layer, highest first: row b is alive once the sweep has come down to its layer."""
-    t, layout = local.trace, local.layout
-    B, d = targets.vectors.shape
-    P = int(targets.pos.max()) + 1  # the causal cone: nothing after the last target's position matters
-    edges = targets.vectors.new_zeros(B, layout.n_sources)
-    zeroed = targets.vectors.new_zeros(B)
-    R = targets.vectors.new_zeros(P, B, d)  # gradient at the residual stream, position-major
-    alive = int((targets.layer == local.n_layers).sum())
-    if alive:
-        top = slice(0, alive)
-        R[targets.pos[top], torch.arange(alive, device=R.device)] = t.ln_final.pullback(
-            targets.vectors[top], t.final_scale[targets.pos[top]]
-        )
-    for i in reversed(range(local.n_layers)):
-        layer = t.layers[i]
-        if alive:
-            _contract_mlp(local, i, R[:, :alive], edges[:alive], zeroed[:alive])
-        M, alive_below = _into_mlp_stream(local, i, targets, R, alive)
-        if alive_below == 0:
-            continue
+class _Sweep:
+    """Targets of one cone, from the highest layer down; each joins when the sweep comes to its layer.
+
+    Attributes:
+        P: positions of the cone: nothing after the last target's matters to any of them.
+        R: (P, joined, d), gradient at the residual stream.
+    """
+
+    def __init__(self, local: LocalModel, targets: Targets, edges: Tensor, zeroed: Tensor) -> None:
+        self.local, self.targets = local, targets
+        self.edges, self.zeroed = edges, zeroed
+        self.P = int(targets.pos.max()) + 1
+        self.R = targets.vectors.new_zeros(self.P, 0, targets.vectors.shape[1])
+
+    @property
+    def joined(self) -> int:
+        return self.R.shape[1]
+
+    def run(self) -> None:
+        local, t, layout = self.local, self.local.trace, self.local.layout
+        top = slice(0, int((self.targets.layer == local.n_layers).sum()))
+        scale = t.final_scale[self.targets.pos[top]]
+        self._join(self._standing(t.ln_final.pullback(self.targets.vectors[top], scale), self.targets.pos[top]))
+        for i in reversed(range(local.n_layers)):
+            if self.joined:
+                self._contract_mlp(i)
+                self._through_layer(i)
+            self._join_layer(i)
+        self._leaf(layout.embedding, t.embed)
+        if t.pos_embed is not None:
+            self._leaf(layout.position, t.pos_embed)
+
+    def _contract_mlp(self, i: int) -> None:
+        """Edges from everything that writes to the MLP output of layer i."""
+        local, layout, edges = self.local, self.local.layout, self.edges[: self.joined]
+        G = self.R.transpose(0, 1).to(local.precision)
+        for src in local.sets.sources(i):
+            acts = local.acts[src][: self.P]
+            contract(G, acts, local.sets.decoder(src, i), out=edges[:, layout.features[src]][:, : acts.nnz])
+        self._leaf(layout.errors[i], local.errors[i])
+        if i in local.mlp_bias:
+            self._leaf(layout.mlp_bias[i], local.mlp_bias[i])
+        if local.zeroed is not None:
+            self.zeroed[: self.joined] += _at_each_position(self.R, local.zeroed[i]).sum(1)
+
+    def _through_layer(self, i: int) -> None:
+        """From the stream behind layer i to the one before it."""
+        local, layer = self.local, self.local.trace.layers[i]
+        through_skip = self._through_skip(i)
         # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
-        A = R[:, :alive] if layer.parallel else R[:, :alive_below] + M
-        n = A.shape[1]
-        if n:
-            edges[:n, layout.attn_bias[i]][:, :P] += _at_each_position(A, local.attn_bias[i][:P])
-            through_heads = ov_pullback(layer, A)
-            R[:, :n] += through_heads
-        R[:, :alive_below] += M
-        alive = alive_below
-    edges[:, layout.embedding][:, :P] = _at_each_position(R, t.embed[:P])
-    if t.pos_embed is not None:
-        edges[:, layout.position][:, :P] = _at_each_position(R, t.pos_embed[:P])
-    return edges, zeroed
+        if through_skip is not None and not layer.parallel:
+            self.R += through_skip
+        self._leaf(local.layout.attn_bias[i], local.attn_bias[i])
+        local.heads[i].add_pullback(self.R)
+        if through_skip is not None and layer.parallel:
+            self.R += through_skip
+
+    def _through_skip(self, i: int) -> Tensor | None:
+        local = self.local
+        W_skip = local.sets.skip(i) if i in local.sets else None
+        if W_skip is None:
+            return None
+        positions = torch.arange(self.P, device=self.R.device).repeat_interleave(self.joined)
+        read = (self.R @ W_skip).flatten(0, 1)
+        return local.trace.layers[i].read_pullback(local.sets.hook_in(i), read, positions).view_as(self.R)
+
+    def _join_layer(self, i: int) -> None:
+        """Targets that read the MLP's input of layer i."""
+        local, layer = self.local, self.local.trace.layers[i]
+        rows = slice(self.joined, self.joined + int((self.targets.layer == i).sum()))
+        if rows.start == rows.stop:
+            return
+        pos = self.targets.pos[rows]
+        vectors = layer.read_pullback(local.sets.hook_in(i), self.targets.vectors[rows], pos)
+        fresh = self._standing(vectors, pos)
+        if not layer.parallel:
+            bias = (vectors * local.attn_bias[i][pos]).sum(1)
+            self.edges[rows, local.layout.attn_bias[i]][torch.arange(len(pos), device=pos.device), pos] = bias
+            local.heads[i].add_pullback_of(fresh, vectors, pos)
+        self._join(fresh)
+
+    def _standing(self, vectors: Tensor, pos: Tensor) -> Tensor:
+        """Vectors (m, d), each at its position of the stream and zero elsewhere, (P, m, d)."""
+        m, d = vectors.shape
+        stream = vectors.new_zeros(self.P, m, d)
+        stream[pos, torch.arange(m, device=pos.device)] = vectors
+        return stream
+
+    def _join(self, fresh: Tensor) -> None:
+        self.R = torch.cat([self.R, fresh], dim=1) if self.joined else fresh
+
+    def _leaf(self, span: slice, u: Tensor) -> None:
+        """Edges from one vector a position, (T, d)."""
+        self.edges[: self.joined, span][:, : self.P] = _at_each_position(self.R, u)
 
 
-def _at_each_position(G: Tensor, u: Tensor) -> Tensor:
-    """<G[p, b], u[p]> for one vector a position: (P, B, d), (P, d) -> (B, P)."""
-    return torch.einsum("pbd,pd->bp", G, u)
-
-
-def _contract_mlp(local: LocalModel, i: int, G: Tensor, edges: Tensor, zeroed: Tensor) -> None:
-    """Edges from everything that writes to the MLP output of layer i, at gradients G (P, B, d)."""
-    P, layout = G.shape[0], local.layout
-    batch_major = G.transpose(0, 1)
-    for src in local.sets.sources(i):
-        acts = local.acts[src][:P]
-        contract(batch_major, acts, local.sets.decoder(src, i), out=edges[:, layout.features[src]][:, : acts.nnz])
-    edges[:, layout.errors[i]][:, :P] = _at_each_position(G, local.errors[i][:P])
-    if i in local.mlp_bias:
-        edges[:, layout.mlp_bias[i]][:, :P] = _at_each_position(G, local.mlp_bias[i][:P])
-    if local.zeroed is not None:
-        zeroed += _at_each_position(G, local.zeroed[i][:P]).sum(1)
-
-
-def _into_mlp_stream(local: LocalModel, i: int, targets: Targets, R: Tensor, alive: int) -> tuple[Tensor, int]:
-    """Gradient entering the stream at the MLP's input: skip connections and this layer's targets, (P, alive', d)."""
-    layer = local.trace.layers[i]
-    below = alive + int((targets.layer == i).sum())
-    M = R.new_zeros(R.shape[0], below, R.shape[2])
-    W_skip = local.sets.skip(i) if i in local.sets else None
-    if alive and W_skip is not None:
-        P = R.shape[0]
-        positions = torch.arange(P, device=R.device).repeat_interleave(alive)
-        read = (R[:, :alive] @ W_skip).reshape(P * alive, -1)
-        M[:, :alive] = layer.read_pullback(local.sets.hook_in(i), read, positions).view(P, alive, -1)
-    if below > alive:
-        rows = torch.arange(alive, below, device=R.device)
-        pos = targets.pos[rows]
-        M[pos, rows] = layer.read_pullback(local.sets.hook_in(i), targets.vectors[rows], pos)
-    return M, below
-
-
-def ov_pullback(layer: LayerTrace, A: Tensor) -> Tensor:
-    """Gradient at attention's output (P, B, d) -> at the stream it reads, through frozen W_O, pattern, W_V and ln1."""
-    w = layer.weights
-    H, d_head, d = w.W_O.shape
-    K = w.W_V.shape[0]
-    P, B = A.shape[:2]
-    at_z = (A.reshape(P * B, d) @ w.W_O.reshape(H * d_head, d).T).view(P, B, H, d_head)
-    at_z = at_z.permute(2, 0, 1, 3).reshape(H, P, B * d_head)
-    pattern = layer.pattern[:, :P, :P]
-    at_v = pattern.transpose(1, 2) @ at_z
-    at_v = at_v.view(K, H // K, P, B, d_head).sum(1)  # query heads share a key/value head
-    at_x = at_v.permute(1, 2, 0, 3).reshape(P * B, K * d_head) @ w.W_V.transpose(1, 2).reshape(K * d_head, d)
-    return w.ln1.pullback(at_x.view(P, B, d), layer.ln1_scale[:P, None, :])
+def _at_each_position(R: Tensor, u: Tensor) -> Tensor:
+    """<R[p, b], u[p]> for one vector a position: (P, B, d), (T, d) -> (B, P)."""
+    return (R @ u[: len(R), :, None]).squeeze(-1).T

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pullback.attribution.heads import Heads
 from pullback.lens import Lens, Trace, must_be_transcoders, trace
 from pullback.ops import SparseActivations, decode_csr
 from pullback.transcoders import TranscoderSet
@@ -28,6 +29,7 @@ class LocalModel:
     mlp_bias: dict[int, Tensor]  # layer -> (T, d): b_dec and the norm's bias through W_skip
     attn_bias: list[Tensor]  # L x (T, d): b_O, b_V and ln1's bias through the pattern
     zeroed: list[Tensor] | None  # L x (T, d): what zero_positions took away
+    precision: torch.dtype  # of the products of the linear engine; its sums are those of the trace
 
     @property
     def n_layers(self) -> int:
@@ -40,6 +42,10 @@ class LocalModel:
     @cached_property
     def layout(self) -> Layout:
         return Layout(self)
+
+    @cached_property
+    def heads(self) -> list[Heads]:
+        return [Heads(layer, self.precision) for layer in self.trace.layers]
 
 
 class Layout:
@@ -77,7 +83,13 @@ class Layout:
 
 
 def local_model(
-    lens: Lens, sets: TranscoderSet, tokens: Tensor, *, zero_positions: slice | None = None, strict: bool = True
+    lens: Lens,
+    sets: TranscoderSet,
+    tokens: Tensor,
+    *,
+    zero_positions: slice | None = None,
+    strict: bool = True,
+    precision: torch.dtype | None = None,
 ) -> LocalModel:
     """Encode one prompt (T,) with every transcoder of the set and split each MLP output into its parts.
 
@@ -126,6 +138,7 @@ def local_model(
         mlp_bias=mlp_bias,
         attn_bias=[layer.weights.constant_output(layer.pattern) for layer in t.layers],
         zeroed=None if zero_positions is None else zeroed,
+        precision=lens.compute_dtype if precision is None else precision,
     )
 
 

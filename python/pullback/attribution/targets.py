@@ -30,7 +30,7 @@ class Targets:
     def __len__(self) -> int:
         return self.layer.shape[0]
 
-    def __getitem__(self, which: Tensor) -> Targets:
+    def __getitem__(self, which: Tensor | slice) -> Targets:
         return Targets(self.layer[which], self.pos[which], self.vectors[which], self.own[which])
 
 

@@ -31,17 +31,15 @@ from torch import Tensor
 from pullback._util.atomic import atomic_directory, atomic_save, sync_directory, sync_file
 from pullback._util.version import version
 from pullback.training.config import TrainConfig
+from pullback.training.run import Run
 from pullback.training.state import flattened, nested
-from pullback.training.step import TrainStep
-from pullback.transcoders import TranscoderSet, load_transcoders
+from pullback.transcoders import load_transcoders
 
 FORMAT = 1
 STATE, LATEST, BUFFER = "state.json", "latest", "buffer.safetensors"
 NAME = re.compile(r"tokens_\d{12}")
 # What may differ between the two halves of one run: it does not change the numbers.
 FREE_SETTINGS = ("prefetch",)
-
-Steps = Mapping[int, TrainStep]
 
 
 class Checkpoints:
@@ -78,12 +76,12 @@ class Checkpoints:
             return self.path / named
         return self.path / names[-1] if names else None
 
-    def save(self, n_tokens: int, configs: Sequence[TrainConfig], runs: Sequence[Steps], source: Any) -> Path:
+    def save(self, n_tokens: int, runs: Sequence[Run], source: Any) -> Path:
         """Write a checkpoint; the older ones stay until it is complete.
 
         Args:
             n_tokens: tokens that the run has used.
-            configs, runs: the settings and the steps of each configuration.
+            runs: what is trained, of every configuration.
             source: has a `state_dict()`.
 
         Raises:
@@ -92,9 +90,9 @@ class Checkpoints:
         target = self.path / f"tokens_{n_tokens:012d}"
         with atomic_directory(target, manifest=STATE, owned=lambda _name: True) as staging:
             numbers = []
-            for place, steps in zip(_places(staging, len(runs)), runs, strict=True):
-                numbers.append({str(layer): _write_step(place, layer, step) for layer, step in steps.items()})
-                TranscoderSet({layer: step.transcoder for layer, step in steps.items()}).save(place / "transcoders")
+            for place, run in zip(_places(staging, len(runs)), runs, strict=True):
+                numbers.append({part: _write_part(place, part, own) for part, own in run.state_dict().items()})
+                run.dictionary().save(place / "transcoders")
             buffered, position = flattened(source.state_dict())
             _write(staging / BUFFER, buffered)
             state = {
@@ -102,7 +100,7 @@ class Checkpoints:
                 "pullback_version": version(),
                 "torch_version": torch.__version__,
                 "n_tokens": n_tokens,
-                "configs": [_settings(config) for config in configs],
+                "configs": [_settings(run.config) for run in runs],
                 "steps": numbers,
                 "source": position,
             }
@@ -113,8 +111,8 @@ class Checkpoints:
                 self._remove(self.path / name)
         return target
 
-    def load(self, configs: Sequence[TrainConfig], runs: Sequence[Steps], source: Any) -> int:
-        """Put the newest checkpoint into fresh steps and a fresh source; returns the tokens used so far, 0 where there
+    def load(self, runs: Sequence[Run], source: Any) -> int:
+        """Put the newest checkpoint into fresh runs and a fresh source; returns the tokens used so far, 0 where there
         is no checkpoint.
 
         Raises:
@@ -124,18 +122,13 @@ class Checkpoints:
         if directory is None:
             return 0
         state = _read_state(directory / STATE)
-        _must_agree(directory, state["configs"], [_settings(config) for config in configs])
+        _must_agree(directory, state["configs"], [_settings(run.config) for run in runs])
         try:
-            for place, steps, numbers in zip(_places(directory, len(runs)), runs, state["steps"], strict=True):
-                _must_have_layers(directory, numbers, steps)
-                weights = load_transcoders(place / "transcoders")
-                for layer, step in steps.items():
-                    own = nested(load_file(_optimizer(place, layer)), numbers[str(layer)])
-                    own["weights"] = {name: t.detach() for name, t in weights[layer].named_parameters()}
-                    step.load_state_dict(own)
-            device = next(iter(runs[0].values())).transcoder.device
+            for place, run, numbers in zip(_places(directory, len(runs)), runs, state["steps"], strict=True):
+                parts = {part: nested(load_file(_optimizer(place, part)), own) for part, own in numbers.items()}
+                run.load_state_dict(parts, load_transcoders(place / "transcoders"))
             buffered = {
-                name: tensor if name.endswith("generator") else tensor.to(device)
+                name: tensor if name.endswith("generator") else tensor.to(runs[0].device)
                 for name, tensor in load_file(directory / BUFFER).items()
             }
         except (SafetensorError, OSError, KeyError) as error:
@@ -163,17 +156,15 @@ def _places(directory: Path, n_runs: int) -> Iterator[Path]:
         yield place
 
 
-def _optimizer(place: Path, layer: int) -> Path:
-    return place / f"optimizer_{layer}.safetensors"
+def _optimizer(place: Path, part: str) -> Path:
+    return place / f"optimizer_{part}.safetensors"
 
 
-def _write_step(place: Path, layer: int, step: TrainStep) -> dict[str, Any]:
-    """Everything but the weights, which are written as a set."""
-    state = step.state_dict()
-    del state["weights"]
+def _write_part(place: Path, part: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors into a file; returns the numbers."""
     tensors, numbers = flattened(state)
     place.mkdir(exist_ok=True)
-    _write(_optimizer(place, layer), tensors)
+    _write(_optimizer(place, part), tensors)
     return numbers
 
 
@@ -212,8 +203,3 @@ def _must_agree(directory: Path, stored: list[dict[str, Any]], given: list[dict[
         if differing:
             said = ", ".join(f"{name} was {old.get(name, default[name])!r}, is {new[name]!r}" for name in differing)
             raise ValueError(f"resume: {directory} is of a run with other settings ({said}); give those, or start anew")
-
-
-def _must_have_layers(directory: Path, numbers: Mapping[str, Any], steps: Steps) -> None:
-    if sorted(map(int, numbers)) != sorted(steps):
-        raise ValueError(f"resume: {directory} has layers {sorted(map(int, numbers))}, this run has {sorted(steps)}")

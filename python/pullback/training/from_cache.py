@@ -11,7 +11,8 @@ import torch
 from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.loggers import LoggingConfig
-from pullback.training.loop import announce, finished, fit, new_steps
+from pullback.training.loop import announce, fit
+from pullback.training.run import new_run
 from pullback.training.trainer import checked_config, kept_if_stopped, opened
 from pullback.transcoders import TranscoderSet
 
@@ -71,24 +72,24 @@ def train_on_cache(
         device=device,
     )
     checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
-    runs = [new_steps(one, {layer: cache.widths[layer] for layer in layers}, device, cache.readings) for one in every]
+    widths = {layer: cache.widths[layer] for layer in layers}
+    runs = [new_run(one, widths, device, cache.readings) for one in every]
     if output_path is None:
         outputs: list[str | os.PathLike[str] | None] = [None] * len(every)
     else:
         outputs = [output_path] if configs is None else [Path(output_path) / f"run_{i}" for i in range(len(every))]
     if verbose:
-        announce(every, runs, first.train_batch_size_tokens)
+        announce(runs, widths, first.train_batch_size_tokens)
     with kept_if_stopped(runs, outputs):
         fit(
             runs,
-            every,
             batches,
             verbose=verbose,
             checkpoints=checkpoints,
             checkpoint_every_tokens=checkpoint_every_tokens,
             logger=logger,
         )
-    sets = [finished(steps) for steps in runs]
+    sets = [run.dictionary() for run in runs]
     for one, path in zip(sets, outputs, strict=True):
         if path is not None:
             one.save(path)

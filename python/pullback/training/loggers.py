@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from pullback._util.atomic import atomic_save
-from pullback.training.state import target_variance
-from pullback.training.step import TrainStep
+from pullback.training.run import Run
 
 N_TOKENS = "details/n_training_samples"
 
@@ -54,35 +51,18 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-def figures(
-    runs: Sequence[Mapping[int, TrainStep]], losses: Sequence[Mapping[int, Tensor]], n_tokens: int
-) -> dict[str, float]:
-    """The figures of the last batch, by name; losses {layer: loss} as the steps returned them."""
+def figures(runs: Sequence[Run], step: int, n_tokens: int) -> dict[str, float]:
+    """The figures of the last batch, which was that of step 0, 1, ..., by name."""
     found: dict[str, float] = {N_TOKENS: float(n_tokens)}
-    for i, (steps, lost) in enumerate(zip(runs, losses, strict=True)):
+    for i, run in enumerate(runs):
         front = "" if len(runs) == 1 else f"run_{i}/"
-        layers = {layer: _of_step(step, lost[layer]) for layer, step in steps.items()}
+        layers = run.figures()
         for name in next(iter(layers.values())):
             column = [own[name] for own in layers.values()]
             found[front + name] = math.fsum(column) / len(column)
             found |= {f"{front}layer_{layer}/{name}": own[name] for layer, own in layers.items()}
-        found[f"{front}details/current_learning_rate"] = next(iter(steps.values())).lr
+        found[f"{front}details/current_learning_rate"] = run.config.lr_at(step)
     return found
-
-
-def _of_step(step: TrainStep, loss: Tensor) -> dict[str, float]:
-    stats = step.stats
-    assert stats is not None  # it has just trained
-    fvu = float(stats.fvu)
-    return {
-        "losses/overall_loss": float(loss),
-        "losses/mse_loss": fvu * float(target_variance(step)),
-        "losses/auxiliary_reconstruction_loss": float(stats.auxk),
-        "metrics/explained_variance": 1 - fvu,
-        "metrics/fvu": fvu,
-        "metrics/l0": float(stats.l0),
-        "sparsity/dead_features": round(float(stats.dead) * step.transcoder.d_sae),
-    }
 
 
 def open_loggers(

@@ -16,8 +16,9 @@ from pullback.training.checkpoint import Checkpoints
 from pullback.training.config import TrainConfig
 from pullback.training.harvest import Harvest, Harvester
 from pullback.training.loggers import LoggingConfig
-from pullback.training.loop import Steps, announce, finished, fit, new_step, new_steps
+from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
+from pullback.training.run import PerLayerRun, Run, new_run, new_step
 from pullback.training.source import Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
 from pullback.transcoders import Transcoder, TranscoderSet
@@ -76,13 +77,9 @@ def train(
     layers = chosen_layers(lens, config)
     device = torch.device(config.device) if config.device else lens.device
     checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
-    steps = new_steps(
-        config,
-        dict.fromkeys(layers, (lens.d_model, lens.d_model)),
-        device,
-        {layer: lens.reading(layer) for layer in layers},
-    )
-    like = steps[layers[0]].transcoder.W_enc
+    widths = dict.fromkeys(layers, (lens.d_model, lens.d_model))
+    run = new_run(config, widths, device, {layer: lens.reading(layer) for layer in layers})
+    like = torch.empty(0, dtype=config.torch_dtype, device=device)
     excluded = Excluded.chosen(
         lens,
         exclude_bos=config.exclude_bos,
@@ -109,18 +106,17 @@ def train(
         prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
     )
     if verbose:
-        announce([config], [steps], held_tokens)
-    with closing(source), kept_if_stopped([steps], [output_path]):
+        announce([run], widths, held_tokens)
+    with closing(source), kept_if_stopped([run], [output_path]):
         fit(
-            [steps],
-            [config],
+            [run],
             source,
             verbose=verbose,
             checkpoints=checkpoints,
             checkpoint_every_tokens=checkpoint_every_tokens,
             logger=logger,
         )
-    sets = finished(steps)
+    sets = run.dictionary()
     if output_path is not None:
         sets.save(output_path)
     return sets
@@ -158,7 +154,7 @@ def train_on_activations(
         raise ValueError("train_on_activations: no batch to train on; give at least one pair (x, y)")
     device = torch.device(config.device) if config.device else first[0].device
     step = new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
-    fit([{0: step}], [config], chain([first], batches), verbose=verbose)
+    fit([PerLayerRun(config, {0: step})], chain([first], batches), verbose=verbose)
     return step.transcoder
 
 
@@ -193,7 +189,7 @@ def opened(path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Chec
 
 
 @contextmanager
-def kept_if_stopped(runs: list[Steps], output_paths: list[str | os.PathLike[str] | None]) -> Iterator[None]:
+def kept_if_stopped(runs: list[Run], output_paths: list[str | os.PathLike[str] | None]) -> Iterator[None]:
     """Whatever stops the training inside, the transcoders as they are then are not lost."""
     try:
         yield
@@ -205,9 +201,9 @@ def kept_if_stopped(runs: list[Steps], output_paths: list[str | os.PathLike[str]
         raise
 
 
-def _saved_unfinished(runs: list[Steps], paths: list[str | os.PathLike[str] | None]) -> TranscoderSet:
+def _saved_unfinished(runs: list[Run], paths: list[str | os.PathLike[str] | None]) -> TranscoderSet:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
-    sets = [finished(steps) for steps in runs]
+    sets = [run.dictionary() for run in runs]
     for one, path in zip(sets, paths, strict=True):
         if path is not None:
             beside = f"{os.fspath(path).rstrip(os.sep)}.unfinished"

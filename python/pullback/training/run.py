@@ -1,0 +1,189 @@
+"""A run: the dictionaries of some layers that are trained together, under one configuration, on one stream of
+batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.training.config import TrainConfig
+from pullback.training.state import target_variance
+from pullback.training.step import TrainingDiverged, TrainStep
+from pullback.transcoders import ModelReading, TranscoderSet
+
+Widths = Mapping[int, tuple[int, int]]
+"""{layer: (d_in, d_out)}"""
+
+COPIES_PER_WEIGHT = 3.25  # the weight, two moments of Adam, half an encoder in bfloat16
+
+
+class Run(ABC):
+    """What `fit` trains.
+
+    Attributes:
+        config: its settings.
+        layers: ascending; batches are [x of the first layer, y of the first layer, x of the next, ...].
+        n_dictionaries: how many are trained, for what is said to the user.
+        device: of the weights.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    layers: list[int]
+    n_dictionaries: int
+
+    @abstractmethod
+    def step(self, rows: Sequence[Tensor], lr: float) -> None:
+        """One optimisation step of every layer. Raises TrainingDiverged, which says where."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise what the last step on a GPU has not said yet."""
+
+    @abstractmethod
+    def figures(self) -> dict[int, dict[str, float]]:
+        """{layer: {name: figure}} of the last batch; see `loggers` for the names."""
+
+    @abstractmethod
+    def dictionary(self) -> TranscoderSet:
+        """The weights as they are now; later steps go on changing them."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """{part: nested state}, a file of a checkpoint each: what a resumed run needs beside the dictionary. The
+        tensors are the live ones. Raises what `check` raises."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+        """Continue from a `state_dict` and a `dictionary` to the bit.
+
+        Raises:
+            ValueError: they belong to a run of other layers or sizes.
+        """
+
+    @property
+    @abstractmethod
+    def memory(self) -> float:
+        """Bytes of weights and of what the optimizer keeps."""
+
+
+class PerLayerRun(Run):
+    """Transcoders that know nothing of each other.
+
+    Args:
+        steps: {layer: step}.
+    """
+
+    def __init__(self, config: TrainConfig, steps: Mapping[int, TrainStep]) -> None:
+        self.config = config
+        self.steps = {layer: steps[layer] for layer in sorted(steps)}
+        self.layers = list(self.steps)
+        self.n_dictionaries = len(self.layers)
+        self.device = self.steps[self.layers[0]].transcoder.device
+        self._losses: dict[int, Tensor] = {}
+
+    def step(self, rows: Sequence[Tensor], lr: float) -> None:
+        for (layer, step), x, y in zip(self.steps.items(), rows[::2], rows[1::2], strict=True):
+            step.lr = lr
+            with _naming(layer, step):
+                self._losses[layer] = step(y if self.config.autoencodes else x, y)
+
+    def check(self) -> None:
+        for layer, step in self.steps.items():
+            with _naming(layer, step):
+                step.check()
+
+    def figures(self) -> dict[int, dict[str, float]]:
+        return {layer: step_figures(step, self._losses[layer]) for layer, step in self.steps.items()}
+
+    def dictionary(self) -> TranscoderSet:
+        return TranscoderSet({layer: step.transcoder for layer, step in self.steps.items()})
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for layer, step in self.steps.items():
+            found[str(layer)] = step.state_dict()
+            del found[str(layer)]["weights"]
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+        if sorted(map(int, state)) != self.layers:
+            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
+        for layer, step in self.steps.items():
+            weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+            step.load_state_dict({**state[str(layer)], "weights": weights})
+
+    @property
+    def memory(self) -> float:
+        every = [weight for step in self.steps.values() for weight in step.transcoder.parameters()]
+        return COPIES_PER_WEIGHT * sum(weight.numel() * weight.element_size() for weight in every)
+
+
+def new_run(
+    config: TrainConfig, widths: Widths, device: torch.device, readings: Mapping[int, ModelReading | None]
+) -> Run:
+    """A run of these layers, at its beginning."""
+    return PerLayerRun(
+        config,
+        {
+            layer: new_step(config, d_in, d_out, device, seed=config.seed + layer, reading=readings.get(layer))
+            for layer, (d_in, d_out) in widths.items()
+        },
+    )
+
+
+def new_step(
+    config: TrainConfig, d_in: int, d_out: int, device: torch.device, *, seed: int, reading: ModelReading | None
+) -> TrainStep:
+    return TrainStep(
+        d_in,
+        d_out,
+        config.d_sae,
+        activation=config.trained_activation,
+        lr=config.lr,
+        device=device,
+        dtype=config.torch_dtype,
+        betas=(config.adam_beta1, config.adam_beta2),
+        optimizer=config.optimizer,
+        decoder_norm=config.decoder_norm,
+        max_grad_norm=config.max_grad_norm,
+        auxk_alpha=config.auxk_alpha,
+        auxk_k=config.auxk_k,
+        dead_feature_window=config.dead_after,
+        skip_connection=config.skip_connection,
+        hook_in=config.hook_name,
+        hook_out=config.hook_name_out,
+        reading=reading,
+        seed=seed,
+        recipe=config,
+    )
+
+
+def step_figures(step: TrainStep, loss: Tensor) -> dict[str, float]:
+    """Those of a step that has just trained."""
+    stats = step.stats
+    assert stats is not None
+    fvu = float(stats.fvu)
+    return {
+        "losses/overall_loss": float(loss),
+        "losses/mse_loss": fvu * float(target_variance(step)),
+        "losses/auxiliary_reconstruction_loss": float(stats.auxk),
+        "metrics/explained_variance": 1 - fvu,
+        "metrics/fvu": fvu,
+        "metrics/l0": float(stats.l0),
+        "sparsity/dead_features": round(float(stats.dead) * step.transcoder.d_sae),
+    }
+
+
+@contextmanager
+def _naming(layer: int, step: TrainStep) -> Iterator[None]:
+    """Says which layer diverged."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"layer {layer}: {error}", transcoder=step.transcoder) from None
