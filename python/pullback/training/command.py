@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pullback.training.config import TrainConfig
 from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
+from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep import summary, sweep
@@ -33,24 +34,21 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any]) -> None:
-    """Train from text, tokens or a cache, with checkpoints where they are asked for; `recipe` goes to TrainConfig."""
-    config = TrainConfig(
-        d_sae=args.d_sae,
-        k=args.k,
-        layers=args.layers,
-        hook_name=args.hook_name,
-        hook_name_out=args.hook_name_out,
-        training_tokens=args.training_tokens,
-        train_batch_size_tokens=args.train_batch_size_tokens,
-        context_size=args.context_size,
-        lr=args.lr,
-        seed=args.seed,
-        exclude_special_tokens=args.exclude_special_tokens,
-        architecture=args.architecture,
-        skip_connection=args.skip_connection,
-        **recipe,
-    )
+def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str, Any]]) -> None:
+    """Train from text, tokens or a cache, with checkpoints where they are asked for; a run for each of the `grid` of
+    settings that go to TrainConfig."""
+    configs = [
+        TrainConfig(
+            layers=args.layers,
+            hook_name=args.hook_name,
+            hook_name_out=args.hook_name_out,
+            context_size=args.context_size,
+            exclude_special_tokens=args.exclude_special_tokens,
+            **settings,
+        )
+        for settings in grid
+    ]
+    which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
     where: dict[str, Any] = {
@@ -61,9 +59,12 @@ def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any])
         "logger": LoggingConfig(tensorboard_path=args.tensorboard, log_to_wandb=args.wandb),
     }
     if args.cache is not None:
-        train_on_cache(_cache(args, args.cache, open_model), config, **where)
+        train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
-        train(open_model(), _tokens(args, args.data), config, **where)
+        train(open_model(), _tokens(args, args.data), **which, **where)
+    if len(configs) > 1:
+        for row in runs_table(configs):
+            print(f"{row['run']}: {', '.join(f'{name}={value}' for name, value in row['differs'].items())}")
     print(f"wrote {args.out}")
 
 
@@ -96,7 +97,7 @@ def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivatio
         dtype=args.cache_dtype,
         context_size=args.context_size,
         exclude_special_tokens=args.exclude_special_tokens,
-        seed=args.seed,
+        seed=args.seed if isinstance(args.seed, int) else args.seed[0],
     )
 
 
