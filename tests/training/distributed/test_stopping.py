@@ -50,11 +50,9 @@ def diverging(parallel, path):
                 lens.mlps[1] = (W_in, b_in, W_out * torch.nan, b_out)
             yield prompts()[:5]
 
-    try:
+    with pytest.raises(TrainingDiverged) as failed:
         train(lens, batches(), TrainConfig(**SETTINGS, parallel=parallel), verbose=False, output_path=path)
-    except TrainingDiverged as error:
-        assert error.sets is not None
-        return str(error), error.sets.layers
+    return str(failed.value), failed.value.sets.layers
 
 
 def other_prompts():
