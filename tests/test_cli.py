@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pullback import cli
+from pullback import cli, train_options
 from pullback.attribution import Graph
 from pullback.attribution.nodes import ERROR
+from pullback.transcoders import load_transcoders
 
 PROMPT = "the capital of the state containing dallas is"
 
@@ -162,8 +163,24 @@ def test_an_unknown_option_is_argparses_to_explain(capsys: pytest.CaptureFixture
 def test_options_of_train_are_those_of_its_settings() -> None:
     from pullback.training import TrainConfig
     from pullback.training.config import ARCHITECTURES
+    from pullback.training.schedule import SCHEDULERS
 
-    settings = TrainConfig()
-    assert cli.ARCHITECTURES == ARCHITECTURES
-    for name, _, default, _ in cli.RECIPE_OPTIONS:
-        assert getattr(settings, name) == default, name
+    defaults = TrainConfig()
+    assert (train_options.ARCHITECTURES, train_options.SCHEDULERS) == (ARCHITECTURES, SCHEDULERS)
+    for option in train_options.OPTIONS:
+        if option.name != "architecture":  # None there: that of the activation
+            assert getattr(defaults, option.name) == option.default, option.name
+
+
+def test_several_values_make_a_grid_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "prompts.txt", tmp_path / "runs"
+    data.write_text(f"{PROMPT}\ndallas is in\n")
+    sizes = ["--d-sae", "64", "--layers", "1", "--training-tokens", "100", "--train-batch-size-tokens", "50"]
+    train = ["train", "tiny-mix", "--data", str(data), *sizes, "--out", str(out)]
+    assert cli.main([*train, "--k", "4", "8", "--seed", "0", "1"]) == 0
+    assert "run_2: k=8, seed=0" in capsys.readouterr().out
+    runs = json.loads((out / "runs.json").read_text())
+    assert [run["differs"] for run in runs] == [{"k": k, "seed": seed} for k in (4, 8) for seed in (0, 1)]
+    assert load_transcoders(out / runs[3]["run"])[1].activation.k == 8
+    assert cli.main(train) == 2
+    assert "holds transcoders already" in capsys.readouterr().err

@@ -8,21 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pullback import train_options
+
 ZOO = ("exact", "planted", "tiny-mix")
-ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
-# What `pullback train` takes of TrainConfig for one architecture or another: name, type, default, help.
-RECIPE_OPTIONS = (
-    ("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty"),
-    ("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),
-    ("l0_coefficient", float, 1e-3, "jumprelu: weight of the number of active features"),
-    ("l0_warm_up_steps", int, 0, "steps over which it rises from 0"),
-    ("jumprelu_init_threshold", float, 0.1, "jumprelu: theta at the start"),
-    ("jumprelu_bandwidth", float, 0.05, "jumprelu: width of the window around theta that moves it"),
-    ("pre_act_loss_coefficient", float, 0.0, "jumprelu: weight of what lifts dead features"),
-    ("matryoshka_widths", int, None, "topk, batchtopk: features that reconstruct on their own, like 64 256"),
-    ("k_start", int, None, "topk, batchtopk: k of the first step"),
-    ("k_anneal_steps", int, 0, "steps over which it moves to k"),
-)
 MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
@@ -63,7 +51,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults where there are any: "(default: None)" says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default)) or None
+        if default in (None, False) or action.nargs == 0:
+            return action.help
+        return f"{action.help} (default: {default})"
 
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -97,7 +90,9 @@ def _run_demo(args: argparse.Namespace) -> None:
 def _train(commands: Any) -> None:
     parser = _command(commands, "train", _run_train, "train transcoders for every layer of a model at once")
     _harvest(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the transcoders to")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the transcoders; of several runs, for run_0, run_1, ..."
+    )
     parser.add_argument("--force", action="store_true", help="replace transcoders that are there already")
     parser.add_argument(
         "--cache", type=Path, default=None, help="folder of cached activations: used, or made of --data"
@@ -107,19 +102,7 @@ def _train(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     parser.add_argument("--tensorboard", type=Path, default=None, help="folder for TensorBoard")
     parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
-    parser.add_argument("--seed", type=int, default=0, help=SEED_HELP)
-    _sizes(parser)
-    parser.add_argument("--k", type=int, default=32, help="features active per token")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="the sparsity rule")
-    parser.add_argument(
-        "--parallel",
-        default=None,
-        help="under torchrun: layers, features, data, none, or 4x2 for layers over 4 groups of 2 processes that share "
-        "features (default: layers where there are enough, else features)",
-    )
-    for name, kind, default, what in RECIPE_OPTIONS:
-        nargs = "+" if name == "matryoshka_widths" else None
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, nargs=nargs)
+    train_options.add_arguments(parser)
 
 
 def _harvest(parser: argparse.ArgumentParser) -> None:
@@ -152,24 +135,11 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
 
 
-def _sizes(parser: argparse.ArgumentParser) -> None:
-    """What every trained dictionary has in common."""
-    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
-    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
-    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
-    parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
-
-
-SEED_HELP = "seed of initial weights and order"
-
-
 def _run_train(args: argparse.Namespace) -> None:
     from pullback.training.command import run_train
 
     _claim(args.out, args.force)
-    recipe = {name: getattr(args, name) for name, *_ in RECIPE_OPTIONS}
-    run_train(args, lambda: open_model(args.model), recipe)
+    run_train(args, lambda: open_model(args.model), list(train_options.settings(args)))
 
 
 def _plan(commands: Any) -> None:
@@ -196,8 +166,8 @@ def _run_plan(args: argparse.Namespace) -> None:
 def _cache(commands: Any) -> None:
     parser = _command(commands, "cache", _run_cache, "write activations to disk, to train on them as often as wanted")
     _harvest(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache; continued if it is begun")
-    parser.add_argument("--seed", type=int, default=0, help=SEED_HELP)
 
 
 def _run_cache(args: argparse.Namespace) -> None:
@@ -227,14 +197,20 @@ def _sweep(commands: Any) -> None:
         default=["transcoder", "sae"],
         help="transcoders, autoencoders of what they write, or both",
     )
-    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["topk"], help="sparsity rules")
+    parser.add_argument(
+        "--architectures", nargs="+", choices=train_options.ARCHITECTURES, default=["topk"], help="sparsity rules"
+    )
     parser.add_argument("--k", type=int, nargs="+", default=[], help="topk, batchtopk: features active per token")
     parser.add_argument("--l1-coefficient", type=float, nargs="+", default=[], help="standard: weights of its penalty")
     parser.add_argument("--l0-coefficient", type=float, nargs="+", default=[], help="jumprelu: weights of its penalty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and the order of batches")
     parser.add_argument("--per-layer", action="store_true", help="also measure each layer replaced on its own")
     parser.add_argument("--at-once", type=int, default=8, help="arms that train together: memory")
-    _sizes(parser)
+    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
+    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
+    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
 
 
 def _run_sweep(args: argparse.Namespace) -> None:
@@ -245,7 +221,7 @@ def _run_sweep(args: argparse.Namespace) -> None:
 
 def _claim(out: Path, force: bool) -> None:
     """The folder a long run will write to: there, writable, and not somebody's set, before the run and not after."""
-    if (out / "config.yaml").exists() and not force:
+    if any((out / name).exists() for name in ("config.yaml", "runs.json")) and not force:
         raise ValueError(f"{out} holds transcoders already; give --out another folder, or --force to replace them")
     out.mkdir(parents=True, exist_ok=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
 from pullback.training.plan import H100, MODELS, Dictionary, Model, costs
+from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep import summary, sweep
@@ -35,26 +36,22 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any]) -> None:
-    """Train from text, tokens or a cache, with checkpoints where they are asked for; `recipe` goes to TrainConfig."""
-    config = TrainConfig(
-        d_sae=args.d_sae,
-        k=args.k,
-        layers=args.layers,
-        hook_name=args.hook_name,
-        hook_name_out=args.hook_name_out,
-        training_tokens=args.training_tokens,
-        train_batch_size_tokens=args.train_batch_size_tokens,
-        context_size=args.context_size,
-        lr=args.lr,
-        seed=args.seed,
-        exclude_special_tokens=args.exclude_special_tokens,
-        architecture=args.architecture,
-        skip_connection=args.skip_connection,
-        parallel=_parallel(args.parallel),
-        **recipe,
-    )
-    if is_launched() and config.parallel != "none":
+def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str, Any]]) -> None:
+    """Train from text, tokens or a cache, with checkpoints where they are asked for; a run for each of the `grid` of
+    settings that go to TrainConfig."""
+    configs = [
+        TrainConfig(
+            layers=args.layers,
+            hook_name=args.hook_name,
+            hook_name_out=args.hook_name_out,
+            context_size=args.context_size,
+            exclude_special_tokens=args.exclude_special_tokens,
+            **dict(settings, parallel=_parallel(settings["parallel"])),
+        )
+        for settings in grid
+    ]
+    which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
+    if is_launched() and configs[0].parallel != "none":
         from pullback.training.distributed import join
 
         join()  # before the model is opened, so that each process has its own GPU for it
@@ -68,11 +65,15 @@ def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any])
         "logger": LoggingConfig(tensorboard_path=args.tensorboard, log_to_wandb=args.wandb),
     }
     if args.cache is not None:
-        train_on_cache(_cache(args, args.cache, open_model), config, **where)
+        train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
-        train(open_model(), _tokens(args, args.data), config, **where)
-    if speaks():
-        print(f"wrote {args.out}")
+        train(open_model(), _tokens(args, args.data), **which, **where)
+    if not speaks():
+        return
+    if len(configs) > 1:
+        for row in runs_table(configs):
+            print(f"{row['run']}: {', '.join(f'{name}={value}' for name, value in row['differs'].items())}")
+    print(f"wrote {args.out}")
 
 
 def _parallel(said: str | None) -> str | list[int] | None:
@@ -84,7 +85,7 @@ def _parallel(said: str | None) -> str | list[int] | None:
 def run_plan(args: Namespace) -> None:
     """Say what a run would cost; raises ValueError for a model that is neither known nor described."""
     given = args.n_layers, args.d_model, args.parameters
-    if args.model is None and None in given:
+    if args.model not in MODELS and None in given:
         raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
     known = MODELS.get(args.model) or Model(*given)
     dictionary = Dictionary(known.n_layers, known.d_model, args.d_sae, args.k, args.cross_layer)
@@ -136,7 +137,7 @@ def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivatio
         dtype=args.cache_dtype,
         context_size=args.context_size,
         exclude_special_tokens=args.exclude_special_tokens,
-        seed=args.seed,
+        seed=args.seed if isinstance(args.seed, int) else args.seed[0],
     )
 
 

@@ -125,7 +125,10 @@ def costs(
         row_itemsize: bytes of a number as the model has it, and as it travels.
     """
     L, d, F, k, N, R = *dictionary[:4], batch, processes
-    layers, columns = {"layers": (R, 1), "features": (1, R), "data": (1, R)}.get(str(parallel), tuple(parallel))
+    if isinstance(parallel, str):
+        layers, columns = (R, 1) if parallel == "layers" else (1, R)
+    else:
+        layers, columns = parallel
     copied = parallel == "data"
     row_share = math.ceil(L / layers) / L  # of the layers, in one process
     share = row_share * (1 if copied else math.ceil(F / columns) / F)  # of all weights

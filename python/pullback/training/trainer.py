@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
 from pullback.training.run import PerLayerRun, Run, new_step
+from pullback.training.several import (
+    SHARED,
+    SHARED_READING,
+    OutputPath,
+    finished,
+    given_configs,
+    hook_read,
+    output_paths,
+)
 from pullback.training.source import Batch, Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
 from pullback.training.team import Team, meeting
@@ -27,11 +36,24 @@ PREFETCH_ON_GPU = 2
 MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
 
 
+@overload
 def train(
+    model: Any, tokens: Tokens, config: TrainConfig | None = None, *, configs: None = None, **options: Any
+) -> TranscoderSet: ...
+
+
+@overload
+def train(
+    model: Any, tokens: Tokens, config: None = None, *, configs: Sequence[TrainConfig], **options: Any
+) -> list[TranscoderSet]: ...
+
+
+def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spelled out here only)
     model: Any,
     tokens: Tokens,
     config: TrainConfig | None = None,
     *,
+    configs: Sequence[TrainConfig] | None = None,
     mask: Tensor | None = None,
     verbose: bool = True,
     output_path: str | os.PathLike[str] | None = None,
@@ -40,7 +62,7 @@ def train(
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet:
+) -> TranscoderSet | list[TranscoderSet]:
     """Train one transcoder a layer; every forward pass of the model serves all layers.
 
     Args:
@@ -50,9 +72,14 @@ def train(
             at every call. Prompts, lists and functions are used again until `config.training_tokens` is reached; an
             iterator ends the run where it ends.
         config: see TrainConfig.
+        configs: instead of one: several k, seeds, widths, rates or architectures, each on the same batches, for which
+            the model runs once. They must agree on what the model is run on and what is read of it; the first one's
+            seed orders the batches, and each ends with the weights that it would have reached alone in that order. A
+            transcoder and an autoencoder of its targets may be trained together.
         mask: Bool[Tensor, 'n_prompts T'], true where a token of a tensor of prompts counts.
         verbose: print a memory estimate and show a progress bar.
-        output_path: the set is saved here at the end; of a run that is interrupted or diverges, what exists is saved
+        output_path: the set is saved here at the end; of several, to `run_0`, `run_1`, ... inside, with a `runs.json`
+            that says which is which. Of a run that is interrupted or diverges, what exists is saved
             to this path with ".unfinished" behind it.
         checkpoint_path: folder for checkpoints, and for `log.jsonl`.
         checkpoint_every_tokens: tokens between two checkpoints; None for a tenth of the run.
@@ -62,17 +89,20 @@ def train(
         logger: see LoggingConfig.
 
     Returns:
-        The trained set; each transcoder knows its hooks and how the model was read.
+        The trained set, or a list of one for each of `configs`; each transcoder knows its hooks and how the model was
+        read.
 
     Raises:
-        ValueError: tokens that cannot be read, nothing to train on, or checkpoints of another run.
+        ValueError: tokens that cannot be read, nothing to train on, checkpoints of another run, or configurations that
+            do not agree.
         TrainingDiverged: NaN or infinity in activations, loss or gradient; its `sets` hold the last good weights, and
             the last checkpoint stays.
         KeyboardInterrupt: after what exists was saved, if there is an `output_path`.
     """
     from pullback.lens import as_lens
 
-    config = checked_config(config)
+    every = given_configs("train", config, configs, (*SHARED, *SHARED_READING))
+    config = every[0]
     lens = as_lens(model)
     layers = chosen_layers(lens, config)
     device = torch.device(config.device) if config.device else lens.device
@@ -101,11 +131,11 @@ def train(
         )
 
     agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
-    with meeting([config], layers, device, **agreed, resume=resume, logger=logger) as team:
+    with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
         checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
-        run = team.run(config, widths, device, readings)
+        runs = [team.run(one, widths, device, readings) for one in every]
         source = team.harvest(
-            (lens, layers, config.hook_name, config.hook_name_out, excluded, like),
+            (lens, layers, hook_read(every), config.hook_name_out, excluded, like),
             batches,
             batch_size=config.train_batch_size_tokens,
             capacity=held_tokens,
@@ -113,17 +143,18 @@ def train(
             prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
         )
         if verbose:
-            announce([run], widths, held_tokens)
-        with closing(source), kept_if_stopped([run], [output_path]):
+            announce(runs, widths, held_tokens)
+        with closing(source), kept_if_stopped(runs, output_paths(output_path, configs)):
             fit(
-                [run],
+                runs,
                 source,
                 verbose=verbose,
                 checkpoints=checkpoints,
                 checkpoint_every_tokens=checkpoint_every_tokens,
                 logger=logger,
             )
-        return run.saved(output_path)
+        sets = finished(runs, output_path, configs)
+        return sets[0] if configs is None else sets
 
 
 def train_on_activations(
@@ -146,7 +177,7 @@ def train_on_activations(
         ValueError: shapes that do not fit, or no data.
         TrainingDiverged: NaN or infinity in data, loss or gradient; its `transcoder` holds the last good weights.
     """
-    config = checked_config(config)
+    (config,) = given_configs("train_on_activations", config, None, ())
     if isinstance(x, Tensor):
         batches = _shuffled_batches(x, x if y is None else y, config)
     elif y is not None:
@@ -160,16 +191,6 @@ def train_on_activations(
     step = new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
     fit([PerLayerRun(config, {0: step})], chain([first], batches), verbose=verbose)
     return step.transcoder
-
-
-def checked_config(config: TrainConfig | None) -> TrainConfig:
-    """The settings, or the default ones. Raises ValueError for what is no TrainConfig."""
-    config = config or TrainConfig()
-    if not isinstance(config, TrainConfig):
-        raise ValueError(
-            f"train: config must be a TrainConfig, got {type(config).__name__}: write TrainConfig(k=16, ...)"
-        )
-    return config
 
 
 def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
@@ -193,7 +214,7 @@ def opened(team: Team, path: str | os.PathLike[str] | None, keep: int, resume: b
 
 
 @contextmanager
-def kept_if_stopped(runs: list[Run], output_paths: list[str | os.PathLike[str] | None]) -> Iterator[None]:
+def kept_if_stopped(runs: list[Run], output_paths: list[OutputPath]) -> Iterator[None]:
     """Whatever stops the training inside, the transcoders as they are then are not lost."""
     try:
         yield
@@ -205,7 +226,7 @@ def kept_if_stopped(runs: list[Run], output_paths: list[str | os.PathLike[str] |
         raise
 
 
-def _saved_unfinished(runs: list[Run], paths: list[str | os.PathLike[str] | None]) -> TranscoderSet:
+def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> TranscoderSet:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
     sets = []
     for run, path in zip(runs, paths, strict=True):

@@ -63,6 +63,23 @@ def other_settings():
     return run("layers", lr=0.1 * (1 + dist.get_rank()))
 
 
+def drifting(parallel):
+    """A bit of the second process's copy of b_dec changes by itself."""
+    original = Adam.step
+
+    def step(self, *args):
+        original(self, *args)
+        if self.n_steps == 9:
+            self.transcoder.b_dec[3] *= 1 + 1e-15
+
+    if dist.get_rank() == 1:
+        Adam.step = step
+    try:
+        return run(parallel)
+    finally:
+        Adam.step = original
+
+
 def few_prompts(n):
     sets = run("features", tokens=iter(prompts().split(5)[:n]))
     return [bool(weight.isfinite().all()) for weight in sets.values()]
@@ -93,6 +110,13 @@ def test_all_diverge_in_the_same_words(two, tmp_path, parallel):
     assert "layer 1" in said
     assert layers == second[1] == [0, 1]
     assert load_transcoders(tmp_path / "out.unfinished").layers == [0, 1]
+
+
+@pytest.mark.parametrize("parallel", ["features", "data"])
+def test_copies_that_drift_are_noticed(two, parallel):
+    first, second = sentences(two, drifting, parallel)
+    assert first == second
+    assert "layer 0: the copies in processes [0, 1] have drifted apart" in first[1]
 
 
 def test_different_prompts_or_settings_are_refused(two):

@@ -31,7 +31,7 @@ def received(parallel):
         return originals[1](every, own, *args, **kwargs)
 
     def broadcast(tensor, source, *args, **kwargs):
-        counted["rows"] += size_of(tensor) if source != me and tensor.shape[-1] == D_MODEL else 0
+        counted["rows"] += size_of(tensor) if source != me and tensor.shape == (BATCH, D_MODEL) else 0
         return originals[2](tensor, source, *args, **kwargs)
 
     def batch_isend_irecv(work):

@@ -18,10 +18,11 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.evaluation import Report, evaluate
 from pullback.training.from_cache import train_on_cache
+from pullback.training.several import given_configs
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep.grid import KINDS, Arm, grid
 from pullback.training.sweep.record import Record
-from pullback.training.trainer import checked_config, chosen_layers
+from pullback.training.trainer import chosen_layers
 from pullback.transcoders import TranscoderSet
 from pullback.viz import pareto
 
@@ -83,7 +84,7 @@ def sweep(
     """
     from pullback.lens import as_lens
 
-    lens, folder, config = as_lens(model), Path(out), checked_config(config)
+    lens, folder, (config,) = as_lens(model), Path(out), given_configs("sweep", config, None, ())
     if at_once < 1:
         raise ValueError(f"sweep: at_once must be at least 1, got {at_once}")
     values = {"k": k, "l1_coefficient": l1_coefficient, "l0_coefficient": l0_coefficient}
