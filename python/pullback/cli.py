@@ -11,6 +11,7 @@ from typing import Any
 from pullback import train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
+SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
 MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
@@ -131,7 +132,12 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
         help="where the target is read, inside blocks.{l}; the same as --hook-name makes autoencoders",
     )
     parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
-    parser.add_argument("--cache-tokens", type=int, default=None, help="tokens to cache (default: all, once)")
+    parser.add_argument(
+        "--cache-tokens",
+        type=int,
+        default=None,
+        help="tokens to cache (default: all, once; of a sweep, as many as it trains on)",
+    )
     parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
 
 
@@ -197,9 +203,7 @@ def _sweep(commands: Any) -> None:
         default=["transcoder", "sae"],
         help="transcoders, autoencoders of what they write, or both",
     )
-    parser.add_argument(
-        "--architectures", nargs="+", choices=train_options.ARCHITECTURES, default=["topk"], help="sparsity rules"
-    )
+    parser.add_argument("--architectures", nargs="+", choices=SWEPT, default=["topk"], help="sparsity rules")
     parser.add_argument("--k", type=int, nargs="+", default=[], help="topk, batchtopk: features active per token")
     parser.add_argument("--l1-coefficient", type=float, nargs="+", default=[], help="standard: weights of its penalty")
     parser.add_argument("--l0-coefficient", type=float, nargs="+", default=[], help="jumprelu: weights of its penalty")

@@ -11,10 +11,10 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
+from pullback.training.run import Trained
 from pullback.training.several import SHARED, finished, given_configs, output_paths
 from pullback.training.team import meeting
 from pullback.training.trainer import kept_if_stopped, opened
-from pullback.transcoders import TranscoderSet
 
 
 def train_on_cache(
@@ -29,7 +29,7 @@ def train_on_cache(
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet | list[TranscoderSet]:
+) -> Trained | list[Trained]:
     """Train one transcoder a layer on cached activations, reshuffled and repeated until `config.training_tokens`.
 
     Args:

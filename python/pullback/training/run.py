@@ -17,7 +17,10 @@ from pullback.training.plan import trained_bytes
 from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainingDiverged, TrainStep
-from pullback.transcoders import ModelReading, TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, TranscoderSet
+
+Trained = TranscoderSet | CrossLayerTranscoder
+"""What comes of a run"""
 
 Widths = Mapping[int, tuple[int, int]]
 """{layer: (d_in, d_out)}"""
@@ -55,10 +58,10 @@ class Run(ABC):
         """{layer: {name: figure}} of the last batch; see `loggers` for the names."""
 
     @abstractmethod
-    def dictionary(self) -> TranscoderSet:
+    def dictionary(self) -> Trained:
         """The weights as they are now; later steps go on changing them."""
 
-    def saved(self, path: str | os.PathLike[str] | None) -> TranscoderSet:
+    def saved(self, path: str | os.PathLike[str] | None) -> Trained:
         """The dictionary, written to a path if there is one."""
         sets = self.dictionary()
         if path is not None:
@@ -71,7 +74,7 @@ class Run(ABC):
         tensors are the live ones. Raises what `check` raises."""
 
     @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         """Continue from a `state_dict` and a `dictionary` to the bit.
 
         Raises:
@@ -126,7 +129,7 @@ class PerLayerRun(Run):
         """`state_dict` with the weights."""
         return {str(layer): step.state_dict() for layer, step in self.steps.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         if sorted(map(int, state)) != self.layers:
             raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
         for layer, step in self.steps.items():

@@ -10,8 +10,7 @@ from typing import Any
 
 from pullback._util.atomic import atomic_save
 from pullback.training.config import TrainConfig
-from pullback.training.run import Run
-from pullback.transcoders import TranscoderSet
+from pullback.training.run import Run, Trained
 
 RUNS = "runs.json"
 # What batches are made of, whatever they come from.
@@ -59,9 +58,7 @@ def output_paths(output_path: OutputPath, configs: Sequence[TrainConfig] | None)
     return [Path(output_path) / f"run_{i}" for i in range(len(configs))]
 
 
-def finished(
-    runs: Sequence[Run], output_path: OutputPath, configs: Sequence[TrainConfig] | None
-) -> list[TranscoderSet]:
+def finished(runs: Sequence[Run], output_path: OutputPath, configs: Sequence[TrainConfig] | None) -> list[Trained]:
     """What was trained, saved where it belongs; of several, with a table that says which is which."""
     sets = [run.saved(path) for run, path in zip(runs, output_paths(output_path, configs), strict=True)]
     if output_path is not None and configs is not None and runs[0].reports:

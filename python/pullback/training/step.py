@@ -38,7 +38,7 @@ from pullback.training.state import load_step_state, step_state
 from pullback.transcoders import Activation, BatchTopK, JumpReLU, ModelReading, ReLU, TopK, Transcoder
 
 if TYPE_CHECKING:
-    from pullback.transcoders import TranscoderSet
+    from pullback.transcoders import LayeredDictionary
 
 
 class TrainingDiverged(FloatingPointError):
@@ -49,7 +49,9 @@ class TrainingDiverged(FloatingPointError):
         sets: the last good weights of all layers, where `train` raised.
     """
 
-    def __init__(self, message: str, transcoder: Transcoder | None = None, sets: TranscoderSet | None = None) -> None:
+    def __init__(
+        self, message: str, transcoder: Transcoder | None = None, sets: LayeredDictionary | None = None
+    ) -> None:
         super().__init__(message)
         self.transcoder = transcoder
         self.sets = sets

@@ -17,7 +17,7 @@ from pullback.training.config import TrainConfig
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
-from pullback.training.run import PerLayerRun, Run, new_step
+from pullback.training.run import PerLayerRun, Run, Trained, new_step
 from pullback.training.several import (
     SHARED,
     SHARED_READING,
@@ -30,7 +30,7 @@ from pullback.training.several import (
 from pullback.training.source import Batch, Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
 from pullback.training.team import Team, meeting
-from pullback.transcoders import Transcoder, TranscoderSet
+from pullback.transcoders import LayeredDictionary, Transcoder
 
 PREFETCH_ON_GPU = 2
 MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
@@ -39,13 +39,13 @@ MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ord
 @overload
 def train(
     model: Any, tokens: Tokens, config: TrainConfig | None = None, *, configs: None = None, **options: Any
-) -> TranscoderSet: ...
+) -> Trained: ...
 
 
 @overload
 def train(
     model: Any, tokens: Tokens, config: None = None, *, configs: Sequence[TrainConfig], **options: Any
-) -> list[TranscoderSet]: ...
+) -> list[Trained]: ...
 
 
 def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spelled out here only)
@@ -62,7 +62,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet | list[TranscoderSet]:
+) -> Trained | list[Trained]:
     """Train one transcoder a layer; every forward pass of the model serves all layers.
 
     Args:
@@ -226,7 +226,7 @@ def kept_if_stopped(runs: list[Run], output_paths: list[OutputPath]) -> Iterator
         raise
 
 
-def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> TranscoderSet:
+def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> LayeredDictionary:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
     sets = []
     for run, path in zip(runs, paths, strict=True):

@@ -17,7 +17,7 @@ from pullback.training.run import PerLayerRun, Widths, new_step
 from pullback.training.share import WHOLE
 from pullback.training.state import flattened, nested
 from pullback.training.step import TrainingDiverged, TrainStep
-from pullback.transcoders import JumpReLU, ModelReading, Transcoder, TranscoderSet
+from pullback.transcoders import JumpReLU, LayeredDictionary, ModelReading, Transcoder, TranscoderSet
 
 # What has a row a feature, in the state of a step and among the weights; the rest is the same in every share.
 BY_FEATURE = ("W_enc", "b_enc", "W_dec", "log_theta", "theta", "idle")
@@ -87,7 +87,7 @@ class SharedRun(PerLayerRun):
                 sets.save(path)
         return sets
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         """From the state of all layers, all features of each."""
         if sorted(map(int, state)) != sorted(self.layout.owners):
             raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, not {sorted(self.layout.owners)}")

@@ -18,12 +18,12 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.evaluation import Report, evaluate
 from pullback.training.from_cache import train_on_cache
+from pullback.training.run import Trained
 from pullback.training.several import given_configs
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep.grid import KINDS, Arm, grid
 from pullback.training.sweep.record import Record
 from pullback.training.trainer import chosen_layers
-from pullback.transcoders import TranscoderSet
 from pullback.viz import pareto
 
 
@@ -143,7 +143,7 @@ def _groups(arms: Sequence[Arm], at_once: int) -> list[list[Arm]]:
     return [own[i : i + at_once] for own in by_seed.values() for i in range(0, len(own), at_once)]
 
 
-def _trained(group: Sequence[Arm], activations: CachedActivations, folder: Path, verbose: bool) -> list[TranscoderSet]:
+def _trained(group: Sequence[Arm], activations: CachedActivations, folder: Path, verbose: bool) -> list[Trained]:
     """Trained to the end, or from the group's checkpoint on, and saved."""
     name = f"{zlib.crc32(' '.join(arm.name for arm in group).encode()):08x}"
     sets = train_on_cache(
@@ -161,7 +161,7 @@ def _trained(group: Sequence[Arm], activations: CachedActivations, folder: Path,
 
 
 def _measured(
-    lens: Any, sets: Sequence[TranscoderSet], batches: Sequence[Batch], config: TrainConfig, per_layer: bool, show: bool
+    lens: Any, sets: Sequence[Trained], batches: Sequence[Batch], config: TrainConfig, per_layer: bool, show: bool
 ) -> list[Report]:
     first, *others = sets
     report = evaluate(
