@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback.training.config import TrainConfig
+from pullback.training.plan import trained_bytes
 from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainingDiverged, TrainStep
@@ -23,8 +24,6 @@ Trained = TranscoderSet | CrossLayerTranscoder
 
 Widths = Mapping[int, tuple[int, int]]
 """{layer: (d_in, d_out)}"""
-
-COPIES_PER_WEIGHT = 3.25  # the weight, two moments of Adam, half an encoder in bfloat16
 
 
 class Run(ABC):
@@ -145,7 +144,8 @@ class PerLayerRun(Run):
     @property
     def memory(self) -> float:
         every = [weight for step in self.steps.values() for weight in step.transcoder.parameters()]
-        return COPIES_PER_WEIGHT * sum(weight.numel() * weight.element_size() for weight in every)
+        encoder = sum(step.transcoder.W_enc.numel() for step in self.steps.values())
+        return trained_bytes(encoder, sum(map(Tensor.numel, every)) - encoder, self.config.torch_dtype.itemsize)
 
 
 def new_run(
