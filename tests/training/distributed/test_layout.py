@@ -11,7 +11,18 @@ from pullback.ops import SparseActivations, batch_topk_encode, topk_encode
 from pullback.training import Recipe, TrainStep
 from pullback.training.distributed import FeatureShare, Layout, World
 from pullback.training.distributed.shares import block
+from pullback.training.initial import initial_weights
 from pullback.transcoders import ReLU
+
+
+@pytest.mark.parametrize(("d_sae", "d"), [(2500, 16), (3000, 7), (1025, 3), (40, 5)])
+def test_shares_start_where_the_whole_starts(d_sae, d):
+    settings = d, d + 1, d_sae, True, "tenth", 5, torch.float32
+    whole = initial_weights(*settings)
+    for size in (2, 3):
+        parts = [initial_weights(*settings, held=block(place, size, d_sae)) for place in range(size)]
+        for all_rows, rows in zip(whole, zip(*parts, strict=True), strict=True):
+            torch.testing.assert_close(torch.cat(rows), all_rows, rtol=1e-6, atol=0)
 
 
 def layout(size, parallel, layers=(0, 1, 2, 3, 4)):
