@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from pullback.transcoders import JumpReLU, ReLU, TopK, Transcoder, TranscoderSet
+from pullback.transcoders import (
+    CrossLayerTranscoder,
+    JumpReLU,
+    ReLU,
+    SourceLayer,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+)
 
 VOCAB, D_MODEL, N_CTX = 50, 16, 12
 
@@ -165,3 +173,36 @@ def random_set(
             for layer in (range(lens.n_layers) if layers is None else layers)
         }
     )
+
+
+def random_clt(
+    lens: Any,
+    seed: int = 0,
+    *,
+    tying: str = "none",
+    layers: list[int] | None = None,
+    d_sae: int = 40,
+    k: int = 6,
+    hook_in: str = "mlp.hook_in",
+    skip: bool = False,
+    activation: str = "topk",
+) -> CrossLayerTranscoder:
+    """A random set, with random decoders onward to the layers above."""
+    own = random_set(lens, seed, layers=layers, d_sae=d_sae, k=k, hook_in=hook_in, skip=skip, activation=activation)
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def source(layer: int, tc: Transcoder) -> SourceLayer:
+        onward = sum(other > layer for other in own) if tying == "none" else 0
+        drawn = torch.randn(d_sae, onward, lens.d_model, generator=generator, dtype=lens.dtype) * 0.5
+        return SourceLayer(
+            tc.W_enc,
+            tc.b_enc,
+            torch.cat([tc.W_dec[:, None], drawn], 1),
+            tc.b_dec,
+            tc.W_skip,
+            activation=tc.activation,
+            hook_in=hook_in,
+            reading=tc.reading,
+        )
+
+    return CrossLayerTranscoder({layer: source(layer, tc) for layer, tc in own.items()}, tying)

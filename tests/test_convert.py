@@ -10,7 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 from pullback import cli
-from pullback.transcoders import JumpReLU, ReLU, TopK, Transcoder, TranscoderSet, load_transcoders
+from pullback.transcoders import (
+    CrossLayerTranscoder,
+    JumpReLU,
+    ReLU,
+    SourceLayer,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+    load_transcoders,
+)
 
 D, F = 6, 24
 
@@ -46,6 +55,19 @@ def test_there_and_back(sets, folder, tmp_path, x, capsys):
     assert (tmp_path / "run" / "h.1.mlp" / "sae.safetensors").is_file()
     assert convert(tmp_path / "run", tmp_path / "back", "--to", "pullback") == 0
     assert all(torch.equal(load_transcoders(tmp_path / "back")[l](x), sets[l](x)) for l in sets)
+
+
+def test_a_cross_layer_transcoder(tmp_path, x, capsys):
+    def source(t):
+        weights = torch.randn(F, D), torch.randn(F), torch.randn(F, t, D), torch.randn(D)
+        return SourceLayer(*weights, activation=ReLU())
+
+    clt = CrossLayerTranscoder({0: source(1), 1: source(1)}, "per_source")
+    clt.save(tmp_path / "clt")
+    assert convert(tmp_path / "clt", tmp_path / "out", "--to", "circuit-tracer") == 0
+    assert "2 layers, circuit-tracer" in capsys.readouterr().out
+    written = load_transcoders(tmp_path / "out")
+    torch.testing.assert_close(written({0: x, 1: x})[1], clt({0: x, 1: x})[1])
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pullback.training import TrainConfig, TrainStep, evaluate, train
     from pullback.transcoders import (
         BatchTopK,
+        CrossLayerTranscoder,
         JumpReLU,
         ModelReading,
         ReLU,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTopK",
+    "CrossLayerTranscoder",
     "Graph",
     "JumpReLU",
     "Lens",
@@ -66,6 +68,7 @@ _FROM = {
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),
     "transcoders": (
         "BatchTopK",
+        "CrossLayerTranscoder",
         "JumpReLU",
         "ModelReading",
         "ReLU",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pullback.transcoders import TranscoderSet, load_transcoders
+from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, load_transcoders
 from pullback.transcoders.formats.recognise import READABLE
 from pullback.transcoders.formats.writing import WRITERS
 
@@ -74,11 +74,12 @@ def run(args: argparse.Namespace, open_model: Callable[[str], Any], prompts: Cal
         calibrate = _recorded(open_model(args.model), sets, prompts(args.calibrate))
     options = {} if args.hookpoint is None else {"hookpoint": args.hookpoint}
     sets.save(args.destination, args.to, calibrate=calibrate, **options)
-    written = load_transcoders(args.destination, format=args.to)
+    cross_layer = isinstance(sets, CrossLayerTranscoder)
+    written = load_transcoders(args.destination, format="circuit-tracer-clt" if cross_layer else args.to)
     for layer, transcoder in written.items():
         rule = f", was {sets[layer].activation!r}" if calibrate is not None else ""
         print(f"layer {layer}: {transcoder.extra_repr()}{rule}")
-    print(f"wrote {args.destination}: {len(written)} transcoders, {args.to}")
+    print(f"wrote {args.destination}: {len(written)} layers, {args.to}")
 
 
 def inputs_of(file: Path, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -96,7 +97,7 @@ def inputs_of(file: Path, layers: Sequence[int]) -> dict[int, Tensor]:
     return {layer: array for layer, array in found.items() if array is not None}
 
 
-def _recorded(model: Any, sets: TranscoderSet, prompts: list[str]) -> dict[int, Tensor]:
+def _recorded(model: Any, sets: LayeredDictionary, prompts: list[str]) -> dict[int, Tensor]:
     """What the transcoders read while the model runs the prompts, BOS aside."""
     import torch
 

@@ -58,6 +58,13 @@ TABLES = {
         ),
         Option("act_store_dtype", str, None, "of rows that wait to be mixed", choices=("float32", "bfloat16")),
     ),
+    "many processes": (
+        Option(
+            "parallel", str, None,
+            "under torchrun: layers, features, data, none, or 4x2 for layers over 4 groups of 2 processes that share "
+            "features (default: layers where there are enough, else features)",
+        ),
+    ),
     "sparsity rules": (
         Option("auxk_alpha", float, None, "weight of AuxK for dead features (default: 1/32; standard, jumprelu: 0)"),
         Option("auxk_k", int, 32, "dead features that AuxK uses on a token"),

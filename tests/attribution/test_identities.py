@@ -13,7 +13,7 @@ import pullback as pb
 from pullback.attribution import Graph
 from pullback.attribution import influence as inf
 from pullback.attribution import nodes as k
-from pullback.attribution.local import decoded, local_model
+from pullback.attribution.local import local_model
 from pullback.causal import run_interventions
 from pullback.lens import as_lens
 from pullback.lens import record as rec
@@ -154,7 +154,7 @@ def test_local_replacement_gives_the_models_logits(name: str, skip: bool) -> Non
         x = layer.read(sets.hook_in(i))
         W_skip = sets.skip(i)
         linear = 0 if W_skip is None else (x - layer.read_bias(sets.hook_in(i))) @ W_skip.T
-        whole = decoded(sets, local.acts, i) + local.errors[i] + local.mlp_bias[i] + linear
+        whole = sets.decode(local.acts, i) + local.errors[i] + local.mlp_bias[i] + linear
         return lambda _x, _y: whole[None]
 
     edits = rec.patch_edits({i: put_together(i) for i in sets.layers}, lens.sites(sets, sets.layers))

@@ -10,7 +10,7 @@ import torch
 
 from pullback.training import evaluate
 from pullback.training.evaluation.report import DENSITY_LOG10_EDGES
-from pullback.transcoders import JumpReLU, ReLU, TopK, Transcoder, TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, JumpReLU, ReLU, SourceLayer, TopK, Transcoder, TranscoderSet
 
 
 @pytest.fixture
@@ -164,36 +164,6 @@ def as_autoencoder(tc):
     )
 
 
-class Across(TranscoderSet):
-    """The features of layer 0 also write to layer 1, the negative of what they write to layer 0."""
-
-    def sources(self, dst):
-        return list(range(dst + 1))
-
-    def reconstruct(self, dst, acts, x):
-        y = super().reconstruct(dst, acts, x)
-        return y - self[0].decode(acts[0]).view_as(y) if dst == 1 else y
-
-
-def test_features_of_earlier_layers_reach_later_ones(lens, rough, tokens):
-    sets = Across(rough)
-    report = evaluate(lens, sets, tokens, per_layer=True)
-    x0 = lens.mlp_io(tokens)[0][0]  # what layer 0 reads is the same in every arm
-    from_zero = rough[0](x0)
-    everywhere = torch.ones_like(tokens, dtype=torch.bool)
-    for fns, arms in (
-        ({0: lambda x, _y: rough[0](x), 1: lambda x, _y: rough[1](x) - from_zero}, report),
-        ({1: lambda x, _y: rough[1](x) - from_zero}, report.alone[1]),
-    ):
-        with lens.patch_mlp(fns):
-            logits = lens.logits(tokens)
-        assert arms.ce_replaced == pytest.approx(cross_entropy(logits, tokens, everywhere), rel=1e-4)
-    x, y = lens.mlp_io(tokens)[1]
-    residual = (y - rough[1](x) + from_zero).flatten(0, 1)
-    fvu = residual.square().sum() / (y - y.flatten(0, 1).mean(0)).square().sum()
-    assert report.fvu[1] == pytest.approx(float(fvu), rel=1e-4)
-
-
 def test_padding_is_neither_scored_nor_predicted(lens, rough):
     lists = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
     together = evaluate(lens, rough, lists)
@@ -225,6 +195,32 @@ def test_skip_path_counts(lens, tokens):
     with_skip = TranscoderSet({0: Transcoder(W_in, b_in, W_out, b_out, skip, activation=ReLU())})
     assert evaluate(lens, TranscoderSet({0: sets[0]}), tokens).fvu[0] < 1e-10
     assert evaluate(lens, with_skip, tokens).fvu[0] > 0.1
+
+
+@pytest.mark.parametrize("tying", ["none", "per_source", "per_target"])
+def test_features_that_write_onward_count_in_every_layer(lens, tokens, tying):
+    """Of layer 0, half of what its features write to layer 1 too; reconstructions and the replaced model by hand."""
+    own = lens.exact()
+
+    def source(layer, tc):
+        W_dec = tc.W_dec[:, None]
+        W_dec = torch.cat([W_dec, W_dec / 2], 1) if (tying, layer) == ("none", 0) else W_dec
+        return SourceLayer(tc.W_enc, tc.b_enc, W_dec, tc.b_dec, activation=ReLU())
+
+    clt = CrossLayerTranscoder({layer: source(layer, tc) for layer, tc in own.items()}, tying)
+    report = evaluate(lens, clt, tokens, batch_size=5, per_layer=True)
+    (x0, _), (x1, y1) = (v for v in lens.mlp_io(tokens).values())
+    onward = {"none": own[0].W_dec / 2, "per_source": own[0].W_dec, "per_target": own[1].W_dec}[tying]
+    written = own[0].encode(x0).to_dense() @ onward
+    residual, targets = written.view_as(y1), y1.flatten(0, 1)
+    fvu = residual.square().sum() / (targets - targets.mean(0)).square().sum()
+    assert report.fvu[0] == pytest.approx(0, abs=1e-9)
+    assert report.fvu[1] == pytest.approx(float(fvu), rel=1e-4)
+    with lens.patch_mlp({1: lambda x, y: own[1](x) + written.view_as(y)}):
+        replaced = cross_entropy(lens.logits(tokens), tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert report.ce_replaced == pytest.approx(replaced, abs=1e-5)
+    assert report.alone[1].ce_replaced == pytest.approx(replaced, abs=1e-5)
+    assert report.l0 == evaluate(lens, own, tokens).l0
 
 
 def test_the_report_prints_a_table_and_dumps_to_json(lens, rough, tokens):

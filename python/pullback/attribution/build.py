@@ -17,7 +17,7 @@ from pullback.attribution.local import LocalModel, local_model
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
 from pullback.lens import Lens, as_lens
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import LayeredDictionary
 
 WORKING_MEMORY = 2 * 2**30
 ENGINES = ("linear", "autograd")
@@ -26,7 +26,7 @@ CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 def attribute(
     model: Any,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     prompt: str | Sequence[int] | Tensor,
     *,
     attribution_targets: int | str | Sequence[int | str] | Tensor | None = None,
@@ -47,7 +47,8 @@ def attribute(
 
     Args:
         model: a TransformerLens model, or a `Lens` on one.
-        sets: transcoders for any subset of its layers; a layer without one is an error node at every position.
+        sets: transcoders, per-layer or cross-layer, for any subset of its layers; a layer without one is an error node
+            at every position.
         prompt: a string (BOS by the model's default) or token ids (T,), taken as given.
         attribution_targets: different token ids or one-token strings to explain, or just one; None: the likely ones.
         max_n_logits, desired_logit_prob: at most so many logits, as few as reach that probability.
@@ -164,7 +165,7 @@ class _Rows:
         return done.nonzero()[:, 0]
 
 
-def _meta(lens: Lens, local: LocalModel, sets: TranscoderSet, prompt: Any, logits: LogitTargets) -> dict[str, Any]:
+def _meta(lens: Lens, local: LocalModel, sets: LayeredDictionary, prompt: Any, logits: LogitTargets) -> dict[str, Any]:
     str_tokens = local.trace.str_tokens
     return {
         "prompt": prompt if isinstance(prompt, str) else "".join(str_tokens),

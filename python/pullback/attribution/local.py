@@ -10,19 +10,19 @@ from torch import Tensor
 
 from pullback.attribution.heads import Heads
 from pullback.lens import Lens, Trace, must_be_transcoders, trace
-from pullback.ops import SparseActivations, decode_csr
-from pullback.transcoders import TranscoderSet
+from pullback.ops import SparseActivations
+from pullback.transcoders import LayeredDictionary
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """mlp_out[l] = sum_i z_i W_dec_i + errors[l] + mlp_bias[l] + W_skip x (+ zeroed[l]), exactly, at every position.
+    """mlp_out[l] = sum_i z_i W_dec_i[l] + errors[l] + mlp_bias[l] + W_skip x (+ zeroed[l]), exactly, at every position.
 
     Layers without a transcoder have no features and no bias: their whole MLP output is error.
     """
 
     trace: Trace
-    sets: TranscoderSet
+    sets: LayeredDictionary
     acts: dict[int, SparseActivations]  # layer -> T rows
     preactivations: dict[int, Tensor]  # layer -> (nnz), before the activation function
     errors: list[Tensor]  # L x (T, d)
@@ -84,7 +84,7 @@ class Layout:
 
 def local_model(
     lens: Lens,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     tokens: Tensor,
     *,
     zero_positions: slice | None = None,
@@ -126,7 +126,7 @@ def local_model(
                 linear = inputs[i] @ W_skip.T - constant
                 bias = bias + constant
             mlp_bias[i] = bias
-            rest = rest - bias - linear - decoded(sets, acts, i)
+            rest = rest - bias - linear - sets.decode(acts, i)
         errors.append(rest * keep)
         zeroed.append(rest * (1 - keep))
     return LocalModel(
@@ -140,12 +140,6 @@ def local_model(
         zeroed=None if zero_positions is None else zeroed,
         precision=lens.compute_dtype if precision is None else precision,
     )
-
-
-def decoded(sets: TranscoderSet, acts: dict[int, SparseActivations], dst: int) -> Tensor:
-    """What the features of all source layers write to the MLP output of layer `dst`, (T, d)."""
-    parts = [decode_csr(acts[src], sets.decoder(src, dst)) for src in sets.sources(dst)]
-    return torch.stack(parts).sum(0)
 
 
 def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
-from pullback.ops import SparseActivations, decode_csr
-from pullback.transcoders import BatchTopK, TranscoderSet
+from pullback.ops import SparseActivations, decode_csr, sampled_dot
+from pullback.transcoders import BatchTopK, LayeredDictionary
 
 Selection = Callable[[Tensor, Tensor], Tensor]
 """(pair index (n), feature id (n)) -> mask (n): which features of which pair are swapped."""
@@ -59,12 +60,19 @@ class Swap:
 
 
 def interchange(
-    model: Any, sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap], *, strict: bool = True
+    model: Any,
+    sets: LayeredDictionary,
+    base: Tensor,
+    source: Tensor,
+    swaps: Sequence[Swap],
+    *,
+    strict: bool = True,
 ) -> Tensor:
     """Last-position logits (N, V) of N base prompts with features taken from N source prompts.
 
     At each swap's output hook, sum over selected features of (z_source - z_now) W_dec is added, z_now re-encoded in the
-    patched run; everything else is computed anew.
+    patched run; everything else is computed anew. Features of a cross-layer transcoder add what they write at the
+    output hooks of all layers they write to.
 
     Args:
         base, source: token ids (N, T) and (N, T').
@@ -78,48 +86,46 @@ def interchange(
     check_ids(lens, base, "base")
     check_ids(lens, source, "source")
     _check(sets, base, source, swaps)
-    layers = sorted({s.layer for s in swaps})
-    sites = lens.sites(sets, layers)
     given = _source_activations(lens, sets, source, swaps)
-    held: dict[int, Tensor] = {}
+    # Of each layer that is swapped: position, features of the source, features of the run that give way to them.
+    changes: dict[int, list[tuple[int, SparseActivations, SparseActivations]]] = {}
 
-    def hold(layer: int) -> rec.Edit:
-        def edit(x: Tensor) -> None:
-            held[layer] = x
+    def read(layer: int, x: Tensor) -> None:
+        changes[layer] = []
+        for pos in sorted({s.base_pos for s in swaps if s.layer == layer}):
+            here = [s for s in swaps if (s.layer, s.base_pos) == (layer, pos)]
+            now = sets.encode(layer, x[:, pos])
+            thens = [given[layer, s.source_pos] for s in here]
+            _claimed_once(here, [now, *thens])
+            changes[layer] += [
+                (pos, _selected(then, swap.select), _selected(now, swap.select))
+                for swap, then in zip(here, thens, strict=True)
+            ]
 
-        return edit
+    def write(layer: int, dst: int, y: Tensor) -> Tensor:
+        y = y.clone()
+        W_dec = sets.decoder(layer, dst)
+        for pos, then, now in changes[layer]:
+            y[:, pos] += (decode_csr(then, W_dec) - decode_csr(now, W_dec)).to(y.dtype)
+        return y
 
-    def write(layer: int) -> rec.Edit:
-        def edit(y: Tensor) -> Tensor:
-            y = y.clone()
-            W_dec = sets.decoder(layer, layer)
-            for pos in sorted({s.base_pos for s in swaps if s.layer == layer}):
-                here = [s for s in swaps if (s.layer, s.base_pos) == (layer, pos)]
-                now = sets.encode(layer, held[layer][:, pos].to(sets[layer].dtype))
-                thens = [given[layer, s.source_pos] for s in here]
-                _claimed_once(here, [now, *thens])
-                for swap, then in zip(here, thens, strict=True):
-                    delta = decode_csr(_selected(then, swap.select), W_dec) - decode_csr(
-                        _selected(now, swap.select), W_dec
-                    )
-                    y[:, pos] += delta.to(y.dtype)
-            return y
-
-        return edit
-
-    edits = [pair for i in layers for pair in ((sites[i][0], hold(i)), (sites[i][1], write(i)))]
+    edits: list[tuple[str, rec.Edit]] = []
+    for layer in sorted({s.layer for s in swaps}):
+        sites = lens.sites(sets, sets.targets(layer))
+        edits.append((sites[layer][0], partial(read, layer)))
+        edits += [(site_out, partial(write, layer, dst)) for dst, (_, site_out) in sites.items()]
     logits, _ = lens.record(base, [], edits)
     return logits[:, -1]
 
 
 def _source_activations(
-    lens: Lens, sets: TranscoderSet, source: Tensor, swaps: Sequence[Swap]
+    lens: Lens, sets: LayeredDictionary, source: Tensor, swaps: Sequence[Swap]
 ) -> dict[tuple[int, int], SparseActivations]:
     """Features of the source prompts at each (layer, source position) that a swap reads, N rows each."""
     places = {(s.layer, s.source_pos) for s in swaps}
     sites = lens.sites(sets, {layer for layer, _ in places})
     _, seen = lens.record(source, [site for site, _ in sites.values()])
-    return {(i, p): sets.encode(i, seen[sites[i][0]][:, p].to(sets[i].dtype)) for i, p in places}
+    return {(i, p): sets.encode(i, seen[sites[i][0]][:, p]) for i, p in places}
 
 
 def _claimed_once(swaps: Sequence[Swap], acts: Sequence[SparseActivations]) -> None:
@@ -138,7 +144,7 @@ def _selected(acts: SparseActivations, select: Selection) -> SparseActivations:
     return acts.where(select(acts.rows(), acts.indices))
 
 
-def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Swap]) -> None:
+def _check(sets: LayeredDictionary, base: Tensor, source: Tensor, swaps: Sequence[Swap]) -> None:
     if base.ndim != 2 or source.ndim != 2 or base.shape[0] != source.shape[0]:
         raise ValueError(
             "interchange: base (N, T) and source (N, T') need as many rows, got "
@@ -156,7 +162,7 @@ def _check(sets: TranscoderSet, base: Tensor, source: Tensor, swaps: Sequence[Sw
             )
 
 
-def _check_layers(caller: str, sets: TranscoderSet, layers: Sequence[int]) -> None:
+def _check_layers(caller: str, sets: LayeredDictionary, layers: Sequence[int]) -> None:
     for layer in layers:
         if layer not in sets:
             raise ValueError(f"{caller}: no transcoder for layer {layer}; the set has layers {sets.layers}")
@@ -170,7 +176,7 @@ def _check_layers(caller: str, sets: TranscoderSet, layers: Sequence[int]) -> No
 
 def swap_scores(
     model: Any,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     base: Tensor,
     source: Tensor,
     target: Tensor,
@@ -212,11 +218,12 @@ def swap_scores(
     x_source, g_source = _inputs_and_gradients(lens, sets, source, target, other, layers)
     parts = []
     for i in layers:
-        gradient = (g_base[i][:, pos] + g_source[i][:, pos]) / 2
+        gradients = {dst: (g_base[dst][:, pos] + g_source[dst][:, pos]) / 2 for dst in sets.targets(i)}
         for x, sign in ((x_source[i], 1.0), (x_base[i], -1.0)):
-            acts = sets.encode(i, x[:, pos].to(sets[i].dtype))
+            acts = sets.encode(i, x[:, pos])
             rows, ids = acts.rows(), acts.indices.long()
-            effect = sign * acts.values * (sets.decoder_rows(i, ids, i) * gradient[rows].to(sets[i].dtype)).sum(-1)
+            along = [sampled_dot(g, sets.decoder(i, dst), acts.indptr, acts.indices) for dst, g in gradients.items()]
+            effect = sign * acts.values * torch.stack(along).sum(0)
             parts.append((rows, torch.full_like(rows, i), ids, effect))
     pair, layer, feature, score = (torch.cat([p[n] for p in parts]) for n in range(4))
     # A feature active in both prompts has two entries: its score is their sum.
@@ -228,10 +235,12 @@ def swap_scores(
 
 
 def _inputs_and_gradients(
-    lens: Lens, sets: TranscoderSet, tokens: Tensor, target: Tensor, other: Tensor, layers: Sequence[int]
+    lens: Lens, sets: LayeredDictionary, tokens: Tensor, target: Tensor, other: Tensor, layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Transcoder inputs and d(logit[target] - logit[other]) / d(MLP output), {layer: (N, T, d)} each."""
-    sites = lens.sites(sets, layers)
+    """Transcoder inputs of the layers, and d(logit[target] - logit[other]) / d(MLP output) of those they write to,
+    {layer: (N, T, d)} each."""
+    written = sorted({dst for layer in layers for dst in sets.targets(layer)})
+    sites = lens.sites(sets, written)
     leaves: dict[int, Tensor] = {}
 
     def leaf(layer: int) -> rec.Edit:
@@ -247,9 +256,9 @@ def _inputs_and_gradients(
             lens.model,
             tokens.to(lens.device),
             [s for s, _ in sites.values()],
-            [*lens.exact_edits, *((sites[i][1], leaf(i)) for i in layers)],
+            [*lens.exact_edits, *((sites[i][1], leaf(i)) for i in written)],
         )
         rows = torch.arange(len(tokens))
         value = (logits[rows, -1, target] - logits[rows, -1, other]).sum()
-        gradients = torch.autograd.grad(value, [leaves[i] for i in layers])
-    return {i: seen[sites[i][0]].detach() for i in layers}, dict(zip(layers, gradients, strict=True))
+        gradients = torch.autograd.grad(value, [leaves[i] for i in written])
+    return {i: seen[sites[i][0]].detach() for i in layers}, dict(zip(written, gradients, strict=True))

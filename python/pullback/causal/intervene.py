@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from pullback.lens import Trace, as_lens, must_be_transcoders, trace
 from pullback.lens import record as rec
 from pullback.lens.freeze import frozen_run
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import LayeredDictionary
 
 Intervention = tuple[int, int, int, float]
 """(layer, position, feature, value after the activation function)."""
@@ -30,7 +31,7 @@ class Intervened:
 
 def intervene(
     model: Any,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     prompt: str | Sequence[int] | Tensor,
     interventions: Sequence[Intervention],
     *,
@@ -40,7 +41,8 @@ def intervene(
     """Logits (T, V) of the model with features set to values.
 
     At each layer's output hook, (value - z) W_dec is added, z being what the feature would have been in this run; the
-    transcoder's error stays. Later layers run on with it.
+    transcoder's error stays. Later layers run on with it. A feature of a cross-layer transcoder adds what it writes at
+    the output hook of every layer it writes to, whose MLP runs on, too, unless it is frozen.
 
     Args:
         interventions: (layer, position, feature, value), the value after the activation function; positions may be
@@ -58,7 +60,7 @@ def intervene(
 
 def run_interventions(
     model: Any,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     prompt: str | Sequence[int] | Tensor,
     interventions: Sequence[Intervention],
     *,
@@ -73,48 +75,42 @@ def run_interventions(
         must_be_transcoders(sets, "freeze='all'")
     wanted = _by_layer(sets, len(tokens), interventions)
     base = trace(lens, tokens)
-    held: dict[int, Tensor] = {}
     edits: list[tuple[str, rec.Edit]] = []
     for layer, changes in wanted.items():
-        site_in, site_out = lens.sites(sets, [layer])[layer]
-        edits += [(site_in, _hold(held, layer)), (site_out, _write(sets, base, layer, changes, held, freeze))]
+        change = _Change(sets, base, layer, changes, frozen=freeze == "all")
+        sites = lens.sites(sets, sets.targets(layer))
+        edits.append((sites[layer][0], change.read))
+        edits += [(site_out, partial(change.write, dst)) for dst, (_, site_out) in sites.items()]
     sites = {i: site_in for i, (site_in, _) in lens.sites(sets, sets.layers).items()}
     logits, seen = frozen_run(lens, tokens, base, freeze, edits, list(sites.values()))
     return Intervened(logits, {i: seen[s] for i, s in sites.items()})
 
 
-def _hold(held: dict[int, Tensor], layer: int) -> rec.Edit:
-    def edit(x: Tensor) -> None:
-        held[layer] = x
+class _Change:
+    """The features of one layer that are set: (value - z), and what it adds to the layers they write to."""
 
-    return edit
+    def __init__(
+        self, sets: LayeredDictionary, base: Trace, layer: int, changes: list[tuple[int, int, float]], frozen: bool
+    ) -> None:
+        self.sets, self.layer, like = sets, layer, base.embed
+        # Where all is frozen, z is the unchanged run's: the encoder is a nonlinearity too.
+        self.held = base.layers[layer].read(sets.hook_in(layer)) if frozen else None
+        self.positions, self.ids = torch.tensor([change[:2] for change in changes], device=like.device).T
+        self.values = torch.tensor([v for _, _, v in changes], device=like.device, dtype=sets[layer].dtype)
+        self.delta = torch.zeros_like(self.values)
 
+    def read(self, x: Tensor) -> None:
+        """x (1, T, d), this layer's input."""
+        x = x[0] if self.held is None else self.held
+        self.delta = self.values - _activations(self.sets, self.layer, x, self.positions, self.ids)
 
-def _write(
-    sets: TranscoderSet,
-    base: Trace,
-    layer: int,
-    changes: list[tuple[int, int, float]],
-    held: dict[int, Tensor],
-    freeze: str | None,
-) -> rec.Edit:
-    """Add (value - z) W_dec. Where all is frozen, z is the unchanged run's: the encoder is a nonlinearity too."""
-
-    def edit(y: Tensor) -> Tensor:
-        x = base.layers[layer].read(sets.hook_in(layer)) if freeze == "all" else held.pop(layer)[0]
-        dtype = sets[layer].dtype
-        ids = torch.tensor([f for _, f, _ in changes], device=y.device)
-        positions = torch.tensor([p for p, _, _ in changes], device=y.device)
-        values = torch.tensor([v for _, _, v in changes], device=y.device, dtype=dtype)
-        delta = (values - _activations(sets, layer, x.to(dtype), positions, ids))[:, None] * sets.decoder_rows(
-            layer, ids, layer
-        )
-        return y.index_add(1, positions, delta.to(y.dtype)[None])
-
-    return edit
+    def write(self, dst: int, y: Tensor) -> Tensor:
+        """y (1, T, d), the MLP output of layer dst."""
+        added = self.delta[:, None] * self.sets.decoder_rows(self.layer, self.ids, dst)
+        return y.index_add(1, self.positions, added.to(y.dtype)[None])
 
 
-def _activations(sets: TranscoderSet, layer: int, x: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+def _activations(sets: LayeredDictionary, layer: int, x: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
     """z of features `ids` (n) at `positions` (n), from the inputs x (T, d)."""
     acts = sets.encode(layer, x)
     now = acts.values.new_zeros(len(ids))
@@ -137,7 +133,7 @@ def _parts(intervention: Intervention) -> tuple[int, int, int, float]:
 
 
 def _by_layer(
-    sets: TranscoderSet, T: int, interventions: Sequence[Intervention]
+    sets: LayeredDictionary, T: int, interventions: Sequence[Intervention]
 ) -> dict[int, list[tuple[int, int, float]]]:
     """Checked interventions, {layer: [(position, feature, value)]}."""
     wanted: dict[int, dict[tuple[int, int], float]] = {}

@@ -16,7 +16,7 @@ from pullback.lens.fingerprint import fingerprint
 from pullback.lens.stand_ins import stand_ins
 from pullback.lens.tokens import check_ids
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
-from pullback.transcoders import ModelReading, TranscoderSet
+from pullback.transcoders import LayeredDictionary, ModelReading
 
 INPUT_SITES = ("mlp.hook_in", "ln2.hook_normalized", "ln2.hook_out", "hook_resid_mid")
 OUTPUT_SITES = ("hook_mlp_out", "mlp.hook_out", "hook_attn_out")
@@ -208,16 +208,16 @@ class Lens:
             )
         return site_in, site_out
 
-    def sites(self, sets: TranscoderSet, layers: Iterable[int]) -> dict[int, tuple[str, str]]:
+    def sites(self, sets: LayeredDictionary, layers: Iterable[int]) -> dict[int, tuple[str, str]]:
         return {i: self.site_pair(i, sets.hook_in(i), sets.hook_out(i)) for i in layers}
 
-    def check(self, sets: TranscoderSet, *, strict: bool = True) -> None:
+    def check(self, sets: LayeredDictionary, *, strict: bool = True) -> None:
         """Refuse transcoders that were trained on another model, hook or reading of it (ValueError says which)."""
         from pullback.lens.compat import check_compatible
 
         check_compatible(self, sets, strict=strict)
 
-    def fitted(self, sets: TranscoderSet, *, strict: bool = True) -> TranscoderSet:
+    def fitted(self, sets: LayeredDictionary, *, strict: bool = True) -> LayeredDictionary:
         """The set, checked, in the dtype and on the device that this model is computed in; the given one stays."""
         self.check(sets, strict=strict)
         return sets.to(dtype=self.compute_dtype, device=self.device)
@@ -304,8 +304,9 @@ class Lens:
             yield self
 
     @contextmanager
-    def replace(self, sets: TranscoderSet, layers: Iterable[int] | None = None) -> Iterator[Lens]:
-        """Inside, the set's dictionaries stand in for the outputs of `layers` (default: all that it has)."""
+    def replace(self, sets: LayeredDictionary, layers: Iterable[int] | None = None) -> Iterator[Lens]:
+        """Inside, the set's dictionaries stand in for the outputs of `layers` (default: all that it has). Features of a
+        cross-layer transcoder write to them from all layers below, replaced or not."""
         sets = self.fitted(sets)
         chosen = list(sets.layers if layers is None else layers)
         missing = [i for i in chosen if i not in sets]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pullback.lens.fingerprint import same_weight
-from pullback.transcoders import ModelReading, TranscoderSet
+from pullback.transcoders import LayeredDictionary, ModelReading
 
 if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 AFTER_AFFINE = ("mlp.hook_in", "ln2.hook_out")
 
 
-def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) -> None:
+def check_compatible(lens: Lens, sets: LayeredDictionary, *, strict: bool = True) -> None:
     """Raise ValueError where shapes, hooks, norm, folding or the MLP itself differ.
 
     `strict=False` skips the comparison of MLP weights (or, where folding makes them incomparable, of depth and
@@ -21,7 +21,7 @@ def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) ->
     compared always.
     """
     here = lens.reading(None)
-    if not isinstance(sets, TranscoderSet):
+    if not isinstance(sets, LayeredDictionary):
         raise ValueError(f"sets must be a TranscoderSet, got {type(sets).__name__}; wrap {{layer: transcoder}} in one")
     for layer in sets.layers:
         if not 0 <= layer < lens.n_layers:
@@ -40,7 +40,7 @@ def check_compatible(lens: Lens, sets: TranscoderSet, *, strict: bool = True) ->
             _compare(lens, layer, sets.hook_in(layer), tc.reading, here, strict)
 
 
-def must_be_transcoders(sets: TranscoderSet, purpose: str) -> None:
+def must_be_transcoders(sets: LayeredDictionary, purpose: str) -> None:
     """Raise ValueError where a layer holds an autoencoder, which reads what it writes."""
     own = [layer for layer in sets.layers if sets.hook_in(layer) == sets.hook_out(layer)]
     if own:

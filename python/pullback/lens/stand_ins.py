@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from pullback.ops import SparseActivations
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import LayeredDictionary
 
 StandIn = Callable[[Tensor, Tensor], Tensor]
 """(x, y) -> what takes y's place, each (..., d)"""
 
 
-def stand_ins(sets: TranscoderSet, layers: Iterable[int]) -> dict[int, StandIn]:
+def stand_ins(sets: LayeredDictionary, layers: Iterable[int]) -> dict[int, StandIn]:
     """{layer: function of what it reads and would have written}: reconstructions at `layers`.
 
     A layer whose features write to one of them is read on the way and left as it is, unless it is one of them itself.

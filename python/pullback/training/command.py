@@ -16,10 +16,12 @@ from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
 from pullback.training.names import sparsify
+from pullback.training.plan import H100, MODELS, Dictionary, Model, costs
 from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep import summary, sweep
+from pullback.training.team import is_launched, speaks
 from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 from pullback.training.trainer import train
 
@@ -49,8 +51,15 @@ def run_train(
         print(note)
     for name in OF_READING:
         setattr(args, name, translated.get(name, read[name]))
-    configs = [TrainConfig(**{**read, **settings, **translated}) for settings in grid]
+    configs = [
+        TrainConfig(**{**read, **settings, "parallel": _parallel(settings["parallel"]), **translated})
+        for settings in grid
+    ]
     which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
+    if is_launched() and configs[0].parallel != "none":
+        from pullback.training.distributed import join
+
+        join()  # before the model is opened, so that each process has its own GPU for it
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
     where: dict[str, Any] = {
@@ -64,10 +73,41 @@ def run_train(
         train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
         train(open_model(), _tokens(args, args.data), **which, **where)
+    if not speaks():
+        return
     if len(configs) > 1:
         for row in runs_table(configs):
             print(f"{row['run']}: {', '.join(f'{name}={value}' for name, value in row['differs'].items())}")
     print(f"wrote {args.out}")
+
+
+def _parallel(said: str | None) -> str | list[int] | None:
+    """A word of TrainConfig, or "4x2"."""
+    sizes = [] if said is None else said.split("x")
+    return [int(size) for size in sizes] if len(sizes) == 2 and all(map(str.isdecimal, sizes)) else said
+
+
+def run_plan(args: Namespace) -> None:
+    """Say what a run would cost; raises ValueError for a model that is neither known nor described."""
+    given = args.n_layers, args.d_model, args.parameters
+    if args.model not in MODELS and None in given:
+        raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
+    known = MODELS.get(args.model) or Model(*given)
+    dictionary = Dictionary(known.n_layers, known.d_model, args.d_sae, args.k, args.cross_layer)
+    batch, processes = args.train_batch_size_tokens, args.processes
+    parallel = _parallel(args.parallel) or "layers"
+    found = costs(dictionary, known.parameters, batch=batch, processes=processes, parallel=parallel)
+    hours = found.seconds() * args.training_tokens / batch * processes / 3600
+    machine = f"{H100.flops / 1e12:.0f} TFLOP/s, {H100.bandwidth / 1e12:.1f} TB/s, network {H100.link / 1e9:.0f} GB/s"
+    lines = {
+        "weights": f"{dictionary.weights / 1e9:.2f}e9",
+        "memory of each process": f"{found.trained / 1e9:.1f} GB of weights and moments, {found.buffer / 1e9:.1f} GB "
+        f"of rows to be mixed, {2 * known.parameters / 1e9:.1f} GB of the model in 16 bit",
+        "a step of each": f"{found.flops / 1e12:.1f} TFLOP; {found.traffic / 1e9:.1f} GB of weights and moments read "
+        f"and written; received: {found.rows / 1e6:,.0f} MB of rows, {found.exchange / 1e6:,.0f} MB inside the step",
+        "the run": f"at least {hours:,.2f} GPU-hours for {args.training_tokens:,} tokens ({machine} sustained)",
+    }
+    print("\n".join(f"{name}: {said}" for name, said in lines.items()))
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:
@@ -82,8 +122,11 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
             warnings.simplefilter("ignore")  # an incomplete one is about to be completed
             cache = CachedActivations(path)
         if cache.complete:
-            print(f"training on {cache!r}")
+            if speaks():
+                print(f"training on {cache!r}")
             return cache
+    if is_launched():
+        raise ValueError(f"{path} is no complete cache; make it with `pullback cache`, in one process, before torchrun")
     return _made(args, path, open_model)
 
 

@@ -16,6 +16,7 @@ from pullback.training.schedule import SCHEDULERS, SYNONYMS, Schedule
 from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+PARALLEL = ("none", "layers", "features", "data")
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -84,6 +85,10 @@ class TrainConfig(Recipe):
             computes in `dtype`.
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
+        parallel: how several processes, started by `torchrun`, divide the work (see docs/TRAINING.md): "layers", each
+            with some of the layers; "features", each with some features of every layer; a pair [l, f] of both, layers
+            over l groups of f processes that share features; "data", each with a copy, of a part of every batch; or
+            "none", each for itself. None for "layers" where there are as many layers as processes, else "features".
 
     Raises:
         ValueError: a setting is out of range; the sentence says which and why.
@@ -130,6 +135,7 @@ class TrainConfig(Recipe):
     autocast_lm: bool = False
     act_store_dtype: str | None = None
     prefetch: int | None = None
+    parallel: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +161,15 @@ class TrainConfig(Recipe):
                 raise ValueError(f"TrainConfig: {name} must be positive or None, got {value}")
         if self.prefetch is not None and self.prefetch < 0:
             raise ValueError(f"TrainConfig: prefetch must be 0 or more, or None, got {self.prefetch}")
+        if self.parallel not in (None, *PARALLEL) and (
+            isinstance(self.parallel, str)
+            or len(self.parallel) != 2
+            or not all(isinstance(n, int) and n > 0 for n in self.parallel)
+        ):
+            raise ValueError(
+                f"TrainConfig: parallel must be one of {', '.join(PARALLEL)}, None, or a pair [layers, features] of "
+                f"positive numbers, got {self.parallel!r}"
+            )
         if not self.lr > 0:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
         self.lr_scheduler_name = SYNONYMS.get(self.lr_scheduler_name, self.lr_scheduler_name)

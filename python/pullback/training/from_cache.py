@@ -11,10 +11,10 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
-from pullback.training.run import new_run
+from pullback.training.run import Trained
 from pullback.training.several import SHARED, finished, given_configs, output_paths
+from pullback.training.team import meeting
 from pullback.training.trainer import kept_if_stopped, opened
-from pullback.transcoders import TranscoderSet
 
 
 def train_on_cache(
@@ -29,7 +29,7 @@ def train_on_cache(
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet | list[TranscoderSet]:
+) -> Trained | list[Trained]:
     """Train one transcoder a layer on cached activations, reshuffled and repeated until `config.training_tokens`.
 
     Args:
@@ -51,36 +51,38 @@ def train_on_cache(
     every = given_configs("train_on_cache", config, configs, SHARED)
     first = every[0]
     cache = cache if isinstance(cache, CachedActivations) else CachedActivations(cache)
-    layers = cache.layers if first.layers is None else sorted(set(first.layers))
+    layers = cache.chosen(None if first.layers is None else sorted(set(first.layers)))
     for one in every:
         _must_be_cached(one, cache)
     device = torch.device(first.device or "cpu")
     mixed = first.train_batch_size_tokens * first.n_batches_in_buffer
-    batches = cache.batches(
-        first.train_batch_size_tokens,
-        layers=layers,
-        seed=first.seed,
-        epochs=None,
-        mix_tokens=mixed,
-        dtype=first.torch_dtype,
-        device=device,
-    )
-    checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
     widths = {layer: cache.widths[layer] for layer in layers}
-    runs = [new_run(one, widths, device, cache.readings) for one in every]
-    if verbose:
-        announce(runs, widths, first.train_batch_size_tokens)
-    with kept_if_stopped(runs, output_paths(output_path, configs)):
-        fit(
-            runs,
-            batches,
-            verbose=verbose,
-            checkpoints=checkpoints,
-            checkpoint_every_tokens=checkpoint_every_tokens,
-            logger=logger,
+    agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
+    with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
+        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
+        runs = [team.run(one, widths, device, cache.readings) for one in every]
+        batches = cache.batches(
+            first.train_batch_size_tokens,
+            layers=runs[0].layers,
+            seed=first.seed,
+            epochs=None,
+            mix_tokens=mixed,
+            dtype=first.torch_dtype,
+            device=device,
         )
-    sets = finished(runs, output_path, configs)
-    return sets[0] if configs is None else sets
+        if verbose:
+            announce(runs, widths, first.train_batch_size_tokens)
+        with kept_if_stopped(runs, output_paths(output_path, configs)):
+            fit(
+                runs,
+                batches,
+                verbose=verbose,
+                checkpoints=checkpoints,
+                checkpoint_every_tokens=checkpoint_every_tokens,
+                logger=logger,
+            )
+        sets = finished(runs, output_path, configs)
+        return sets[0] if configs is None else sets
 
 
 def _must_be_cached(config: TrainConfig, cache: CachedActivations) -> None:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.loggers import LoggingConfig, figures, open_loggers
+from pullback.training.plan import buffer_bytes
 from pullback.training.run import Run, Widths
 from pullback.training.step import TrainingDiverged
 
@@ -39,6 +40,8 @@ def fit(
         TrainingDiverged: says which layer; no checkpoint is written of it.
     """
     config, logger = runs[0].config, logger or LoggingConfig()
+    reports, shared = runs[0].reports, runs[0].shared
+    verbose = verbose and reports
     used = checkpoints.load(runs, batches) if checkpoints else 0
     every = checkpoint_every_tokens or max(1, config.training_tokens // 10)
     kept = used
@@ -54,9 +57,8 @@ def fit(
     )
     with ExitStack() as stack:
         stack.enter_context(bar)
-        loggers = open_loggers(
-            logger, [run.config.to_dict() for run in runs], checkpoints.path if checkpoints else None, used
-        )
+        directory = checkpoints.path if checkpoints else None
+        loggers = open_loggers(logger, [run.config.to_dict() for run in runs], directory, used) if reports else []
         for each in loggers:
             stack.callback(each.close)
         while used < config.training_tokens:
@@ -70,7 +72,7 @@ def fit(
             used += len(rows[0])
             bar.update(len(rows[0]))
             done = used >= config.training_tokens
-            if (verbose or loggers) and (done or step_number % logger.log_every_n_steps == 0):
+            if (verbose or loggers or shared) and (done or step_number % logger.log_every_n_steps == 0):
                 found = figures(runs, step_number, used)
                 bar.set_postfix_str(_summary(found, len(runs)))
                 for each in loggers:
@@ -122,11 +124,14 @@ def _summary(found: Mapping[str, float], n_runs: int) -> str:
 
 def announce(runs: Sequence[Run], widths: Widths, held_tokens: int) -> None:
     """Say what is about to be trained, and what memory it takes; `held_tokens` rows of every layer wait to be used."""
+    if not runs[0].reports:
+        return
     config = runs[0].config
-    held = sum(map(sum, widths.values())) * config.store_dtype.itemsize * held_tokens
+    held = buffer_bytes(sum(sum(widths[layer]) for layer in runs[0].layers), held_tokens, config.store_dtype.itemsize)
+    each = ", in each process" if runs[0].shared else ""
     features = " and ".join(f"{d_sae}" for d_sae in sorted({run.config.d_sae for run in runs}))
     tqdm.write(
         f"training {sum(run.n_dictionaries for run in runs)} transcoders with {features} features on "
         f"{config.training_tokens:,} tokens in {config.n_steps:,} steps; "
-        f"memory about {(sum(run.memory for run in runs) + held) / 2**20:,.0f} MiB beside the model"
+        f"memory about {(sum(run.memory for run in runs) + held) / 2**20:,.0f} MiB beside the model{each}"
     )

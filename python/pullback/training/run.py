@@ -3,6 +3,7 @@ batches."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from pullback.training.config import TrainConfig
 from pullback.training.normalize import Scale
+from pullback.training.plan import trained_bytes
+from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainingDiverged, TrainStep
-from pullback.transcoders import ModelReading, Transcoder, TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, Transcoder, TranscoderSet
+
+Trained = TranscoderSet | CrossLayerTranscoder
+"""What comes of a run"""
 
 Widths = Mapping[int, tuple[int, int]]
 """{layer: (d_in, d_out)}"""
-
-COPIES_PER_WEIGHT = 3.25  # the weight, two moments of Adam, half an encoder in bfloat16
 
 
 class Run(ABC):
@@ -31,8 +35,12 @@ class Run(ABC):
         layers: ascending; batches are [x of the first layer, y of the first layer, x of the next, ...].
         n_dictionaries: how many are trained, for what is said to the user.
         device: of the weights.
+        reports: whether this process says how the run goes; of several, one does.
+        shared: whether other processes take part: then all of them call the same methods at the same time.
     """
 
+    reports = True
+    shared = False
     config: TrainConfig
     device: torch.device
     layers: list[int]
@@ -51,8 +59,15 @@ class Run(ABC):
         """{layer: {name: figure}} of the last batch; see `loggers` for the names."""
 
     @abstractmethod
-    def dictionary(self) -> TranscoderSet:
+    def dictionary(self) -> Trained:
         """The weights as they are now; later steps go on changing them."""
+
+    def saved(self, path: str | os.PathLike[str] | None) -> Trained:
+        """The dictionary, written to a path if there is one."""
+        sets = self.dictionary()
+        if path is not None:
+            sets.save(path)
+        return sets
 
     @abstractmethod
     def state_dict(self) -> dict[str, dict[str, Any]]:
@@ -60,7 +75,7 @@ class Run(ABC):
         tensors are the live ones. Raises what `check` raises."""
 
     @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         """Continue from a `state_dict` and a `dictionary` to the bit.
 
         Raises:
@@ -124,16 +139,19 @@ class PerLayerRun(Run):
         return TranscoderSet({layer: self.transcoder(layer) for layer in self.layers})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for layer, step in self.steps.items():
-            found[str(layer)] = step.state_dict()
+        found = self.whole_state()
+        for layer, own in zip(self.layers, found.values(), strict=True):
             if layer in self._scales:  # whose weights are not those of the dictionary, to the bit
-                found[str(layer)]["scale"] = self._scales[layer]._asdict()
+                own["scale"] = self._scales[layer]._asdict()
             else:
-                del found[str(layer)]["weights"]
+                del own["weights"]
         return found
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: TranscoderSet) -> None:
+    def whole_state(self) -> dict[str, dict[str, Any]]:
+        """`state_dict` with the weights."""
+        return {str(layer): step.state_dict() for layer, step in self.steps.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         if sorted(map(int, state)) != self.layers:
             raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
         for layer, step in self.steps.items():
@@ -144,10 +162,16 @@ class PerLayerRun(Run):
                 own["weights"] = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
             step.load_state_dict(own)
 
+    def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from a `whole_state`."""
+        for layer, step in self.steps.items():
+            step.load_state_dict(state[str(layer)])
+
     @property
     def memory(self) -> float:
         every = [weight for step in self.steps.values() for weight in step.transcoder.parameters()]
-        return COPIES_PER_WEIGHT * sum(weight.numel() * weight.element_size() for weight in every)
+        encoder = sum(step.transcoder.W_enc.numel() for step in self.steps.values())
+        return trained_bytes(encoder, sum(map(Tensor.numel, every)) - encoder, self.config.torch_dtype.itemsize)
 
     @contextmanager
     def _naming(self, layer: int) -> Iterator[None]:
@@ -173,7 +197,14 @@ def new_run(
 
 
 def new_step(
-    config: TrainConfig, d_in: int, d_out: int, device: torch.device, *, seed: int, reading: ModelReading | None
+    config: TrainConfig,
+    d_in: int,
+    d_out: int,
+    device: torch.device,
+    *,
+    seed: int,
+    reading: ModelReading | None,
+    share: Share = WHOLE,
 ) -> TrainStep:
     return TrainStep(
         d_in,
@@ -197,6 +228,7 @@ def new_step(
         seed=seed,
         micro_batch_size=config.micro_batch_size,
         recipe=config,
+        share=share,
     )
 
 
@@ -212,5 +244,5 @@ def step_figures(step: TrainStep, loss: Tensor, scale: Scale | None = None) -> d
         "metrics/explained_variance": 1 - fvu,
         "metrics/fvu": fvu,
         "metrics/l0": float(stats.l0),
-        "sparsity/dead_features": round(float(stats.dead) * step.transcoder.d_sae),
+        "sparsity/dead_features": round(float(stats.dead) * step.d_sae),
     }

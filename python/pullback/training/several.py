@@ -10,13 +10,13 @@ from typing import Any
 
 from pullback._util.atomic import atomic_save
 from pullback.training.config import TrainConfig
-from pullback.training.run import Run
-from pullback.transcoders import TranscoderSet
+from pullback.training.run import Run, Trained
 
 RUNS = "runs.json"
 # What batches are made of, whatever they come from.
 SHARED = (
     "layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "grad_acc_steps", "device", "dtype",
+    "parallel",
 )  # fmt: skip
 # What a model is read with, beside that.
 SHARED_READING = (
@@ -61,15 +61,10 @@ def output_paths(output_path: OutputPath, configs: Sequence[TrainConfig] | None)
     return [Path(output_path) / f"run_{i}" for i in range(len(configs))]
 
 
-def finished(
-    runs: Sequence[Run], output_path: OutputPath, configs: Sequence[TrainConfig] | None
-) -> list[TranscoderSet]:
+def finished(runs: Sequence[Run], output_path: OutputPath, configs: Sequence[TrainConfig] | None) -> list[Trained]:
     """What was trained, saved where it belongs; of several, with a table that says which is which."""
-    sets = [run.dictionary() for run in runs]
-    for one, path in zip(sets, output_paths(output_path, configs), strict=True):
-        if path is not None:
-            one.save(path)
-    if output_path is not None and configs is not None:
+    sets = [run.saved(path) for run, path in zip(runs, output_paths(output_path, configs), strict=True)]
+    if output_path is not None and configs is not None and runs[0].reports:
         atomic_save(Path(output_path) / RUNS, json.dumps(runs_table(configs), indent=1))
     return sets
 

@@ -18,6 +18,7 @@ their encoder rows as well.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,16 +31,17 @@ from pullback._util.memory import out_of_memory
 from pullback.ops.screen import Screen, multiplies_bf16
 from pullback.training.accumulate import Found, together
 from pullback.training.initial import center, initial_weights, rare_bias
-from pullback.training.objective import Objective, StepStats
+from pullback.training.objective import Dead, Objective, StepStats
 from pullback.training.optimizer import OPTIMIZERS, Gradient
 from pullback.training.recipe import Recipe
 from pullback.training.rules import Batch, check_recipe, rule_for
 from pullback.training.running import Firing, Readback, RunningVariance
+from pullback.training.share import WHOLE, Share
 from pullback.training.state import load_step_state, step_state
-from pullback.transcoders import Activation, JumpReLU, ModelReading, ReLU, TopK, Transcoder
+from pullback.transcoders import Activation, BatchTopK, JumpReLU, ModelReading, ReLU, TopK, Transcoder
 
 if TYPE_CHECKING:
-    from pullback.transcoders import TranscoderSet
+    from pullback.transcoders import LayeredDictionary
 
 
 class TrainingDiverged(FloatingPointError):
@@ -50,7 +52,9 @@ class TrainingDiverged(FloatingPointError):
         sets: the last good weights of all layers, where `train` raised.
     """
 
-    def __init__(self, message: str, transcoder: Transcoder | None = None, sets: TranscoderSet | None = None) -> None:
+    def __init__(
+        self, message: str, transcoder: Transcoder | None = None, sets: LayeredDictionary | None = None
+    ) -> None:
         super().__init__(message)
         self.transcoder = transcoder
         self.sets = sets
@@ -84,6 +88,7 @@ class TrainStep:
         micro_batch_size: rows worked through at a time; None for all of a batch, until that does not fit into memory.
             The update is that of the whole batch, to rounding; BatchTopK chooses in each part.
         recipe: losses, penalties, schedules and initial values; None for the defaults of `Recipe`.
+        share: which of the features are held here, of `training.distributed`.
 
     Raises:
         ValueError: k beyond d_sae, an unknown optimizer, a recipe that does not fit, or batches of another shape.
@@ -116,6 +121,7 @@ class TrainStep:
         seed: int = 0,
         micro_batch_size: int | None = None,
         recipe: Recipe | None = None,
+        share: Share = WHOLE,
     ) -> None:
         dtype = dtype or torch.float32
         if dtype not in (torch.float32, torch.float64):
@@ -130,14 +136,24 @@ class TrainStep:
         unit = decoder_norm or self.recipe.loss == "reference"
         unit |= isinstance(activation, ReLU) and not self.recipe.weight_by_decoder_norm
         check_recipe(self.activation, self.recipe, d_in, d_out, d_sae, unit)
-        W_enc, W_dec = initial_weights(d_in, d_out, d_sae, unit, self.recipe.decoder_init, seed, dtype)
+        if not share.whole and isinstance(activation, ReLU) and self.recipe.loss == "reference":
+            raise ValueError(
+                'training: loss="reference" gives dead ReLU features ghost gradients, which need all features in one '
+                'process; choose parallel="layers", or another loss'
+            )
+        self.share = share
+        self.d_sae = d_sae
+        held = share.features(d_sae)
+        W_enc, W_dec = initial_weights(d_in, d_out, d_sae, unit, self.recipe.decoder_init, seed, dtype, held)
         start = self.activation
         if isinstance(start, JumpReLU):  # one theta a feature
             theta = torch.as_tensor(start.theta, dtype=dtype, device="cpu")
-            start = JumpReLU(theta.expand(d_sae).clone() if theta.ndim == 0 else theta)
+            start = JumpReLU((theta.expand(d_sae) if theta.ndim == 0 else theta)[held].clone())
+        elif isinstance(start, TopK | BatchTopK) and not share.whole:  # k may exceed what is held here
+            start = dataclasses.replace(start, k=min(start.k, len(W_enc)))
         self._transcoder = Transcoder(
             W_enc,
-            W_enc.new_zeros(d_sae),
+            W_enc.new_zeros(len(W_enc)),
             W_dec,
             W_enc.new_zeros(d_out),
             W_enc.new_zeros(d_out, d_in) if skip_connection else None,
@@ -146,28 +162,29 @@ class TrainStep:
             hook_out=hook_out,
             reading=reading,
         ).to(device=device)
-        self.rule = rule_for(self.activation, self.recipe, self._transcoder)
+        self.rule = rule_for(self.activation, self.recipe, self._transcoder, d_sae, share)
         own = self.rule.weights
-        self.optimizer = OPTIMIZERS[optimizer](self._transcoder, lr, betas, decoder_norm=unit, more=own)
+        self.optimizer = OPTIMIZERS[optimizer](self._transcoder, lr, betas, decoder_norm=unit, more=own, share=share)
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
         self.objective = Objective(self.rule, auxk_alpha, auxk_k)
         self.n_steps = 0
         self.stats: StepStats | None = None
         self.screen: Screen | None = None
-        self._firing = Firing(d_sae, dead_feature_window, self._transcoder.device)
+        self._firing = Firing(len(W_enc), dead_feature_window, self._transcoder.device)
         self._variance = RunningVariance.of_nothing(d_out, self._transcoder.device)
         # A GPU is not waited for: what a step finds wrong, the next one says. Of the step before there is the loss plus
-        # the squared norm of the gradient, the number of features dead after it, and the variance before it.
+        # the squared norm of the gradient, the number of features dead after it (here, and in all), and the variance
+        # before it.
         self._late = self._transcoder.W_enc.is_cuda
         self._last = Readback()
         self._variance_before = self._variance
 
     @property
     def transcoder(self) -> Transcoder:
-        """The weights, which later steps go on changing, with the rule for inference as it is now. To read the running
-        threshold of BatchTopK is to wait for a GPU."""
-        if not isinstance(self.activation, JumpReLU):  # whose theta the transcoder holds
+        """The weights, which later steps go on changing, with the rule for inference as it is now; of a share of the
+        features, their rows. To read the running threshold of BatchTopK is to wait for a GPU."""
+        if self.share.whole and not isinstance(self.activation, JumpReLU):  # whose theta the transcoder holds
             self._transcoder.activation = self.rule.activation()
         return self._transcoder
 
@@ -219,7 +236,8 @@ class TrainStep:
             self.rule.after(batch, health, self._transcoder)
         self._firing.count(len(x), found.values, found.features)
         if self._late:
-            self._last.put(health, self._firing.n_dead())
+            n_dead = self._firing.n_dead()
+            self._last.put(health, n_dead, self.share.sum(n_dead))
         self.stats = found.stats
         self.n_steps += 1
         return found.loss
@@ -232,7 +250,8 @@ class TrainStep:
             try:
                 return self._in_parts(x, y, variance, size)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or size == 1:
+                # Others that share the features have not failed, and would wait for the parts that they know.
+                if not out_of_memory(error) or size == 1 or self.share is not WHOLE:
                     raise
             # Out of the except block, so that what failed holds no memory any more.
             self.micro_batch_size = -(-size // 2)
@@ -290,7 +309,7 @@ class TrainStep:
                 self.screen = Screen(tc.W_enc)
             elif not self.screen.follows(tc.W_enc):
                 self.screen.refresh(tc.W_enc)
-        return self.rule.encode(tc, x, self.n_steps, self.screen)
+        return self.share.encoded(lambda rows: self.rule.encode(tc, rows, self.n_steps, self.screen), x)
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tc = self._transcoder
@@ -309,10 +328,12 @@ class TrainStep:
             )
         return x.detach().to(tc.W_enc).contiguous(), y.detach().to(tc.W_enc).contiguous()
 
-    def _dead(self) -> Tensor:
-        """The features that were dead after the step before: Int64[Tensor, "n_dead"]."""
+    def _dead(self) -> Dead:
+        """The features that were dead after the step before."""
         last = self._last.get() if self._late else None
-        return self._firing.dead(None if last is None else int(last[1]))
+        ids = self._firing.dead(None if last is None else int(last[1]))
+        count = last[2] if last is not None else self.share.sum(ids.new_tensor(len(ids)))
+        return Dead(ids, int(count), self.d_sae)
 
     def _descend(self, gradient: Gradient, loss: Tensor, x: Tensor, y: Tensor) -> Tensor:
         # A bound says all there is to know where nothing is to be clipped and nothing overflows.
@@ -350,6 +371,6 @@ class TrainStep:
             raise self._blame(middle.sum(), x, y)
         tc.b_dec.copy_(middle)
         tc.b_enc.copy_(-tc.W_enc @ center(x, recipe.b_dec_init_method))
-        if isinstance(self.activation, ReLU | JumpReLU) and tc.d_sae > 2 * recipe.initial_l0:
+        if isinstance(self.activation, ReLU | JumpReLU) and self.d_sae > 2 * recipe.initial_l0:
             theta = torch.zeros_like(tc.b_enc) if tc.theta is None else tc.theta
-            tc.b_enc.copy_(rare_bias(x, tc.W_enc, theta, recipe.initial_l0 / tc.d_sae))
+            tc.b_enc.copy_(rare_bias(x, tc.W_enc, theta, recipe.initial_l0 / self.d_sae))

@@ -14,11 +14,10 @@ from tqdm.auto import tqdm
 
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.config import TrainConfig
-from pullback.training.harvest import Harvest, Harvester
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
-from pullback.training.run import PerLayerRun, Run, new_run, new_step
+from pullback.training.run import PerLayerRun, Run, Trained, new_step
 from pullback.training.several import (
     SHARED,
     SHARED_READING,
@@ -28,9 +27,10 @@ from pullback.training.several import (
     hook_read,
     output_paths,
 )
-from pullback.training.source import Tokens, is_packed, token_batches
+from pullback.training.source import Batch, Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
-from pullback.transcoders import Transcoder, TranscoderSet
+from pullback.training.team import Team, meeting
+from pullback.transcoders import LayeredDictionary, Transcoder
 
 PREFETCH_ON_GPU = 2
 MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
@@ -39,13 +39,13 @@ MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ord
 @overload
 def train(
     model: Any, tokens: Tokens, config: TrainConfig | None = None, *, configs: None = None, **options: Any
-) -> TranscoderSet: ...
+) -> Trained: ...
 
 
 @overload
 def train(
     model: Any, tokens: Tokens, config: None = None, *, configs: Sequence[TrainConfig], **options: Any
-) -> list[TranscoderSet]: ...
+) -> list[Trained]: ...
 
 
 def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spelled out here only)
@@ -62,7 +62,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet | list[TranscoderSet]:
+) -> Trained | list[Trained]:
     """Train one transcoder a layer; every forward pass of the model serves all layers.
 
     Args:
@@ -106,10 +106,8 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     lens = as_lens(model)
     layers = chosen_layers(lens, config)
     device = torch.device(config.device) if config.device else lens.device
-    checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
     widths = dict.fromkeys(layers, (lens.d_model, lens.d_model))
     readings = {layer: lens.reading(layer) for layer in layers}
-    runs = [new_run(one, widths, device, readings) for one in every]
     like = torch.empty(0, dtype=config.store_dtype, device=device)
     excluded = Excluded.chosen(
         lens,
@@ -120,9 +118,9 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
         packed=is_packed(tokens),
     )
     held_tokens = config.train_batch_size_tokens * config.n_batches_in_buffer
-    source = Harvest(
-        Harvester(lens, layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
-        lambda: token_batches(
+
+    def batches() -> Iterator[Batch]:
+        return token_batches(
             lens,
             tokens,
             batch_size=config.store_batch_size_prompts,
@@ -130,25 +128,33 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
             context_size=config.context_size,
             generator=torch.Generator().manual_seed(config.seed),
             repeat=True,
-        ),
-        batch_size=config.train_batch_size_tokens,
-        capacity=held_tokens,
-        generator=torch.Generator().manual_seed(config.seed ^ MIXING),
-        prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
-    )
-    if verbose:
-        announce(runs, widths, held_tokens)
-    with closing(source), kept_if_stopped(runs, output_paths(output_path, configs)):
-        fit(
-            runs,
-            source,
-            verbose=verbose,
-            checkpoints=checkpoints,
-            checkpoint_every_tokens=checkpoint_every_tokens,
-            logger=logger,
         )
-    sets = finished(runs, output_path, configs)
-    return sets[0] if configs is None else sets
+
+    agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
+    with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
+        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
+        runs = [team.run(one, widths, device, readings) for one in every]
+        source = team.harvest(
+            (lens, layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
+            batches,
+            batch_size=config.train_batch_size_tokens,
+            capacity=held_tokens,
+            generator=torch.Generator().manual_seed(config.seed ^ MIXING),
+            prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
+        )
+        if verbose:
+            announce(runs, widths, held_tokens)
+        with closing(source), kept_if_stopped(runs, output_paths(output_path, configs)):
+            fit(
+                runs,
+                source,
+                verbose=verbose,
+                checkpoints=checkpoints,
+                checkpoint_every_tokens=checkpoint_every_tokens,
+                logger=logger,
+            )
+        sets = finished(runs, output_path, configs)
+        return sets[0] if configs is None else sets
 
 
 def train_on_activations(
@@ -200,10 +206,10 @@ def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
     return layers
 
 
-def opened(path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:
+def opened(team: Team, path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:
     """The checkpoints of a run, if it has a folder for them. Raises ValueError where it cannot be resumed at all."""
     if path is not None:
-        return Checkpoints(path, keep=keep, resume=resume)
+        return team.checkpoints(path, keep=keep, resume=resume)
     if resume:
         raise ValueError("resume=True needs a checkpoint_path to go on from")
     return None
@@ -222,13 +228,13 @@ def kept_if_stopped(runs: list[Run], output_paths: list[OutputPath]) -> Iterator
         raise
 
 
-def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> TranscoderSet:
+def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> LayeredDictionary:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
-    sets = [run.dictionary() for run in runs]
-    for one, path in zip(sets, paths, strict=True):
-        if path is not None:
-            beside = f"{os.fspath(path).rstrip(os.sep)}.unfinished"
-            one.save(beside)
+    sets = []
+    for run, path in zip(runs, paths, strict=True):
+        beside = None if path is None else f"{os.fspath(path).rstrip(os.sep)}.unfinished"
+        sets.append(run.saved(beside))
+        if beside is not None and run.reports:
             tqdm.write(f"training stopped early; the transcoders as they are now were saved to {beside}")
     return sets[0]
 

@@ -1,7 +1,10 @@
-"""What a dictionary is: sparse transcoders of one layer, sets of them, their activations and their files."""
+"""What a dictionary is: sparse transcoders of one layer, sets of them, cross-layer ones, activations and files."""
 
 from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from pullback.transcoders.calibration import calibrate_thresholds, to_jumprelu
+from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
+from pullback.transcoders.features import FeatureLayer
+from pullback.transcoders.layered import LayeredDictionary
 from pullback.transcoders.loading import load_transcoders
 from pullback.transcoders.protocol import Dictionary
 from pullback.transcoders.reading import ModelReading
@@ -11,10 +14,14 @@ from pullback.transcoders.transcoder import Transcoder
 __all__ = [
     "Activation",
     "BatchTopK",
+    "CrossLayerTranscoder",
     "Dictionary",
+    "FeatureLayer",
     "JumpReLU",
+    "LayeredDictionary",
     "ModelReading",
     "ReLU",
+    "SourceLayer",
     "TopK",
     "Transcoder",
     "TranscoderSet",

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from pullback.transcoders.activations import BatchTopK, JumpReLU, ReLU, TopK
-from pullback.transcoders.transcoder import Transcoder
+from pullback.transcoders.features import FeatureLayer
+from pullback.transcoders.layered import Layer
 
 BLOCK_BYTES = 1 << 27
 
 
 @torch.no_grad()
-def calibrate_thresholds(transcoder: Transcoder, x: Tensor) -> Tensor:
+def calibrate_thresholds(transcoder: FeatureLayer, x: Tensor) -> Tensor:
     """Float[Tensor, 'F']: theta_i, halfway between the n_i-th and the next largest positive pre-activation of feature
     i on `x`, where n_i counts the rows in which the top-k keeps it (ties above the threshold count together). A feature
     that it never keeps gets a threshold above everything seen.
@@ -54,8 +55,8 @@ def _between(h: Tensor, counts: Tensor) -> Tensor:
     return torch.where(middle < last_kept, middle, first_cut)  # neighbouring floats have no middle
 
 
-def to_jumprelu(transcoder: Transcoder, x: Tensor | None = None) -> Transcoder:
-    """The same dictionary with thresholds: exact for ReLU, JumpReLU and a BatchTopK that has its threshold; for a top-k
+def to_jumprelu(transcoder: Layer, x: Tensor | None = None) -> Layer:
+    """The same features with thresholds: exact for ReLU, JumpReLU and a BatchTopK that has its threshold; for a top-k
     calibrated on inputs `x` Float[Tensor, '... d_in'].
 
     Raises:
@@ -75,7 +76,7 @@ def to_jumprelu(transcoder: Transcoder, x: Tensor | None = None) -> Transcoder:
         raise ValueError(f"{activation!r} keeps negative features for most inputs; thresholds cannot stand in for it")
     else:
         theta = calibrate_thresholds(transcoder, x)
-    return Transcoder(
+    return type(transcoder)(
         transcoder.W_enc,
         transcoder.b_enc,
         transcoder.W_dec,

@@ -9,11 +9,16 @@ from pathlib import Path
 import torch
 
 from pullback.transcoders.activations import Activation
+from pullback.transcoders.crosslayer import CrossLayerTranscoder
 from pullback.transcoders.formats.build import Options
 from pullback.transcoders.formats.recognise import READABLE, recognise
 from pullback.transcoders.sets import TranscoderSet
 
-READERS = {name: name.replace("-", "_") for name in READABLE} | {"pullback": "native", "gemmascope2": "gemmascope"}
+READERS = {name: name.replace("-", "_") for name in READABLE} | {
+    "pullback": "native",
+    "gemmascope2": "gemmascope",
+    "circuit-tracer-clt": "crosslayer",
+}
 
 
 def load_transcoders(
@@ -27,8 +32,9 @@ def load_transcoders(
     hook_out: str | None = None,
     activation: Activation | None = None,
     subtract_b_dec: bool | None = None,
-) -> TranscoderSet:
-    """Read transcoders of any layout in docs/FORMATS.md.
+) -> TranscoderSet | CrossLayerTranscoder:
+    """Read transcoders of any layout in docs/FORMATS.md: a `TranscoderSet`, or a `CrossLayerTranscoder` where features
+    write to several layers.
 
     The layout is found by the names of the files, orientations and biases are converted by its table. What the files do
     not say is never guessed: it is asked for.
@@ -40,7 +46,8 @@ def load_transcoders(
         format: the layout, where the files fit several.
         dtype: of the weights in memory. By default 16-bit files become float32, others stay as stored.
         device: where the weights go.
-        layer: read this layer only; also the layer of a file that does not name its own.
+        layer: read this layer only; also the layer of a file that does not name its own. Cross-layer transcoders are
+            read whole.
         hook_in: place the input is read from inside its block, overruling the files.
         hook_out: place the output stands in for, overruling the files.
         activation: sparsity rule, overruling the files. circuit-tracer's configurations may lack one: they are then a

@@ -3,25 +3,19 @@ arXiv 2501.18823)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pullback.ops import SparseActivations, decode_csr
-from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, TopK
+from pullback.transcoders.activations import Activation
+from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.reading import ModelReading
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-GATHER_BYTES = 1 << 26
 
-
-class Transcoder(nn.Module):
+class Transcoder(FeatureLayer):
     """y = act(x W_enc^T + b_enc) W_dec + b_dec (+ x W_skip^T)
 
-    Row i of `W_enc` and of `W_dec` is feature i. `b_dec` is the output bias; there is no input bias. An autoencoder is
-    the case in which `hook_in` and `hook_out` name the same place. 16-bit weights compute in float32. The weights do
-    not ask for gradients until told to (`requires_grad_()`); `encode` never tracks them.
+    An autoencoder is the case in which `hook_in` and `hook_out` name the same place. See `FeatureLayer` for dtypes and
+    gradients.
 
     Args:
         W_enc: Float[Tensor, 'F d_in']
@@ -39,12 +33,7 @@ class Transcoder(nn.Module):
             to its block.
     """
 
-    W_enc: nn.Parameter
-    b_enc: nn.Parameter
-    W_dec: nn.Parameter
-    b_dec: nn.Parameter
-    W_skip: nn.Parameter | None
-    theta: Tensor | None
+    decoder_axes = ("F", "d_out")
 
     def __init__(
         self,
@@ -59,66 +48,7 @@ class Transcoder(nn.Module):
         hook_out: str = "hook_mlp_out",
         reading: ModelReading | None = None,
     ) -> None:
-        super().__init__()
-        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        if W_skip is not None:
-            weights["W_skip"] = W_skip
-        _check_weights(weights)
-        for hook in (hook_in, hook_out):
-            if not hook or hook.startswith("blocks."):
-                raise ValueError(f'Transcoder: hooks are named inside their block, like "mlp.hook_in"; got "{hook}"')
-        for name, weight in weights.items():
-            # Kernels read whole rows, so rows must be contiguous.
-            self.register_parameter(name, nn.Parameter(weight.detach().contiguous(), requires_grad=False))
-        if W_skip is None:
-            self.register_parameter("W_skip", None)
-        # A buffer, so that thresholds follow the weights to another device or dtype.
-        self.register_buffer("theta", None)
-        self.activation = activation
-        self.hook_in = hook_in
-        self.hook_out = hook_out
-        self.reading = reading
-
-    @property
-    def activation(self) -> Activation:
-        return self._activation if self.theta is None else JumpReLU(self.theta)
-
-    @activation.setter
-    def activation(self, activation: Activation) -> None:
-        _check_activation(activation, self.d_sae)
-        theta = activation.theta if isinstance(activation, JumpReLU) else None
-        self.theta = theta.detach().to(self.W_enc) if isinstance(theta, Tensor) else None
-        self._activation = activation
-
-    @property
-    def d_in(self) -> int:
-        return self.W_enc.shape[1]
-
-    @property
-    def d_out(self) -> int:
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        return self.W_enc.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.W_enc.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.W_enc.device
-
-    @torch.no_grad()
-    def encode(self, x: Tensor) -> SparseActivations:
-        """x Float[Tensor, '... d_in'] -> one row of features per vector, leading dimensions flattened in row-major
-        order."""
-        rows = self._rows("encode", x)
-        activation = self.activation
-        if isinstance(activation, JumpReLU) and self.theta is not None:
-            activation = JumpReLU(self._compute(self.theta))
-        return activation.encode(rows, self._compute(self.W_enc), self._compute(self.b_enc))
+        super().__init__(W_enc, b_enc, W_dec, b_dec, W_skip, activation, hook_in, hook_out, reading)
 
     def decode(self, acts: SparseActivations) -> Tensor:
         """n rows of features -> Float[Tensor, 'n d_out'], without the skip path. Differentiable in values, W_dec and
@@ -140,92 +70,3 @@ class Transcoder(nn.Module):
         if self.W_skip is not None:
             y = y + self._rows("reconstruct", x) @ self._compute(self.W_skip).T
         return y.view(*x.shape[:-1], self.d_out)
-
-    @torch.no_grad()
-    def preactivations(self, x: Tensor, rows: Tensor | Sequence[int], features: Tensor | Sequence[int]) -> Tensor:
-        """h at chosen places: Float[Tensor, 'nnz'] for x Float[Tensor, '... d_in'] and row and feature ids Int[Tensor,
-        'nnz'].
-
-        The dot product is accumulated in float64 and rounded once: the canonical pre-activation that selection is
-            defined by.
-        """
-        flat = self._rows("preactivations", x)
-        row = torch.as_tensor(rows, device=flat.device).long()
-        feature = torch.as_tensor(features, device=flat.device).long()
-        if row.shape != feature.shape or row.ndim != 1:
-            raise ValueError(
-                "preactivations: rows and features must be two vectors of one length, got "
-                f"{list(row.shape)} and {list(feature.shape)}"
-            )
-        step = max(1, GATHER_BYTES // (16 * self.d_in))
-        parts = [
-            (flat[r].double() * self.W_enc[f].double()).sum(1) + self.b_enc[f].double()
-            for r, f in zip(row.split(step), feature.split(step), strict=True)
-        ]
-        return torch.cat(parts).to(flat.dtype)
-
-    def extra_repr(self) -> str:
-        skip = ", skip" if self.W_skip is not None else ""
-        rule = "JumpReLU" if isinstance(self.activation, JumpReLU) else repr(self.activation)
-        sizes = f"{self.d_in} -> {self.d_sae} -> {self.d_out}{skip}"
-        return f"{sizes}, {rule}, {self.hook_in} -> {self.hook_out}, {self.dtype}"
-
-    def _compute(self, weight: Tensor) -> Tensor:
-        return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
-
-    def _rows(self, caller: str, x: Tensor) -> Tensor:
-        if x.ndim < 1 or x.shape[-1] != self.d_in:
-            raise ValueError(f"{caller}: x must be [..., d_in]=[..., {self.d_in}], got {list(x.shape)}")
-        return x.reshape(-1, self.d_in).to(device=self.device, dtype=self._compute(self.b_enc).dtype)
-
-
-def _check_weights(weights: dict[str, Tensor]) -> None:
-    W_enc, W_dec = weights["W_enc"], weights["W_dec"]
-    if W_enc.ndim != 2 or W_dec.ndim != 2:
-        raise ValueError(
-            f"Transcoder: W_enc and W_dec must be matrices, got {list(W_enc.shape)} and {list(W_dec.shape)}"
-        )
-    if 0 in W_enc.shape or 0 in W_dec.shape:
-        raise ValueError(
-            f"Transcoder: no dimension may be empty, got W_enc {list(W_enc.shape)} and W_dec {list(W_dec.shape)}"
-        )
-    # b_enc and b_dec cannot be transposed, so the sizes are read off them where they are vectors.
-    F = weights["b_enc"].shape[0] if weights["b_enc"].ndim == 1 else W_enc.shape[0]
-    d_out = weights["b_dec"].shape[0] if weights["b_dec"].ndim == 1 else W_dec.shape[1]
-    d_in = W_enc.shape[1] if W_enc.shape[0] == F else W_enc.shape[0]
-    expected = {
-        "W_enc": ("[F, d_in]", [F, d_in]),
-        "b_enc": ("[F]", [F]),
-        "W_dec": ("[F, d_out]", [F, d_out]),
-        "b_dec": ("[d_out]", [d_out]),
-        "W_skip": ("[d_out, d_in]", [d_out, d_in]),
-    }
-    for name, weight in weights.items():
-        label, shape = expected[name]
-        if list(weight.shape) != shape:
-            hint = " (transposed?)" if list(weight.shape) == shape[::-1] else ""
-            raise ValueError(f"Transcoder: {name} must be {label}={shape}, got {list(weight.shape)}{hint}")
-        if weight.dtype not in DTYPES:
-            raise ValueError(f"Transcoder: {name} must be a floating point tensor, got {weight.dtype}")
-        if weight.dtype != W_enc.dtype or weight.device != W_enc.device:
-            raise ValueError(
-                f"Transcoder: all weights must share one dtype and device; W_enc is {W_enc.dtype} on {W_enc.device}, "
-                f"{name} is {weight.dtype} on {weight.device}"
-            )
-        bad = int((~weight.isfinite()).sum())
-        if bad:
-            raise ValueError(
-                f"Transcoder: {name} has {bad} NaN or infinite entries; these weights come from a diverged "
-                "run or a damaged file"
-            )
-
-
-def _check_activation(activation: Activation, d_sae: int) -> None:
-    if isinstance(activation, TopK | BatchTopK) and activation.k > d_sae:
-        raise ValueError(f"Transcoder: k={activation.k} exceeds the {d_sae} features there are; choose k <= {d_sae}")
-    if (
-        isinstance(activation, JumpReLU)
-        and isinstance(activation.theta, Tensor)
-        and activation.theta.shape not in ((), (d_sae,))
-    ):
-        raise ValueError(f"Transcoder: theta must be a number or [F]=[{d_sae}], got {list(activation.theta.shape)}")

@@ -32,6 +32,7 @@ def touch(tmp_path):
         (["config.yaml", "layer_0.safetensors", "wandb-config.yaml"], "pullback"),
         (["config.yaml", "layer_0.safetensors", "features/index.json.gz", "wanb-config.yaml"], "pullback"),
         (["config.yaml"], "circuit-tracer"),
+        (["config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"], "circuit-tracer-clt"),
         (["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json"], "saelens"),
         (["release/layer_1/cfg.json", "release/layer_1/sae_weights.safetensors"], "saelens"),
         (["cfg.json", "sae.safetensors"], "sparsify"),
@@ -53,7 +54,6 @@ def test_every_layout_is_known_by_its_files(touch, names, layout):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"], "circuit-tracer CLT .* not supported yet"),
         (["params_layer_0.safetensors", "config.json"], "GemmaScope 2 CLT .* not supported yet"),
         (["clt_cfg.json", "clt_weights.safetensors"], "CLT-Forge .* not supported"),
         (["config.yaml", "checkpoint.safetensors"], "crosslayer-transcoder .* not supported"),

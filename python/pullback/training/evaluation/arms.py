@@ -17,7 +17,7 @@ from torch import Tensor
 from pullback.lens import stand_ins
 from pullback.training.evaluation.report import Arms
 from pullback.training.masks import without_bos
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import LayeredDictionary
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 Scope = tuple[int, ...]
@@ -58,7 +58,7 @@ class ArmSums:
         scopes: layers that are replaced together.
     """
 
-    def __init__(self, sets: TranscoderSet, means: Mapping[int, Tensor], scopes: Iterable[Scope]) -> None:
+    def __init__(self, sets: LayeredDictionary, means: Mapping[int, Tensor], scopes: Iterable[Scope]) -> None:
         self.sets = sets
         self.means = means
         self.totals = {scope: dict.fromkeys(Arms.__dataclass_fields__, 0.0) for scope in scopes}
@@ -108,7 +108,7 @@ def _zero(_layer: int, _x: Tensor, y: Tensor) -> Tensor:
     return torch.zeros_like(y)
 
 
-def by_hooks(sets: TranscoderSet, layers: Iterable[int]) -> dict[Hooks, list[int]]:
+def by_hooks(sets: LayeredDictionary, layers: Iterable[int]) -> dict[Hooks, list[int]]:
     """Layers grouped by (hook_in, hook_out), since one call of the lens serves one pair."""
     groups: dict[Hooks, list[int]] = {}
     for layer in layers:

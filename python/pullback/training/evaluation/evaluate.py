@@ -19,16 +19,16 @@ from pullback.training.evaluation.reconstruction import LayerSums, Pair, add_bat
 from pullback.training.evaluation.report import Report
 from pullback.training.masks import bos_id, without_bos
 from pullback.training.source import Batch, Tokens, token_batches
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import LayeredDictionary
 
 
 def evaluate(
     model: Any,
-    sets: TranscoderSet,
+    sets: LayeredDictionary,
     tokens: Tokens,
     mask: Tensor | None = None,
     *,
-    compare: Mapping[str, TranscoderSet] | None = None,
+    compare: Mapping[str, LayeredDictionary] | None = None,
     per_layer: bool = False,
     batch_size: int = 32,
     exclude_bos: bool = True,
@@ -81,7 +81,7 @@ def evaluate(
 
 
 def _reconstruct(
-    lens: Any, every: list[TranscoderSet], batches: list[Batch], bos: int | None, bar: Any
+    lens: Any, every: list[LayeredDictionary], batches: list[Batch], bos: int | None, bar: Any
 ) -> list[dict[int, LayerSums]]:
     sums = [sums_of(one) for one in every]
     for ids, keep in batches:
@@ -96,7 +96,7 @@ def _reconstruct(
     return sums
 
 
-def _scopes(sets: TranscoderSet, per_layer: bool) -> list[tuple[int, ...]]:
+def _scopes(sets: LayeredDictionary, per_layer: bool) -> list[tuple[int, ...]]:
     """All layers at once, and with `per_layer` each of them, which of a set of one is the same."""
     return list(dict.fromkeys([tuple(sets.layers), *((layer,) for layer in sets.layers if per_layer)]))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback.ops import SparseActivations
 from pullback.training.evaluation.report import DENSITY_LOG10_EDGES
-from pullback.transcoders import TranscoderSet
+from pullback.transcoders import LayeredDictionary
 
 Pair = tuple[Tensor, Tensor]
 
@@ -61,12 +61,12 @@ class LayerSums:
         return torch.bincount(place.clamp(0, n_bins - 1), minlength=n_bins).tolist()
 
 
-def sums_of(sets: TranscoderSet) -> dict[int, LayerSums]:
+def sums_of(sets: LayeredDictionary) -> dict[int, LayerSums]:
     """Empty sums of every layer."""
     return {layer: LayerSums(len(bias := sets.b_enc(layer)), bias.device) for layer in sets.layers}
 
 
-def add_batch(sums: Mapping[int, LayerSums], sets: TranscoderSet, io: Mapping[int, Pair], scored: Tensor) -> None:
+def add_batch(sums: Mapping[int, LayerSums], sets: LayeredDictionary, io: Mapping[int, Pair], scored: Tensor) -> None:
     """Add inputs and targets {layer: (x, y)}, each (B, T, d), where `scored` (B, T) is true."""
     rows = {layer: (x[scored.to(x.device)], y[scored.to(y.device)]) for layer, (x, y) in io.items()}
     acts = {layer: sets.encode(layer, x) for layer, (x, _) in rows.items()}

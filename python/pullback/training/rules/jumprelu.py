@@ -22,6 +22,7 @@ from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.recipe import Recipe
 from pullback.training.rules.rule import Batch, Penalty, Rule, feature_sums
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import JumpReLU, Transcoder
 
 
@@ -30,8 +31,8 @@ class JumpReLURule(Rule):
 
     trained: JumpReLU
 
-    def __init__(self, trained: JumpReLU, recipe: Recipe, tc: Transcoder) -> None:
-        super().__init__(trained, recipe)
+    def __init__(self, trained: JumpReLU, recipe: Recipe, tc: Transcoder, share: Share = WHOLE) -> None:
+        super().__init__(trained, recipe, share)
         assert tc.theta is not None
         if not bool((tc.theta > 0).all()):
             raise ValueError(
@@ -61,7 +62,7 @@ class JumpReLURule(Rule):
         h = batch.values
         z = torch.where(h <= tc.theta[batch.indices.long()], 0, h)
         acts = SparseActivations(batch.indptr, batch.indices, z, batch.n_features)
-        return Reconstruction.of_entries(acts, tc.W_dec, tc.b_dec, target)
+        return Reconstruction.of_entries(acts, tc.W_dec, tc.b_dec, target, self.share)
 
     def penalty(
         self, batch: Batch, made: Reconstruction, by_value: Tensor, tc: Transcoder, x: Tensor, dead: Tensor, step: int

@@ -12,6 +12,7 @@ from pullback.ops import SparseActivations, segment_outer
 from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.recipe import Recipe
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import Activation, Transcoder
 
 
@@ -31,7 +32,7 @@ class Penalty(NamedTuple):
     """What a rule adds to the squared error of n rows, with the derivatives of both."""
 
     loss: Tensor
-    """Float64[Tensor, ""]: the penalty alone"""
+    """Float64[Tensor, ""]: the penalty alone, of the features held here"""
     dvalues: Tensor
     """Float[Tensor, "nnz"]: derivative of error and penalty by the pre-activation of every entry"""
     by_norm: Tensor | None = None
@@ -48,14 +49,16 @@ class Rule(ABC):
     Attributes:
         revives: the auxiliary loss of Gao et al. revives dead features unless it is switched off; with other rules it
             has to be asked for.
-        weights: weights of its own, by name, which the optimizer moves.
+        weights: weights of its own, by name, one number a feature each, which the optimizer moves.
+        share: the features that are held here.
     """
 
     revives = False
 
-    def __init__(self, trained: Activation, recipe: Recipe) -> None:
+    def __init__(self, trained: Activation, recipe: Recipe, share: Share = WHOLE) -> None:
         self.trained = trained
         self.recipe = recipe
+        self.share = share
         self.weights: dict[str, Tensor] = {}
 
     def activation(self) -> Activation:
@@ -69,7 +72,7 @@ class Rule(ABC):
     def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
         """What they make of the target Float[Tensor, "n d_out"]."""
         assert isinstance(batch, SparseActivations)
-        return Reconstruction.of_entries(batch, tc.W_dec, tc.b_dec, target)
+        return Reconstruction.of_entries(batch, tc.W_dec, tc.b_dec, target, self.share)
 
     def penalty(
         self,

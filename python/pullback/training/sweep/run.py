@@ -18,12 +18,13 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.evaluation import Report, evaluate
 from pullback.training.from_cache import train_on_cache
+from pullback.training.run import Trained
 from pullback.training.several import given_configs
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep.grid import KINDS, Arm, grid
 from pullback.training.sweep.record import Record
+from pullback.training.team import is_launched
 from pullback.training.trainer import chosen_layers
-from pullback.transcoders import TranscoderSet
 from pullback.viz import pareto
 
 
@@ -87,6 +88,11 @@ def sweep(
     lens, folder, (config,) = as_lens(model), Path(out), given_configs("sweep", config, None, ())
     if at_once < 1:
         raise ValueError(f"sweep: at_once must be at least 1, got {at_once}")
+    if is_launched() and config.parallel != "none":
+        raise ValueError(
+            "sweep: trains in one process; start it without torchrun, or give each process a part of the grid, a "
+            'folder of its own and parallel="none"'
+        )
     values = {"k": k, "l1_coefficient": l1_coefficient, "l0_coefficient": l0_coefficient}
     arms = grid(config, kinds, architectures, values, seeds)
     layers = chosen_layers(lens, config)
@@ -144,7 +150,7 @@ def _groups(arms: Sequence[Arm], at_once: int) -> list[list[Arm]]:
     return [own[i : i + at_once] for own in by_seed.values() for i in range(0, len(own), at_once)]
 
 
-def _trained(group: Sequence[Arm], activations: CachedActivations, folder: Path, verbose: bool) -> list[TranscoderSet]:
+def _trained(group: Sequence[Arm], activations: CachedActivations, folder: Path, verbose: bool) -> list[Trained]:
     """Trained to the end, or from the group's checkpoint on, and saved."""
     name = f"{zlib.crc32(' '.join(arm.name for arm in group).encode()):08x}"
     sets = train_on_cache(
@@ -162,7 +168,7 @@ def _trained(group: Sequence[Arm], activations: CachedActivations, folder: Path,
 
 
 def _measured(
-    lens: Any, sets: Sequence[TranscoderSet], batches: Sequence[Batch], config: TrainConfig, per_layer: bool, show: bool
+    lens: Any, sets: Sequence[Trained], batches: Sequence[Batch], config: TrainConfig, per_layer: bool, show: bool
 ) -> list[Report]:
     first, *others = sets
     report = evaluate(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pullback.transcoders.activations import Activation, JumpReLU
+from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.transcoder import Transcoder
+
+Layer = TypeVar("Layer", bound=FeatureLayer)
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,30 @@ def build(
     source: str | os.PathLike[str],
     reading: ModelReading | None = None,
 ) -> Transcoder:
-    """A transcoder from weights in our orientation.
+    """A transcoder from weights in our orientation; see `build_layer`."""
+    hooks = {"hook_in": hook_in, "hook_out": hook_out}
+    return build_layer(
+        Transcoder, weights, activation=activation, **hooks, options=options, source=source, reading=reading
+    )
+
+
+def build_layer(
+    layer_type: type[Layer],
+    weights: Mapping[str, Tensor],
+    *,
+    activation: Activation | None,
+    hook_in: str,
+    hook_out: str,
+    options: Options,
+    source: str | os.PathLike[str],
+    reading: ModelReading | None = None,
+) -> Layer:
+    """The features of one layer from weights in our orientation.
 
     An input bias `b_in` is folded: act((x - b_in) W_enc^T + b_enc) has the encoder bias b_enc - W_enc b_in, computed in
     float64. Thresholds `theta` make a JumpReLU where `activation` is None; `options` overrule hooks and activation.
 
-    Raises: ValueError of `Transcoder`, naming `source`.
+    Raises: ValueError of the layer's type, naming `source`.
     """
     dtype = options.dtype
     if dtype is None:
@@ -61,7 +82,7 @@ def build(
     if activation is None:
         raise ValueError(f"{source}: the file does not say which activation it was trained with; pass activation=...")
     try:
-        return Transcoder(
+        return layer_type(
             **own,
             activation=activation,
             hook_in=options.hook_in or hook_in,

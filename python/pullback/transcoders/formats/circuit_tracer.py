@@ -15,14 +15,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pullback._util.atomic import atomic_directory, atomic_save
+from pullback._util.atomic import atomic_directory
 from pullback.transcoders.activations import JumpReLU, ReLU
-from pullback.transcoders.formats import gemmascope, native
+from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
+from pullback.transcoders.formats import crosslayer, gemmascope, native
 from pullback.transcoders.formats.build import Options
-from pullback.transcoders.formats.files import write_safetensors
-from pullback.transcoders.formats.tables import CIRCUIT_TRACER, to_table
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
 
@@ -65,29 +62,33 @@ def _located(directory: Path, name: str) -> Path:
 # Writing
 
 
-def save(sets: TranscoderSet, path: str | os.PathLike[str], *, scan: str | None = None) -> None:
-    """Write a set for circuit-tracer; see `TranscoderSet.save`.
+def save(sets: TranscoderSet | CrossLayerTranscoder, path: str | os.PathLike[str], *, scan: str | None = None) -> None:
+    """Write a set or a cross-layer transcoder for circuit-tracer; see `LayeredDictionary.save`.
 
     Args:
         scan: name under which feature pages are found, usually the hub repository; by default the folder's name.
     """
     _check(sets)
+    cross_layer = isinstance(sets, CrossLayerTranscoder)
+    sets = crosslayer.as_circuit_tracer_reads(sets) if cross_layer else sets
     first = sets[0]
     config = {
         "model_name": "unknown" if first.reading is None else first.reading.model_name,
-        "model_kind": "transcoder_set",
+        "model_kind": crosslayer.KIND if cross_layer else "transcoder_set",
         "feature_input_hook": first.hook_in,
         "feature_output_hook": first.hook_out,
         "scan": scan or Path(os.path.realpath(path)).name,
     }
     with atomic_directory(path, manifest=native.CONFIG, owned=native.is_ours) as staging:
-        atomic_save(staging / native.CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        for layer, transcoder in sets.items():
-            file = staging / native.file_name(layer)
-            write_safetensors(to_table(transcoder, CIRCUIT_TRACER), file, like=staging / native.CONFIG)
+        native.write_config(staging, config)
+        for layer, features in sets.items():
+            if isinstance(features, SourceLayer):
+                crosslayer.write_layer(staging, layer, features)
+            else:
+                native.write_layer(staging, layer, features)
 
 
-def _check(sets: TranscoderSet) -> None:
+def _check(sets: TranscoderSet | CrossLayerTranscoder) -> None:
     if sets.layers != list(range(len(sets))):
         raise ValueError(f"circuit-tracer needs every layer from 0 on, this set has {sets.layers}; see format=pullback")
     for layer, transcoder in sets.items():

@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from pullback._util.atomic import atomic_directory, atomic_save, previous_directory
 from pullback._util.version import version
 from pullback.transcoders.activations import Activation, BatchTopK, ReLU, TopK
-from pullback.transcoders.formats.build import Options, build
+from pullback.transcoders.features import FeatureLayer
+from pullback.transcoders.formats.build import Layer, Options, build_layer
 from pullback.transcoders.formats.files import read_safetensors, write_safetensors
 from pullback.transcoders.formats.tables import CIRCUIT_TRACER, from_table, to_table
+from pullback.transcoders.layered import LayeredDictionary
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
 from pullback.transcoders.transcoder import Transcoder
@@ -33,15 +37,16 @@ from pullback.transcoders.transcoder import Transcoder
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
 LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
+OWNED = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")  # of per-layer and cross-layer sets
 SETTINGS = ("feature_input_hook", "feature_output_hook", "activation", "k", "relu", "threshold")
 
 
 def save(sets: TranscoderSet, path: str | os.PathLike[str]) -> None:
     """Write a set to directory `path`; see `TranscoderSet.save`."""
     with atomic_directory(path, manifest=CONFIG, owned=is_ours) as staging:
-        atomic_save(staging / CONFIG, yaml.safe_dump(_config(sets), sort_keys=False, allow_unicode=True))
+        write_config(staging, config_of(sets, "transcoder_set"))
         for layer, transcoder in sets.items():
-            write_safetensors(to_table(transcoder, CIRCUIT_TRACER), staging / file_name(layer), like=staging / CONFIG)
+            write_layer(staging, layer, transcoder)
 
 
 def load(path: str | os.PathLike[str], options: Options) -> TranscoderSet:
@@ -53,18 +58,14 @@ def load(path: str | os.PathLike[str], options: Options) -> TranscoderSet:
         config, layers = read_config(directory), [int(match[1])]
     else:
         config = read_config(directory)
-        layers = _layers(directory, config)
+        layers = layers_in(directory, config, LAYER_FILE, file_name)
     if options.layer is not None:
         layers = [layer for layer in layers if layer == options.layer]
         if not layers:
             raise ValueError(f"{directory} has no layer {options.layer}")
-    readings = config.get("readings") or {}
-    transcoders = {}
-    for layer in layers:
-        settings = {key: config.get(key) for key in SETTINGS} | (config.get("overrides") or {}).get(layer, {})
-        reading = ModelReading.from_dict(readings[layer]) if readings.get(layer) else None
-        transcoders[layer] = read_layer(directory / file_name(layer), settings, reading, options)
-    return TranscoderSet(transcoders)
+    return TranscoderSet(
+        {layer: read_layer(directory / file_name(layer), *said_of(config, layer), options) for layer in layers}
+    )
 
 
 def file_name(layer: int) -> str:
@@ -72,13 +73,13 @@ def file_name(layer: int) -> str:
 
 
 def is_ours(name: str) -> bool:
-    return name == CONFIG or LAYER_FILE.fullmatch(name) is not None
+    return name == CONFIG or OWNED.fullmatch(name) is not None
 
 
 # Writing
 
 
-def _config(sets: TranscoderSet) -> dict[str, Any]:
+def config_of(sets: LayeredDictionary, kind: str) -> dict[str, Any]:
     settings = {layer: _settings(transcoder) for layer, transcoder in sets.items()}
     common = settings[sets.layers[0]]
     overrides = {
@@ -91,7 +92,7 @@ def _config(sets: TranscoderSet) -> dict[str, Any]:
     }
     config = {
         "model_name": next((reading["model_name"] for reading in readings.values()), "unknown"),
-        "model_kind": "transcoder_set",
+        "model_kind": kind,
         **common,
         "layers": sets.layers,
         "pullback_version": version(),
@@ -103,7 +104,15 @@ def _config(sets: TranscoderSet) -> dict[str, Any]:
     return config
 
 
-def _settings(transcoder: Transcoder) -> dict[str, Any]:
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    atomic_save(directory / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_layer(directory: Path, layer: int, transcoder: Transcoder) -> None:
+    write_safetensors(to_table(transcoder, CIRCUIT_TRACER), directory / file_name(layer), like=directory / CONFIG)
+
+
+def _settings(transcoder: FeatureLayer) -> dict[str, Any]:
     activation = transcoder.activation
     settings: dict[str, Any] = {
         "feature_input_hook": transcoder.hook_in,
@@ -122,7 +131,7 @@ def _settings(transcoder: Transcoder) -> dict[str, Any]:
 # Reading
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path, kind: str = "transcoder_set") -> dict[str, Any]:
     file = directory / CONFIG
     if not file.is_file():
         previous = previous_directory(directory)
@@ -146,16 +155,27 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{file} must hold keys and values, got {type(config).__name__}; the file is damaged, save "
             "or copy the set again"
         )
-    kind = config.get("model_kind", "transcoder_set")
-    if kind != "transcoder_set":
+    found = config.get("model_kind", kind)
+    if found != kind:
         raise ValueError(
-            f"{file}: model_kind is {kind!r}, but this reader knows per-layer sets only (model_kind: transcoder_set)"
+            f"{file}: model_kind is {found!r}, but the files beside it are those of per-layer sets only or of "
+            f"cross-layer transcoders only (model_kind: {kind}); copy the set again"
         )
     return config
 
 
-def _layers(directory: Path, config: dict[str, Any]) -> list[int]:
-    present = sorted(int(match[1]) for name in os.listdir(directory) if (match := LAYER_FILE.fullmatch(name)))
+def said_of(config: dict[str, Any], layer: int) -> tuple[dict[str, Any], ModelReading | None]:
+    """The settings of one layer, and how the model was read there."""
+    settings = {key: config.get(key) for key in SETTINGS} | (config.get("overrides") or {}).get(layer, {})
+    reading = (config.get("readings") or {}).get(layer)
+    return settings, ModelReading.from_dict(reading) if reading else None
+
+
+def layers_in(
+    directory: Path, config: dict[str, Any], pattern: re.Pattern[str], file_name: Callable[[int], str]
+) -> list[int]:
+    """The layers that the configuration lists or, if it does not, that have files; refused where the two differ."""
+    present = sorted(int(match[1]) for name in os.listdir(directory) if (match := pattern.fullmatch(name)))
     declared = config.get("layers")
     if declared is None:
         declared = present
@@ -176,9 +196,22 @@ def _layers(directory: Path, config: dict[str, Any]) -> list[int]:
 
 
 def read_layer(file: Path, settings: dict[str, Any], reading: ModelReading | None, options: Options) -> Transcoder:
+    weights = from_table(read_safetensors(file), CIRCUIT_TRACER, file)
+    return made(Transcoder, weights, file, settings, reading, options)
+
+
+def made(
+    layer_type: type[Layer],
+    weights: dict[str, Tensor],
+    file: Path,
+    settings: dict[str, Any],
+    reading: ModelReading | None,
+    options: Options,
+) -> Layer:
+    """A layer of these weights under these settings. Raises ValueError that names the file."""
     try:
-        weights = from_table(read_safetensors(file), CIRCUIT_TRACER, file)
-        return build(
+        return build_layer(
+            layer_type,
             weights,
             activation=options.activation or _activation(settings, "theta" in weights),
             hook_in=settings["feature_input_hook"] or "mlp.hook_in",

@@ -66,12 +66,7 @@ LAYOUTS = (
             and not names & {"cfg.json", "config.json", "clt_cfg.json", "config.yaml"}
         ),
     ),
-    Layout(
-        "circuit-tracer CLT",
-        "W_enc_0.safetensors and W_dec_0.safetensors",
-        _CLT_LAYER,
-        "cross-layer transcoders are not supported yet; per-layer sets are",
-    ),
+    Layout("circuit-tracer-clt", "W_enc_0.safetensors and W_dec_0.safetensors", _CLT_LAYER),
     Layout(
         "GemmaScope 2 CLT",
         "params_layer_0.safetensors",
@@ -103,6 +98,8 @@ LAYOUTS = (
         "dictionaries of llamascopium are not supported; convert them to SAELens with its own exporter",
     ),
 )
+# Files of one layer among several.
+PARTS = {"pullback": _LAYER, "circuit-tracer-clt": _CLT_LAYER}
 READABLE = tuple(layout.name for layout in LAYOUTS if layout.refused is None)
 
 
@@ -162,7 +159,7 @@ def _recognise_file(file: Path) -> str:
 
 
 def _is_layer_of(layout: Layout, file: Path, beside: set[str]) -> bool:
-    return layout.name == "pullback" and layout.matches(beside) and _LAYER({file.name})
+    return layout.name in PARTS and layout.matches(beside) and PARTS[layout.name]({file.name})
 
 
 def _levels(path: Path) -> list[list[set[str]]]:

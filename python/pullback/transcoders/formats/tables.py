@@ -15,17 +15,10 @@ import torch
 from torch import Tensor
 
 from pullback.transcoders.activations import JumpReLU
-from pullback.transcoders.transcoder import Transcoder
+from pullback.transcoders.features import FeatureLayer
 
-OURS = {
-    "W_enc": "F d_in",
-    "b_enc": "F",
-    "W_dec": "F d_out",
-    "b_dec": "d_out",
-    "W_skip": "d_out d_in",
-    "theta": "F",
-    "b_in": "d_in",
-}
+# Ours have their axes in this order; t counts the layers that a feature writes to.
+AXES = ("F", "t", "d_out", "d_in")
 
 
 @dataclass(frozen=True)
@@ -113,6 +106,19 @@ DICTIONARY_LEARNING = Convention(
         "b_dec": ("b_dec", "d_out"),
     },
 )
+CIRCUIT_TRACER_CLT = Convention(  # without the "_{layer}" behind every name
+    "circuit-tracer CLT",
+    {
+        "W_enc": ("W_enc", "F d_in"),
+        "b_enc": ("b_enc", "F"),
+        "W_dec": ("W_dec", "F t d_out"),
+        "b_dec": ("b_dec", "d_out"),
+        "W_skip": ("W_skip", "d_in d_out"),
+        "theta": ("threshold", "F"),
+    },
+    frozenset({"W_skip", "theta"}),
+)
+# Those of one transcoder, which a file without settings may be told by.
 CONVENTIONS = (
     CIRCUIT_TRACER,
     SAELENS,
@@ -181,22 +187,20 @@ def from_table(
                 "the two belong to different dictionaries, or a matrix lies the other way round"
             )
     return {
-        ours: _turned(tensors[theirs], axes, OURS[ours])
+        ours: _turned(tensors[theirs], axes, _ours(axes))
         for ours, (theirs, axes) in convention.tensors.items()
         if theirs in tensors
     }
 
 
-def to_table(transcoder: Transcoder, convention: Convention) -> dict[str, Tensor]:
-    """Weights of a transcoder under a layout's names, turned its way; thresholds too where it is a JumpReLU."""
-    weights: dict[str, Tensor] = {name: weight.detach() for name, weight in transcoder.named_parameters()}
-    activation = transcoder.activation
+def to_table(features: FeatureLayer, convention: Convention) -> dict[str, Tensor]:
+    """Weights of a layer under a layout's names, turned its way; thresholds too where it is a JumpReLU."""
+    weights: dict[str, Tensor] = {name: weight.detach() for name, weight in features.named_parameters()}
+    activation = features.activation
     if isinstance(activation, JumpReLU):
-        weights["theta"] = torch.as_tensor(activation.theta).to(transcoder.W_enc).expand(transcoder.d_sae)
-    return {
-        convention.tensors[ours][0]: _turned(weight, OURS[ours], convention.tensors[ours][1]).contiguous()
-        for ours, weight in weights.items()
-    }
+        weights["theta"] = torch.as_tensor(activation.theta).to(features.W_enc).expand(features.d_sae)
+    columns = {ours: convention.tensors[ours] for ours in weights}
+    return {theirs: _turned(weights[ours], _ours(axes), axes).contiguous() for ours, (theirs, axes) in columns.items()}
 
 
 def _sizes(tensors: Mapping[str, Tensor], convention: Convention) -> dict[str, int]:
@@ -209,7 +213,15 @@ def _sizes(tensors: Mapping[str, Tensor], convention: Convention) -> dict[str, i
         at = axes.split().index("d_in")
         turned = len(shape) == 2 and shape[1 - at] != sizes["F"] and shape[at] == sizes["F"]
         sizes["d_in"] = shape[1 - at if turned else at] if len(shape) == 2 else 0
+    theirs, axes = convention.tensors["W_dec"]
+    if "t" in axes.split():
+        shape = tensors[theirs].shape
+        sizes["t"] = shape[axes.split().index("t")] if len(shape) == 3 else 0
     return sizes
+
+
+def _ours(axes: str) -> str:
+    return " ".join(sorted(axes.split(), key=AXES.index))
 
 
 def _length(vector: Tensor) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -59,14 +59,15 @@ def train_transcoders(model: Any, seed: int = 0, steps: int = N_STEPS, *, verbos
     """One transcoder a layer, all four from the same forward passes over the training side of every task."""
     from pullback.training import train
 
-    return train(model, tasks.training_batches(seed + 1, include_bos=True), config(steps, seed), verbose=verbose)
+    batches = tasks.training_batches(seed + 1, include_bos=True)
+    return cast("TranscoderSet", train(model, batches, config(steps, seed), verbose=verbose))
 
 
 def load_transcoders(folder: str | Path = DATA) -> TranscoderSet:
     """The shipped set, float32 in memory. Raises FileNotFoundError when `folder` has none."""
     from pullback.transcoders import load_transcoders
 
-    return load_transcoders(Path(folder) / TRANSCODERS)
+    return cast("TranscoderSet", load_transcoders(Path(folder) / TRANSCODERS))
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
