@@ -164,11 +164,13 @@ def test_options_of_train_are_those_of_its_settings() -> None:
     from pullback.training import TrainConfig
     from pullback.training.config import ARCHITECTURES
     from pullback.training.normalize import NORMALIZATIONS
+    from pullback.training.optimizer import OPTIMIZERS
     from pullback.training.schedule import SCHEDULERS
 
     defaults = TrainConfig()
     assert (train_options.ARCHITECTURES, train_options.SCHEDULERS) == (ARCHITECTURES, SCHEDULERS)
     assert train_options.NORMALIZATIONS == NORMALIZATIONS
+    assert tuple(OPTIMIZERS) == train_options.OPTIMIZERS
     for option in train_options.OPTIONS:
         if option.name != "architecture":  # None there: that of the activation
             assert getattr(defaults, option.name) == option.default, option.name

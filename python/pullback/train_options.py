@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+OPTIMIZERS = ("adam", "lazy_adam")
 NORMALIZATIONS = ("none", "expected_average_only_in")
 SCHEDULERS = ("linear", "cosine", "constant")
 
@@ -48,6 +49,8 @@ TABLES = {
         Option("grad_acc_steps", int, 1, "batches per optimisation step"),
         Option("micro_acc_steps", int, 1, "parts in which a batch is worked through, to save memory"),
         Option("lr", float, 2e-3, "peak learning rate", several=True),
+        Option("optimizer", str, "adam", "lazy_adam moves only features that fired", choices=OPTIMIZERS),
+        Option("decoder_norm", bool, False, "keep decoder rows at unit norm"),
         Option("lr_scheduler_name", str, "linear", "how the rate falls", choices=SCHEDULERS),
         Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),
         Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
