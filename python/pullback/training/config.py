@@ -11,6 +11,7 @@ import torch
 from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
 from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from pullback.transcoders.crosslayer import DECODER_TYINGS
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -64,6 +65,10 @@ class TrainConfig(Recipe):
         exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
         exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
             a list of ids.
+        cross_layer: train one cross-layer transcoder instead: features of a layer write to it and to all layers above
+            it that are trained.
+        decoder_tying: of a cross-layer transcoder: "none", "per_source" (one decoder of a layer for all it writes to)
+            or "per_target" (one decoder of a layer for all that write to it).
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
 
@@ -103,6 +108,8 @@ class TrainConfig(Recipe):
     jumprelu_init_threshold: float = 0.1
     exclude_padding: bool = True
     exclude_special_tokens: bool | Sequence[int] = False
+    cross_layer: bool = False
+    decoder_tying: str = "none"
     prefetch: int | None = None
 
     def __post_init__(self) -> None:
@@ -149,6 +156,7 @@ class TrainConfig(Recipe):
                 "TrainConfig: skip_connection lets an autoencoder copy its input; leave it out where hook_name and "
                 "hook_name_out are the same"
             )
+        self._check_cross_layer()
         rule = self.trained_activation
         if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae:
             raise ValueError(f"TrainConfig: k={rule.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
@@ -158,6 +166,31 @@ class TrainConfig(Recipe):
             raise ValueError(
                 f"TrainConfig: dtype must be one of {', '.join(DTYPES)} (16-bit weights do not train "
                 f"well), got {self.dtype!r}"
+            )
+
+    def _check_cross_layer(self) -> None:
+        if self.decoder_tying not in DECODER_TYINGS:
+            raise ValueError(
+                f"TrainConfig: decoder_tying must be one of {', '.join(DECODER_TYINGS)}, got {self.decoder_tying!r}"
+            )
+        if not self.cross_layer:
+            if self.decoder_tying != "none":
+                raise ValueError("TrainConfig: decoder_tying goes with cross_layer=True; leave it out, or set that")
+            return
+        if self.matryoshka_widths is not None:
+            raise ValueError(
+                "TrainConfig: matryoshka_widths nest the reconstruction of one layer, which those of several layers "
+                "depend on; leave them out with cross_layer=True"
+            )
+        if self.loss == "reference":
+            raise ValueError(
+                'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
+                'choose "fvu" or "paper"'
+            )
+        if self.autoencodes:
+            raise ValueError(
+                "TrainConfig: an autoencoder writes what it reads, to no other layer; with cross_layer=True let "
+                "hook_name and hook_name_out differ"
             )
 
     @property

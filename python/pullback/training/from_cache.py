@@ -12,7 +12,7 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
-from pullback.training.run import new_run
+from pullback.training.runs import new_run
 from pullback.training.trainer import checked_config, kept_if_stopped, opened
 from pullback.transcoders import CrossLayerTranscoder, TranscoderSet
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pullback.ops import on_huge_pages
+from pullback.transcoders import Activation, JumpReLU
 
 FEATURES_AT_ONCE = 1024
 MEDIAN_STEPS = 100
@@ -34,6 +35,14 @@ def initial_weights(
     if d_in == d_out and decoder_init == "tenth":
         return W_enc, torch.mul(W_enc, 0.1, out=fresh(d_out))
     return W_enc, fresh(d_out).zero_()
+
+
+def initial_rule(activation: Activation, d_sae: int, dtype: torch.dtype) -> Activation:
+    """The activation that the weights start with: of a JumpReLU, one theta a feature."""
+    if not isinstance(activation, JumpReLU):
+        return activation
+    theta = torch.as_tensor(activation.theta, dtype=dtype, device="cpu")
+    return JumpReLU(theta.expand(d_sae).clone() if theta.ndim == 0 else theta)
 
 
 def center(rows: Tensor, method: str) -> Tensor:

@@ -17,7 +17,7 @@ from pullback.ops import (
     on_huge_pages,
 )
 from pullback.ops.screen import Screen
-from pullback.transcoders import Transcoder
+from pullback.transcoders import FeatureLayer
 
 
 class Gradient(NamedTuple):
@@ -60,7 +60,7 @@ class Adam:
 
     def __init__(
         self,
-        transcoder: Transcoder,
+        transcoder: FeatureLayer,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
@@ -91,7 +91,7 @@ class Adam:
         for part in gradient.dense().values():
             others += part.double().square().sum()
         switches = self.decoder_norm, enough - others
-        return others + gradient_norm(gradient.features, self.transcoder.W_dec, *switches)
+        return others + gradient_norm(gradient.features, self.transcoder.W_dec.flatten(1), *switches)
 
     def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
         """Move the weights against grad_scale times the gradient; a scale that is not finite moves nothing.
@@ -159,4 +159,5 @@ OPTIMIZERS = {"adam": Adam, "lazy_adam": LazyAdam}
 
 
 def _features(tensors: Mapping[str, Tensor]) -> DictionaryParams:
-    return DictionaryParams(*(tensors[name] for name in DictionaryParams._fields))
+    W_enc, b_enc, W_dec = (tensors[name] for name in DictionaryParams._fields)
+    return DictionaryParams(W_enc, b_enc, W_dec.flatten(1))  # one row a feature, whatever the layers it writes to

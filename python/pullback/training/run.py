@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pullback.training.config import TrainConfig
+from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.state import target_variance
-from pullback.training.step import TrainingDiverged, TrainStep
+from pullback.training.step import TrainStep
 from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, TranscoderSet
 
 Widths = Mapping[int, tuple[int, int]]
@@ -105,36 +106,40 @@ class PerLayerRun(Run):
         return TranscoderSet({layer: step.transcoder for layer, step in self.steps.items()})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for layer, step in self.steps.items():
-            found[str(layer)] = step.state_dict()
-            del found[str(layer)]["weights"]
-        return found
+        return states_of(self.steps)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        if sorted(map(int, state)) != self.layers:
-            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
-        for layer, step in self.steps.items():
-            weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
-            step.load_state_dict({**state[str(layer)], "weights": weights})
+        load_states(self.steps, state, dictionary)
 
     @property
     def memory(self) -> float:
-        every = [weight for step in self.steps.values() for weight in step.transcoder.parameters()]
-        return COPIES_PER_WEIGHT * sum(weight.numel() * weight.element_size() for weight in every)
+        return memory_of(self.steps)
 
 
-def new_run(
-    config: TrainConfig, widths: Widths, device: torch.device, readings: Mapping[int, ModelReading | None]
-) -> Run:
-    """A run of these layers, at its beginning."""
-    return PerLayerRun(
-        config,
-        {
-            layer: new_step(config, d_in, d_out, device, seed=config.seed + layer, reading=readings.get(layer))
-            for layer, (d_in, d_out) in widths.items()
-        },
-    )
+def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
+    """{layer: what a resumed run needs of it beside the weights}"""
+    found = {}
+    for layer, one in learners.items():
+        found[str(layer)] = one.state_dict()
+        del found[str(layer)]["weights"]
+    return found
+
+
+def load_states(
+    learners: Mapping[int, Learner], state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary
+) -> None:
+    """Continue from `states_of` and a dictionary. Raises ValueError where they are of other layers or sizes."""
+    if sorted(map(int, state)) != list(learners):
+        raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {list(learners)}")
+    for layer, one in learners.items():
+        weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+        one.load_state_dict({**state[str(layer)], "weights": weights})
+
+
+def memory_of(learners: Mapping[int, Learner]) -> float:
+    """Bytes of weights and of what the optimizer keeps."""
+    every = [weight for one in learners.values() for weight in one.features.parameters()]
+    return COPIES_PER_WEIGHT * sum(weight.numel() * weight.element_size() for weight in every)
 
 
 def new_step(
@@ -164,7 +169,7 @@ def new_step(
     )
 
 
-def step_figures(step: TrainStep, loss: Tensor) -> dict[str, float]:
+def step_figures(step: Learner, loss: Tensor) -> dict[str, float]:
     """Those of a step that has just trained."""
     stats = step.stats
     assert stats is not None
@@ -176,7 +181,7 @@ def step_figures(step: TrainStep, loss: Tensor) -> dict[str, float]:
         "metrics/explained_variance": 1 - fvu,
         "metrics/fvu": fvu,
         "metrics/l0": float(stats.l0),
-        "sparsity/dead_features": round(float(stats.dead) * step.transcoder.d_sae),
+        "sparsity/dead_features": round(float(stats.dead) * step.features.d_sae),
     }
 
 

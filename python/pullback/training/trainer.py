@@ -18,7 +18,8 @@ from pullback.training.harvest import Harvest, Harvester
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
-from pullback.training.run import PerLayerRun, Run, new_run, new_step
+from pullback.training.run import PerLayerRun, Run, new_step
+from pullback.training.runs import new_run
 from pullback.training.source import Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
 from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, Transcoder, TranscoderSet

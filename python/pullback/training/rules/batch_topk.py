@@ -12,7 +12,7 @@ from pullback.ops import SparseActivations, batch_topk_encode
 from pullback.ops.screen import Screen
 from pullback.training.recipe import Recipe
 from pullback.training.rules.rule import Batch, Rule
-from pullback.transcoders import BatchTopK, Transcoder
+from pullback.transcoders import BatchTopK, FeatureLayer
 
 
 class BatchTopKRule(Rule):
@@ -37,14 +37,14 @@ class BatchTopKRule(Rule):
 
     def encode(
         self,
-        tc: Transcoder,
+        tc: FeatureLayer,
         x: Tensor,
         step: int,
         screen: Screen | None = None,  # noqa: ARG002
     ) -> SparseActivations:
         return batch_topk_encode(x, tc.W_enc, tc.b_enc, self.recipe.k_at(step, self.trained.k))
 
-    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:  # noqa: ARG002
+    def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:  # noqa: ARG002
         if isinstance(batch, SparseActivations) and batch.nnz > 0:
             rate = self.recipe.topk_threshold_lr * health.isfinite().double()
             smallest = torch.where(health.isfinite(), batch.values.min(), 0).double()
@@ -54,6 +54,6 @@ class BatchTopKRule(Rule):
     def state_dict(self) -> dict[str, Any]:
         return {"threshold_sum": self._sum, "threshold_mass": self._mass}
 
-    def load_state_dict(self, state: Mapping[str, Any], tc: Transcoder) -> None:  # noqa: ARG002
+    def load_state_dict(self, state: Mapping[str, Any], tc: FeatureLayer) -> None:  # noqa: ARG002
         self._sum.copy_(state["threshold_sum"])
         self._mass.copy_(state["threshold_mass"])
