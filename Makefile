@@ -16,7 +16,7 @@ PEERS := build/bench-peers
 # What `make bench` is given besides, e.g. BENCH_ARGS="--suite full --rounds 15".
 BENCH_ARGS ?=
 
-.PHONY: demo test build lint format aot bench bench-peers interop bench-report wheel clean help
+.PHONY: demo test build lint format aot bench bench-peers interop bench-report report wheel clean help
 
 help:
 	@grep -E '^# make|^## ' Makefile
@@ -98,6 +98,11 @@ interop: $(BUILT) $(PEERS)/.installed build/circuit-tracer/.installed
 bench-report: $(BUILT)
 	$(BIN)/python -c "import matplotlib" 2>/dev/null || $(BIN)/python -m pip install --quiet "matplotlib>=3.8"
 	$(BIN)/python -m bench.report
+
+## make report: train and measure transcoders beside autoencoders of tiny-mix, into docs/TINYMIX_REPORT.md; resumable
+report: $(BUILT)
+	$(BIN)/python -c "import matplotlib" 2>/dev/null || $(BIN)/python -m pip install --quiet "matplotlib>=3.8"
+	$(BIN)/python -m bench.tinymix --measure
 
 ## make wheel: sdist and wheel in dist/
 wheel: $(BUILT)

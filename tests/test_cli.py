@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pullback import cli
+from pullback import cli, train_options
 from pullback.attribution import Graph
 from pullback.attribution.nodes import ERROR
+from pullback.transcoders import load_transcoders
 
 PROMPT = "the capital of the state containing dallas is"
 
@@ -21,10 +22,10 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     script = "import sys\nfrom pullback import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert all(command in out for command in ("demo", "train", "cache", "eval", "graph", "convert", "doctor"))
+    assert all(command in out for command in ("demo", "train", "cache", "sweep", "eval", "graph", "convert", "doctor"))
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "cache", "eval", "graph", "convert", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "train", "cache", "sweep", "eval", "graph", "convert", "doctor"])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -74,6 +75,36 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
 
 
+def test_a_cross_layer_transcoder_is_trained_measured_and_explained(tmp_path: Path) -> None:
+    data, out = tmp_path / "prompts.txt", tmp_path / "clt"
+    data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")
+    arguments = ["--d-sae", "64", "--k", "4", "--training-tokens", "300", "--train-batch-size-tokens", "50"]
+    where = ["--data", str(data), "--out", str(out), "--cross-layer", "--decoder-tying", "per_source"]
+    assert cli.main(["train", "tiny-mix", *where, *arguments]) == 0
+    assert (out / "W_dec_3.safetensors").is_file()
+    assert cli.main(["eval", "tiny-mix", "--transcoders", str(out), "--data", str(data)]) == 0
+    assert cli.main(["graph", "tiny-mix", PROMPT, "--transcoders", str(out), "--out", str(tmp_path / "g.html")]) == 0
+
+
+def test_sweep_then_eval_two_of_its_arms_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "prompts.txt", tmp_path / "sweep"
+    data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")
+    sizes = ["--d-sae", "16", "--training-tokens", "100", "--train-batch-size-tokens", "25", "--layers", "1", "2"]
+    grid = ["--k", "2", "4", "--seeds", "0", "1", "--eval-prompts", "2"]
+    assert cli.main(["sweep", "tiny-mix", "--data", str(data), "--out", str(out), *sizes, *grid]) == 0
+    said = capsys.readouterr().out
+    assert "transcoder-topk-k2-seed0" in said
+    assert re.search(r"topk, transcoder less sae at L0 2.0 to 4.0: ce_recovered .* \(std over seeds .*\), kl ", said)
+    content = json.loads((out / "sweep.json").read_text())
+    assert len(content["arms"]) == 8
+    assert content["evaluation"]["tokens"]["prompts"] == 2
+    arms = [str(out / "sets" / f"{kind}-topk-k4-seed1") for kind in ("transcoder", "sae")]
+    beside = ["eval", "tiny-mix", "--transcoders", arms[0], "--compare", arms[1], "--data", str(data), "--per-layer"]
+    assert cli.main([*beside, "--json", str(tmp_path / "eval.json")]) == 0
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    assert set(figures["alone"]) == set(figures["compared"][arms[1]]["alone"]) == {"1", "2"}
+
+
 def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The data may be gone by then; the second time, from a checkpoint."""
     data, cache = tmp_path / "documents.jsonl", tmp_path / "cache"
@@ -109,6 +140,8 @@ def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "tiny-mix", "--out", "o"], "--data FILE is needed"),
         (["train", "tiny-mix", "--out", "o", "--resume"], "--resume needs --checkpoint"),
         (["cache", "tiny-mix", "--data", "nowhere.npy", "--out", "o"], "no file nowhere.npy"),
+        (["sweep", "tiny-mix", "--k", "4", "--out", "o"], "--data FILE is needed"),
+        (["sweep", "tiny-mix", "--data", "p.txt", "--out", "o"], "topk needs values of k"),
     ],
 )
 def test_mistakes_get_a_sentence_and_status_2(
@@ -121,6 +154,7 @@ def test_mistakes_get_a_sentence_and_status_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "folder.html").mkdir()
+    (tmp_path / "p.txt").write_text(PROMPT)
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said
@@ -137,8 +171,24 @@ def test_an_unknown_option_is_argparses_to_explain(capsys: pytest.CaptureFixture
 def test_options_of_train_are_those_of_its_settings() -> None:
     from pullback.training import TrainConfig
     from pullback.training.config import ARCHITECTURES
+    from pullback.training.schedule import SCHEDULERS
 
-    settings = TrainConfig()
-    assert cli.ARCHITECTURES == ARCHITECTURES
-    for name, _, default, _ in cli.RECIPE_OPTIONS:
-        assert getattr(settings, name) == default, name
+    defaults = TrainConfig()
+    assert (train_options.ARCHITECTURES, train_options.SCHEDULERS) == (ARCHITECTURES, SCHEDULERS)
+    for option in train_options.OPTIONS:
+        if option.name != "architecture":  # None there: that of the activation
+            assert getattr(defaults, option.name) == option.default, option.name
+
+
+def test_several_values_make_a_grid_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "prompts.txt", tmp_path / "runs"
+    data.write_text(f"{PROMPT}\ndallas is in\n")
+    sizes = ["--d-sae", "64", "--layers", "1", "--training-tokens", "100", "--train-batch-size-tokens", "50"]
+    train = ["train", "tiny-mix", "--data", str(data), *sizes, "--out", str(out)]
+    assert cli.main([*train, "--k", "4", "8", "--seed", "0", "1"]) == 0
+    assert "run_2: k=8, seed=0" in capsys.readouterr().out
+    runs = json.loads((out / "runs.json").read_text())
+    assert [run["differs"] for run in runs] == [{"k": k, "seed": seed} for k in (4, 8) for seed in (0, 1)]
+    assert load_transcoders(out / runs[3]["run"])[1].activation.k == 8
+    assert cli.main(train) == 2
+    assert "holds transcoders already" in capsys.readouterr().err

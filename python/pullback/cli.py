@@ -8,21 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pullback import train_options
+
 ZOO = ("exact", "planted", "tiny-mix")
-ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
-# What `pullback train` takes of TrainConfig for one architecture or another: name, type, default, help.
-RECIPE_OPTIONS = (
-    ("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty"),
-    ("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),
-    ("l0_coefficient", float, 1e-3, "jumprelu: weight of the number of active features"),
-    ("l0_warm_up_steps", int, 0, "steps over which it rises from 0"),
-    ("jumprelu_init_threshold", float, 0.1, "jumprelu: theta at the start"),
-    ("jumprelu_bandwidth", float, 0.05, "jumprelu: width of the window around theta that moves it"),
-    ("pre_act_loss_coefficient", float, 0.0, "jumprelu: weight of what lifts dead features"),
-    ("matryoshka_widths", int, None, "topk, batchtopk: features that reconstruct on their own, like 64 256"),
-    ("k_start", int, None, "topk, batchtopk: k of the first step"),
-    ("k_anneal_steps", int, 0, "steps over which it moves to k"),
-)
 MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
@@ -50,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _demo(commands)
     _train(commands)
     _cache(commands)
+    _sweep(commands)
     _eval(commands)
     _graph(commands)
     _convert(commands)
@@ -61,7 +50,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults where there are any: "(default: None)" says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default)) or None
+        if default in (None, False) or action.nargs == 0:
+            return action.help
+        return f"{action.help} (default: {default})"
 
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -95,7 +89,9 @@ def _run_demo(args: argparse.Namespace) -> None:
 def _train(commands: Any) -> None:
     parser = _command(commands, "train", _run_train, "train transcoders for every layer of a model at once")
     _harvest(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the transcoders to")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the transcoders; of several runs, for run_0, run_1, ..."
+    )
     parser.add_argument("--force", action="store_true", help="replace transcoders that are there already")
     parser.add_argument(
         "--cache", type=Path, default=None, help="folder of cached activations: used, or made of --data"
@@ -105,16 +101,7 @@ def _train(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     parser.add_argument("--tensorboard", type=Path, default=None, help="folder for TensorBoard")
     parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
-    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
-    parser.add_argument("--k", type=int, default=32, help="features active per token")
-    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
-    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="the sparsity rule")
-    parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
-    for name, kind, default, what in RECIPE_OPTIONS:
-        nargs = "+" if name == "matryoshka_widths" else None
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=what, nargs=nargs)
+    train_options.add_arguments(parser)
 
 
 def _harvest(parser: argparse.ArgumentParser) -> None:
@@ -137,24 +124,27 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
     parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to use (default: all)")
     parser.add_argument("--hook-name", default="mlp.hook_in", help="where the input is read, inside blocks.{l}")
-    parser.add_argument("--hook-name-out", default="hook_mlp_out", help="where the target is read, inside blocks.{l}")
+    parser.add_argument(
+        "--hook-name-out",
+        default="hook_mlp_out",
+        help="where the target is read, inside blocks.{l}; the same as --hook-name makes autoencoders",
+    )
     parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
     parser.add_argument("--cache-tokens", type=int, default=None, help="tokens to cache (default: all, once)")
     parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
-    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
 
 
 def _run_train(args: argparse.Namespace) -> None:
     from pullback.training.command import run_train
 
     _claim(args.out, args.force)
-    recipe = {name: getattr(args, name) for name, *_ in RECIPE_OPTIONS}
-    run_train(args, lambda: open_model(args.model), recipe)
+    run_train(args, lambda: open_model(args.model), list(train_options.settings(args)))
 
 
 def _cache(commands: Any) -> None:
     parser = _command(commands, "cache", _run_cache, "write activations to disk, to train on them as often as wanted")
     _harvest(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache; continued if it is begun")
 
 
@@ -164,18 +154,65 @@ def _run_cache(args: argparse.Namespace) -> None:
     run_cache(args, lambda: open_model(args.model))
 
 
+def _sweep(commands: Any) -> None:
+    summary = "train a grid of transcoders and autoencoders on the same activations, and compare them at equal L0"
+    parser = _command(commands, "sweep", _run_sweep, summary)
+    _harvest(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for sweep.json, sweep.png and the sets; continued if it is begun",
+    )
+    parser.add_argument(
+        "--eval-data", type=Path, default=None, help="file of tokens to measure on (default: those of --data)"
+    )
+    parser.add_argument("--eval-prompts", type=int, default=256, help="measure on so many of its prompts")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=("transcoder", "sae"),
+        default=["transcoder", "sae"],
+        help="transcoders, autoencoders of what they write, or both",
+    )
+    parser.add_argument(
+        "--architectures", nargs="+", choices=train_options.ARCHITECTURES, default=["topk"], help="sparsity rules"
+    )
+    parser.add_argument("--k", type=int, nargs="+", default=[], help="topk, batchtopk: features active per token")
+    parser.add_argument("--l1-coefficient", type=float, nargs="+", default=[], help="standard: weights of its penalty")
+    parser.add_argument("--l0-coefficient", type=float, nargs="+", default=[], help="jumprelu: weights of its penalty")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and the order of batches")
+    parser.add_argument("--per-layer", action="store_true", help="also measure each layer replaced on its own")
+    parser.add_argument("--at-once", type=int, default=8, help="arms that train together: memory")
+    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
+    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
+    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
+
+
+def _run_sweep(args: argparse.Namespace) -> None:
+    from pullback.training.command import run_sweep
+
+    run_sweep(args, lambda: open_model(args.model))
+
+
 def _claim(out: Path, force: bool) -> None:
     """The folder a long run will write to: there, writable, and not somebody's set, before the run and not after."""
-    if (out / "config.yaml").exists() and not force:
+    if any((out / name).exists() for name in ("config.yaml", "runs.json")) and not force:
         raise ValueError(f"{out} holds transcoders already; give --out another folder, or --force to replace them")
     out.mkdir(parents=True, exist_ok=True)
 
 
 def _eval(commands: Any) -> None:
-    parser = _command(commands, "eval", _run_eval, "measure transcoders: L0, FVU, dead share, CE recovered, KL")
+    parser = _command(
+        commands, "eval", _run_eval, "measure transcoders or autoencoders: L0, FVU, dead share, CE recovered, KL"
+    )
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
+    parser.add_argument("--compare", default=None, help="folder or hub id of another set, measured beside it")
+    parser.add_argument("--per-layer", action="store_true", help="also replace each layer on its own: slower")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
 
 
@@ -183,8 +220,16 @@ def _run_eval(args: argparse.Namespace) -> None:
     from pullback._util.atomic import atomic_save
     from pullback.training import evaluate
     from pullback.training.command import read_prompts
+    from pullback.transcoders import load_transcoders
 
-    report = evaluate(open_model(args.model), _open_set(args), read_prompts(args.data), verbose=True)
+    report = evaluate(
+        open_model(args.model),
+        _open_set(args),
+        read_prompts(args.data),
+        compare=None if args.compare is None else {args.compare: load_transcoders(args.compare)},
+        per_layer=args.per_layer,
+        verbose=True,
+    )
     print(report)
     if args.json is not None:
         atomic_save(args.json, json.dumps(report.to_dict(), indent=2))

@@ -67,12 +67,16 @@ class ToyLens:
     def logits(self, tokens):
         return self.run(tokens)[0]
 
-    def mlp_io(self, tokens, layers=None, hook_in="mlp.hook_in", hook_out="hook_mlp_out"):  # noqa: ARG002
+    def mlp_io(self, tokens, layers=None, hook_in="mlp.hook_in", hook_out="hook_mlp_out"):
         io = self.run(tokens)[1]
+        if hook_in == hook_out:  # an autoencoder reads what it stands in for
+            io = {layer: (y, y) for layer, (_, y) in io.items()}
         return {layer: io[layer] for layer in (range(N_LAYERS) if layers is None else layers)}
 
     @contextmanager
-    def patch_mlp(self, fns, hook_in="mlp.hook_in", hook_out="hook_mlp_out"):  # noqa: ARG002
+    def patch_mlp(self, fns, hook_in="mlp.hook_in", hook_out="hook_mlp_out"):
+        if hook_in == hook_out:
+            fns = {layer: lambda _x, y, fn=fn: fn(y, y) for layer, fn in fns.items()}
         before, self.patches = self.patches, self.patches | dict(fns)
         try:
             yield self

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
 
 from pullback.training import evaluate
+from pullback.training.evaluation.report import DENSITY_LOG10_EDGES
 from pullback.transcoders import CrossLayerTranscoder, JumpReLU, ReLU, SourceLayer, TopK, Transcoder, TranscoderSet
 
 
@@ -59,6 +61,15 @@ def test_every_figure_is_its_definition(lens, rough, tokens, batch_size):
         centred = (residual - residual.mean(0)).square().sum()
         assert report.explained_variance[layer] == pytest.approx(float(1 - centred / total), rel=1e-5)
         assert report.dead[layer] == pytest.approx(float((z == 0).all(0).double().mean()))
+        y_hat = y - residual
+        cosine = (y * y_hat).sum(1) / (y.norm(dim=1) * y_hat.norm(dim=1))
+        assert report.cosine[layer] == pytest.approx(float(cosine.mean()), rel=1e-5)
+        shares = (z != 0).double().mean(0)
+        edges = DENSITY_LOG10_EDGES
+        inside = [sum(low <= s.log10() < high for s in shares if s > 0) for low, high in pairwise(edges)]
+        inside[-1] += sum(s == 1 for s in shares)
+        assert report.density[layer] == inside
+        assert sum(inside) == round((1 - report.dead[layer]) * tc.d_sae) > 0
     original = lens.logits(tokens)
     rules = {
         "ce_replaced": {l: lambda x, _y, l=l: rough[l](x) for l in rough},
@@ -77,6 +88,9 @@ def test_every_figure_is_its_definition(lens, rough, tokens, batch_size):
             assert report.top1_agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     expected = (report.ce_mean_ablated - report.ce_replaced) / (report.ce_mean_ablated - report.ce_original)
     assert report.ce_recovered == pytest.approx(expected)
+    expected = (report.ce_zero_ablated - report.ce_replaced) / (report.ce_zero_ablated - report.ce_original)
+    assert report.ce_recovered_from_zero == pytest.approx(expected)
+    assert report.alone == report.compared == {}
     assert lens.patches == {}
 
 
@@ -104,6 +118,82 @@ def test_bos_is_left_alone_in_every_arm(lens, rough, tokens):
     assert report.n_tokens == tokens[:, 1:].numel()
     assert report.ce_original == pytest.approx(evaluate(lens, rough, tokens[:, 1:]).ce_original, rel=1e-5)
     assert evaluate(lens, rough, tokens, exclude_bos=False).n_tokens == tokens.numel()
+
+
+def test_each_layer_alone_is_its_definition(lens, rough, tokens):
+    report = evaluate(lens, rough, tokens, per_layer=True)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    assert list(report.alone) == [0, 1]
+    for layer, arms in report.alone.items():
+        means = lens.mlp_io(tokens)[layer][1].flatten(0, 1).mean(0)
+        rules = {
+            "ce_replaced": lambda x, _y, l=layer: rough[l](x),
+            "ce_mean_ablated": lambda _x, y, m=means: m.expand_as(y),
+            "ce_zero_ablated": lambda _x, y: torch.zeros_like(y),
+        }
+        for name, rule in rules.items():
+            with lens.patch_mlp({layer: rule}):
+                logits = lens.logits(tokens)
+            assert getattr(arms, name) == pytest.approx(cross_entropy(logits, tokens, everywhere), rel=1e-4), name
+        assert arms.ce_original == report.ce_original
+        assert arms.ce_replaced != pytest.approx(report.ce_replaced, rel=1e-3)
+    whole = {name: value for name, value in report.to_dict().items() if name != "alone"}
+    assert whole == {n: v for n, v in evaluate(lens, rough, tokens).to_dict().items() if n != "alone"}
+    assert report.to_dict()["alone"][1]["ce_recovered"] == report.alone[1].ce_recovered
+    assert "recovered" in report.table().splitlines()[0]
+    only = evaluate(lens, TranscoderSet({1: rough[1]}), tokens, per_layer=True)
+    assert only.alone[1].ce_replaced == only.ce_replaced == pytest.approx(report.alone[1].ce_replaced)
+
+
+def test_sets_side_by_side_are_measured_as_alone_and_share_what_they_can(lens, rough, tokens):
+    autoencoders = TranscoderSet({layer: as_autoencoder(tc) for layer, tc in rough.items()})
+    lens.forward_passes = 0
+    report = evaluate(lens, rough, tokens, compare={"sae": autoencoders, "exact": lens.exact()}, batch_size=24)
+    assert lens.forward_passes == 3 + 6, "reconstruction of each; original, two ablations, three replaced"
+    assert list(report.compared) == ["sae", "exact"]
+    assert report.compared["sae"] == evaluate(lens, autoencoders, tokens, batch_size=24)
+    assert report.compared["exact"].ce_recovered == pytest.approx(1, abs=1e-5)
+    assert report.compared["sae"].ce_mean_ablated == report.ce_mean_ablated
+    assert report.compared["sae"].fvu != report.fvu
+    assert "\nsae\n" in str(report)
+
+
+def as_autoencoder(tc):
+    return Transcoder(
+        tc.W_enc, tc.b_enc, tc.W_dec, tc.b_dec, activation=tc.activation, hook_in=tc.hook_out, hook_out=tc.hook_out
+    )
+
+
+def across(sets):
+    """The features of layer 0 also write to layer 1, the negative of what they write to layer 0, bias included."""
+    first, second = sets[0], sets[1]
+    W_dec = torch.stack([first.W_dec, -first.W_dec], 1), second.W_dec[:, None]
+    b_dec = first.b_dec, second.b_dec - first.b_dec
+    return CrossLayerTranscoder(
+        {
+            layer: SourceLayer(tc.W_enc, tc.b_enc, W_dec[layer], b_dec[layer], activation=tc.activation)
+            for layer, tc in sets.items()
+        }
+    )
+
+
+def test_features_of_earlier_layers_reach_later_ones(lens, rough, tokens):
+    sets = across(rough)
+    report = evaluate(lens, sets, tokens, per_layer=True)
+    x0 = lens.mlp_io(tokens)[0][0]  # what layer 0 reads is the same in every arm
+    from_zero = rough[0](x0)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    for fns, arms in (
+        ({0: lambda x, _y: rough[0](x), 1: lambda x, _y: rough[1](x) - from_zero}, report),
+        ({1: lambda x, _y: rough[1](x) - from_zero}, report.alone[1]),
+    ):
+        with lens.patch_mlp(fns):
+            logits = lens.logits(tokens)
+        assert arms.ce_replaced == pytest.approx(cross_entropy(logits, tokens, everywhere), rel=1e-4)
+    x, y = lens.mlp_io(tokens)[1]
+    residual = (y - rough[1](x) + from_zero).flatten(0, 1)
+    fvu = residual.square().sum() / (y - y.flatten(0, 1).mean(0)).square().sum()
+    assert report.fvu[1] == pytest.approx(float(fvu), rel=1e-4)
 
 
 def test_padding_is_neither_scored_nor_predicted(lens, rough):

@@ -7,7 +7,7 @@ import torch
 
 from pullback.lens import as_lens
 from pullback.training import TrainConfig, evaluate, train
-from pullback.transcoders import ReLU, Transcoder, TranscoderSet
+from pullback.transcoders import ReLU, Transcoder, TranscoderSet, load_transcoders
 from tests.models import native
 
 
@@ -44,3 +44,19 @@ def test_trained_transcoders_explain_most_of_the_mlps(model, tokens):
     assert max(report.fvu.values()) < 0.5
     assert report.ce_recovered > 0.3
     assert torch.equal(as_lens(model).logits(tokens), before)
+
+
+@pytest.mark.parametrize("hook", ["hook_mlp_out", "hook_attn_out"])
+def test_autoencoders_are_trained_saved_loaded_and_evaluated(hook, model, tokens, tmp_path):
+    config = TrainConfig(
+        d_sae=48, k=8, hook_name=hook, hook_name_out=hook, training_tokens=12_000, train_batch_size_tokens=128
+    )
+    sets = train(model, tokens, config, verbose=False, output_path=tmp_path)
+    loaded = load_transcoders(tmp_path)
+    assert [(loaded.hook_in(i), loaded.hook_out(i)) for i in range(3)] == [(hook, hook)] * 3
+    report = evaluate(model, loaded, tokens, per_layer=True)
+    assert report == evaluate(model, sets, tokens, per_layer=True)
+    assert max(report.fvu.values()) < 0.5
+    assert max(arms.kl for arms in report.alone.values()) < report.kl < 1
+    with pytest.raises(ValueError, match="skip_connection lets an autoencoder copy its input"):
+        TrainConfig(hook_name=hook, hook_name_out=hook, skip_connection=True)

@@ -297,8 +297,8 @@ class Lens:
         hook_in: str = "mlp.hook_in",
         hook_out: str = "hook_mlp_out",
     ) -> Iterator[Lens]:
-        """Inside, each layer's output y (the MLP's, or that of attention) is replaced by fns[layer](x, y); afterwards
-        the model is as it was."""
+        """Inside, each layer's output y (the MLP's, or attention's) is replaced by fns[layer](x, y); afterwards the
+        model is as it was."""
         sites = {i: self.site_pair(i, hook_in, hook_out) for i in fns}
         with rec.hooked(self.model, rec.patch_edits(fns, sites)):
             yield self

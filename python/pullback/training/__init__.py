@@ -12,6 +12,7 @@ from pullback.training.objective import StepStats
 from pullback.training.optimizer import Adam, LazyAdam
 from pullback.training.recipe import Recipe
 from pullback.training.step import TrainingDiverged, TrainStep
+from pullback.training.sweep import sweep
 from pullback.training.tokenfile import TokenFile
 from pullback.training.trainer import train, train_on_activations
 
@@ -30,6 +31,7 @@ __all__ = [
     "TrainingDiverged",
     "cache_activations",
     "evaluate",
+    "sweep",
     "train",
     "train_on_activations",
     "train_on_cache",

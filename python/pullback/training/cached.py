@@ -118,6 +118,14 @@ class CachedActivations:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
 
+    def chosen(self, layers: Sequence[int] | None) -> list[int]:
+        """These layers, all for None. Raises ValueError for one that is not cached."""
+        chosen = self.layers if layers is None else list(layers)
+        missing = [layer for layer in chosen if layer not in self.layers]
+        if missing or not chosen:
+            raise ValueError(f"{self.path} holds layers {self.layers}, not {missing or 'none'}; cache those")
+        return chosen
+
     def batches(
         self,
         batch_size: int,
@@ -142,10 +150,7 @@ class CachedActivations:
             mix_tokens: rows that are mixed at least; None for 16 batches. At least four shards are.
             dtype, device: of the batches.
         """
-        chosen = self.layers if layers is None else list(layers)
-        missing = [layer for layer in chosen if layer not in self.layers]
-        if missing or not chosen:
-            raise ValueError(f"{self.path} holds layers {self.layers}, not {missing or 'none'}; cache those")
+        chosen = self.chosen(layers)
         if batch_size < 1:
             raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
         return CachedBatches(

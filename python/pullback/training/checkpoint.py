@@ -8,8 +8,9 @@
         optimizer_{layer}.safetensors     moments, running variance, tokens since each feature fired
         buffer.safetensors        rows that wait in the mixing buffer
 
-A run of several configurations keeps those of each under `run_{i}/`. A checkpoint appears under its name when it is
-complete and on disk, `latest` points to it afterwards, and only then do older ones go.
+A run of several configurations keeps those of each under `run_{i}/`. One on several processes keeps its tensors
+otherwise (see `distributed.checkpoint`), and either can go on from either. A checkpoint appears under its name when it
+is complete and on disk, `latest` points to it afterwards, and only then do older ones go.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,10 @@ from pullback.training.state import flattened, nested
 from pullback.transcoders import load_transcoders
 
 FORMAT = 1
-STATE, LATEST, BUFFER = "state.json", "latest", "buffer.safetensors"
+STATE, LATEST, BUFFER, SHARDS = "state.json", "latest", "buffer.safetensors", "shards"
 NAME = re.compile(r"tokens_\d{12}")
-# What may differ between the two halves of one run: it does not change the numbers.
-FREE_SETTINGS = ("prefetch",)
+# What may differ between the two halves of one run: it does not change what is computed.
+FREE_SETTINGS = ("prefetch", "parallel")
 
 
 class Checkpoints:
@@ -87,29 +89,46 @@ class Checkpoints:
         Raises:
             OSError: of the file system, a full disk for instance. The checkpoints before this one are intact.
         """
-        target = self.path / f"tokens_{n_tokens:012d}"
-        with atomic_directory(target, manifest=STATE, owned=lambda _name: True) as staging:
+        target = self.target(n_tokens)
+        with self.staged(target) as staging:
             numbers = []
             for place, run in zip(_places(staging, len(runs)), runs, strict=True):
                 numbers.append({part: _write_part(place, part, own) for part, own in run.state_dict().items()})
                 run.dictionary().save(place / "transcoders")
             buffered, position = flattened(source.state_dict())
             _write(staging / BUFFER, buffered)
-            state = {
-                "format": FORMAT,
-                "pullback_version": version(),
-                "torch_version": torch.__version__,
-                "n_tokens": n_tokens,
-                "configs": [_settings(run.config) for run in runs],
-                "steps": numbers,
-                "source": position,
-            }
-            atomic_save(staging / STATE, json.dumps(state, indent=1))
+            self.describe(staging, n_tokens, runs, numbers, position)
+        self.publish(target)
+        return target
+
+    def target(self, n_tokens: int) -> Path:
+        return self.path / f"tokens_{n_tokens:012d}"
+
+    def staged(self, target: Path) -> AbstractContextManager[Path]:
+        """A directory that becomes `target` when it is complete."""
+        return atomic_directory(target, manifest=STATE, owned=lambda _name: True)
+
+    def describe(
+        self, staging: Path, n_tokens: int, runs: Sequence[Run], numbers: Sequence[Mapping[str, Any]], source: Any
+    ) -> None:
+        """Write what is not tensors: of each run the numbers of its parts, and the place in the source."""
+        state = {
+            "format": FORMAT,
+            "pullback_version": version(),
+            "torch_version": torch.__version__,
+            "n_tokens": n_tokens,
+            "configs": [_settings(run.config) for run in runs],
+            "steps": numbers,
+            "source": source,
+        }
+        atomic_save(staging / STATE, json.dumps(state, indent=1))
+
+    def publish(self, target: Path) -> None:
+        """Point to a complete checkpoint; older ones go."""
         atomic_save(self.path / LATEST, target.name)
         for name in self._names()[: -self.keep]:
             if name != target.name:
                 self._remove(self.path / name)
-        return target
 
     def load(self, runs: Sequence[Run], source: Any) -> int:
         """Put the newest checkpoint into fresh runs and a fresh source; returns the tokens used so far, 0 where there
@@ -123,6 +142,11 @@ class Checkpoints:
             return 0
         state = _read_state(directory / STATE)
         _must_agree(directory, state["configs"], [_settings(run.config) for run in runs])
+        if (directory / SHARDS).is_dir():
+            from pullback.training.distributed.checkpoint import read_shards
+
+            read_shards(directory, runs, source, state)
+            return int(state["n_tokens"])
         try:
             for place, run, numbers in zip(_places(directory, len(runs)), runs, state["steps"], strict=True):
                 parts = {part: nested(load_file(_optimizer(place, part)), own) for part, own in numbers.items()}

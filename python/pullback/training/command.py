@@ -1,10 +1,11 @@
-"""What `pullback train` and `pullback cache` do with their options."""
+"""What `pullback train`, `cache` and `sweep` do with their options."""
 
 from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from pullback.training.config import TrainConfig
 from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
+from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
-from pullback.training.source import Tokens
+from pullback.training.source import Batch, Tokens, token_batches
+from pullback.training.sweep import summary, sweep
+from pullback.training.team import is_launched, speaks
 from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 from pullback.training.trainer import train
 
@@ -31,24 +35,25 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any]) -> None:
-    """Train from text, tokens or a cache, with checkpoints where they are asked for; `recipe` goes to TrainConfig."""
-    config = TrainConfig(
-        d_sae=args.d_sae,
-        k=args.k,
-        layers=args.layers,
-        hook_name=args.hook_name,
-        hook_name_out=args.hook_name_out,
-        training_tokens=args.training_tokens,
-        train_batch_size_tokens=args.train_batch_size_tokens,
-        context_size=args.context_size,
-        lr=args.lr,
-        seed=args.seed,
-        exclude_special_tokens=args.exclude_special_tokens,
-        architecture=args.architecture,
-        skip_connection=args.skip_connection,
-        **recipe,
-    )
+def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str, Any]]) -> None:
+    """Train from text, tokens or a cache, with checkpoints where they are asked for; a run for each of the `grid` of
+    settings that go to TrainConfig."""
+    configs = [
+        TrainConfig(
+            layers=args.layers,
+            hook_name=args.hook_name,
+            hook_name_out=args.hook_name_out,
+            context_size=args.context_size,
+            exclude_special_tokens=args.exclude_special_tokens,
+            **dict(settings, parallel=_parallel(settings["parallel"])),
+        )
+        for settings in grid
+    ]
+    which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
+    if is_launched() and configs[0].parallel != "none":
+        from pullback.training.distributed import join
+
+        join()  # before the model is opened, so that each process has its own GPU for it
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
     where: dict[str, Any] = {
@@ -59,10 +64,21 @@ def run_train(args: Namespace, open_model: OpenModel, recipe: Mapping[str, Any])
         "logger": LoggingConfig(tensorboard_path=args.tensorboard, log_to_wandb=args.wandb),
     }
     if args.cache is not None:
-        train_on_cache(_cache(args, args.cache, open_model), config, **where)
+        train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
-        train(open_model(), _tokens(args), config, **where)
+        train(open_model(), _tokens(args, args.data), **which, **where)
+    if not speaks():
+        return
+    if len(configs) > 1:
+        for row in runs_table(configs):
+            print(f"{row['run']}: {', '.join(f'{name}={value}' for name, value in row['differs'].items())}")
     print(f"wrote {args.out}")
+
+
+def _parallel(said: str | None) -> str | list[int] | None:
+    """A word of TrainConfig, or "4x2"."""
+    sizes = [] if said is None else said.split("x")
+    return [int(size) for size in sizes] if len(sizes) == 2 and all(map(str.isdecimal, sizes)) else said
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:
@@ -77,15 +93,18 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
             warnings.simplefilter("ignore")  # an incomplete one is about to be completed
             cache = CachedActivations(path)
         if cache.complete:
-            print(f"training on {cache!r}")
+            if speaks():
+                print(f"training on {cache!r}")
             return cache
+    if is_launched():
+        raise ValueError(f"{path} is no complete cache; make it with `pullback cache`, in one process, before torchrun")
     return _made(args, path, open_model)
 
 
 def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivations:
     return cache_activations(
         open_model(),
-        _tokens(args),
+        _tokens(args, args.data),
         path,
         layers=args.layers,
         hook_name=args.hook_name,
@@ -94,12 +113,59 @@ def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivatio
         dtype=args.cache_dtype,
         context_size=args.context_size,
         exclude_special_tokens=args.exclude_special_tokens,
-        seed=args.seed,
+        seed=args.seed if isinstance(args.seed, int) else args.seed[0],
     )
 
 
-def _tokens(args: Namespace) -> Tokens:
-    path: Path | None = args.data
+def run_sweep(args: Namespace, open_model: OpenModel) -> None:
+    """Train and measure a grid, and print it."""
+    from pullback.lens import as_lens
+
+    if args.eval_prompts < 1:
+        raise ValueError(f"--eval-prompts must be at least 1, got {args.eval_prompts}")
+    lens = as_lens(open_model())
+    config = TrainConfig(
+        d_sae=args.d_sae,
+        k=1,  # the grid sets it
+        layers=args.layers,
+        hook_name=args.hook_name,
+        hook_name_out=args.hook_name_out,
+        training_tokens=args.training_tokens,
+        train_batch_size_tokens=args.train_batch_size_tokens,
+        context_size=args.context_size,
+        lr=args.lr,
+        exclude_special_tokens=args.exclude_special_tokens,
+        skip_connection=args.skip_connection,
+    )
+    found = sweep(
+        lens,
+        _tokens(args, args.data),
+        args.out,
+        config,
+        evaluation=_first_prompts(lens, _tokens(args, args.eval_data or args.data), args),
+        kinds=args.kinds,
+        architectures=args.architectures,
+        k=args.k,
+        l1_coefficient=args.l1_coefficient,
+        l0_coefficient=args.l0_coefficient,
+        seeds=args.seeds,
+        per_layer=args.per_layer,
+        cache_tokens=args.cache_tokens,
+        cache_dtype=args.cache_dtype,
+        at_once=args.at_once,
+    )
+    print("\n".join(summary(found)))
+    print(f"wrote {args.out / 'sweep.json'}")
+
+
+def _first_prompts(lens: Any, tokens: Tokens, args: Namespace) -> list[Batch]:
+    """Batches of prompts until there are enough."""
+    size = min(32, args.eval_prompts)
+    batches = token_batches(lens, tokens, batch_size=size, context_size=args.context_size)
+    return list(islice(batches, -(-args.eval_prompts // size)))
+
+
+def _tokens(args: Namespace, path: Path | None) -> Tokens:
     if path is None:
         raise ValueError("--data FILE is needed: a .txt, .jsonl, .npy or .bin file")
     if path.suffix in TOKEN_FILES:

@@ -10,10 +10,12 @@ import torch
 
 from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
+from pullback.training.schedule import SCHEDULERS, SYNONYMS, Schedule
 from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from pullback.transcoders.crosslayer import DECODER_TYINGS
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+PARALLEL = ("none", "layers", "features", "data")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -42,8 +44,10 @@ class TrainConfig(Recipe):
         bos_token_id: the token that counts as one; None asks the model's tokenizer (a model without tokenizer excludes
             nothing).
         lr: peak learning rate of Adam.
+        lr_scheduler_name: how the rate falls: "linear", "cosine" (or "cosineannealing"), or "constant", not at all.
+        lr_end: the rate at the end of the fall; None for 0, or for a tenth of `lr` with a cosine.
         lr_warm_up_steps: steps over which the rate rises linearly from 0.
-        lr_decay_steps: last steps over which it falls linearly to 0; None for all after the warm-up.
+        lr_decay_steps: last steps over which it falls; None for all after the warm-up.
         adam_beta1: decay of Adam's mean.
         adam_beta2: decay of Adam's second moment.
         optimizer: "adam", or "lazy_adam", which moves only the features that fired in the batch: cheaper for very wide
@@ -71,6 +75,10 @@ class TrainConfig(Recipe):
             or "per_target" (one decoder of a layer for all that write to it).
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
+        parallel: how several processes, started by `torchrun`, divide the work (see docs/TRAINING.md): "layers", each
+            with some of the layers; "features", each with some features of every layer; a pair [l, f] of both, layers
+            over l groups of f processes that share features; "data", each with a copy, of a part of every batch; or
+            "none", each for itself. None for "layers" where there are as many layers as processes, else "features".
 
     Raises:
         ValueError: a setting is out of range; the sentence says which and why.
@@ -91,6 +99,8 @@ class TrainConfig(Recipe):
     exclude_bos: bool = True
     bos_token_id: int | None = None
     lr: float = 2e-3
+    lr_scheduler_name: str = "linear"
+    lr_end: float | None = None
     lr_warm_up_steps: int = 50
     lr_decay_steps: int | None = None
     adam_beta1: float = 0.9
@@ -111,6 +121,7 @@ class TrainConfig(Recipe):
     cross_layer: bool = False
     decoder_tying: str = "none"
     prefetch: int | None = None
+    parallel: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,8 +145,29 @@ class TrainConfig(Recipe):
                 raise ValueError(f"TrainConfig: {name} must be positive or None, got {value}")
         if self.prefetch is not None and self.prefetch < 0:
             raise ValueError(f"TrainConfig: prefetch must be 0 or more, or None, got {self.prefetch}")
+        if self.parallel not in (None, *PARALLEL) and (
+            isinstance(self.parallel, str)
+            or len(self.parallel) != 2
+            or not all(isinstance(n, int) and n > 0 for n in self.parallel)
+        ):
+            raise ValueError(
+                f"TrainConfig: parallel must be one of {', '.join(PARALLEL)}, None, or a pair [layers, features] of "
+                f"positive numbers, got {self.parallel!r}"
+            )
         if not self.lr > 0:
             raise ValueError(f"TrainConfig: lr must be positive, got {self.lr}")
+        self.lr_scheduler_name = SYNONYMS.get(self.lr_scheduler_name, self.lr_scheduler_name)
+        if self.lr_scheduler_name not in SCHEDULERS:
+            raise ValueError(
+                f"TrainConfig: lr_scheduler_name must be one of {', '.join(SCHEDULERS)}, got {self.lr_scheduler_name!r}"
+            )
+        if self.lr_scheduler_name == "constant" and not (self.lr_end is None and self.lr_decay_steps is None):
+            raise ValueError(
+                "TrainConfig: with lr_scheduler_name='constant' the rate never falls; for a fall at the end write "
+                "lr_scheduler_name='linear' with lr_decay_steps"
+            )
+        if self.lr_end is not None and not 0 <= self.lr_end <= self.lr:
+            raise ValueError(f"TrainConfig: lr_end must lie between 0 and lr={self.lr}, got {self.lr_end}")
         if self.architecture not in (None, *ARCHITECTURES):
             raise ValueError(
                 f"TrainConfig: architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}"
@@ -224,12 +256,10 @@ class TrainConfig(Recipe):
         return self.dead_feature_window or max(1, self.training_tokens // 50)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: a linear rise, a plateau if `lr_decay_steps` leaves one, a linear fall to 0
-        at the end."""
-        warm_up = min(self.lr_warm_up_steps, self.n_steps // 2)
-        decay = min(self.lr_decay_steps or self.n_steps, self.n_steps - warm_up)
-        rise = (step + 1) / warm_up if warm_up else 1.0
-        return self.lr * min(1.0, rise, (self.n_steps - step) / decay)
+        """Learning rate of step 0, 1, ...; see `Schedule`."""
+        return Schedule(
+            self.lr_scheduler_name, self.n_steps, self.lr, self.lr_end, self.lr_warm_up_steps, self.lr_decay_steps
+        ).at(step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -32,6 +32,22 @@ class Position(NamedTuple):
     """prompts that fit into one forward pass, None before one did not"""
 
 
+class Counted(NamedTuple):
+    """A batch of prompts with tokens that count."""
+
+    tokens: Tensor
+    """Int64[Tensor, "B T"]"""
+    keep: Tensor
+    """Int64[Tensor, "n"]: places of those that count, among all"""
+    position: Position
+    """behind the batch"""
+
+    @property
+    def token_ids(self) -> Tensor:
+        """Int64[Tensor, "n"]: of those that count"""
+        return self.tokens.flatten()[self.keep]
+
+
 class Harvested(NamedTuple):
     """What one batch of prompts gave."""
 
@@ -70,10 +86,19 @@ class Harvester:
         Raises:
             ValueError: `start` was not reached in these batches, or nothing counts in EMPTY_BATCHES of them in turn.
         """
+        limit = None if start is None else start.limit
+        for batch in self.counted(batches, start):
+            rows, limit = self._rows(batch.tokens, batch.keep, limit)
+            made = [Harvested(rows, batch.token_ids, batch.position._replace(limit=limit))]
+            del rows  # large, and not to be held while the next batch runs
+            yield made.pop()
+
+    def counted(self, batches: Iterable[Batch], start: Position | None = None) -> Iterator[Counted]:
+        """The batches that have a token that counts, without running the model; raises as `harvest`."""
         start = start or Position()
         source = iter(batches)
         batches_taken, checksum = _passed_over(source, start)
-        limit, empty = start.limit, 0
+        empty = 0
         for tokens, mask in source:
             batches_taken, checksum = batches_taken + 1, _checksum(tokens, mask, checksum)
             keep = self.excluded.applied(tokens, mask).flatten().nonzero().flatten()
@@ -86,10 +111,7 @@ class Harvester:
                     )
                 continue
             empty = 0
-            rows, limit = self._rows(tokens, keep, limit)
-            made = [Harvested(rows, tokens.flatten()[keep], Position(batches_taken, checksum, limit))]
-            del rows  # large, and not to be held while the next batch runs
-            yield made.pop()
+            yield Counted(tokens, keep, Position(batches_taken, checksum))
 
     def _rows(self, tokens: Tensor, keep: Tensor, limit: int | None) -> tuple[list[Tensor], int | None]:
         while True:
@@ -157,7 +179,7 @@ class Harvest(Iterator[list[Tensor]]):
         self._batches = batches
         self._prefetch = prefetch
         self._position = Position()
-        self._source: Iterator[Harvested] | None = None
+        self._source: Iterator[Any] | None = None
         self._mixed = Mixed(self._rows(), batch_size, capacity, generator)
 
     def __next__(self) -> list[Tensor]:
@@ -181,15 +203,23 @@ class Harvest(Iterator[list[Tensor]]):
     def _rows(self) -> Iterator[list[Tensor]]:
         start = self._position
 
-        def harvest() -> Generator[Harvested, None, None]:
-            return self._harvester.harvest(self._batches(), start)
+        def made_ahead() -> Generator[Any, None, None]:
+            return self._made(start)
 
-        self._source = Prefetched(harvest, self._prefetch) if self._prefetch else harvest()
-        for item in self._source:
+        self._source = Prefetched(made_ahead, self._prefetch) if self._prefetch else made_ahead()
+        for item in self._delivered(self._source):
             self._position = item.position
             made = [item.rows]
             del item
             yield made.pop()
+
+    def _made(self, start: Position) -> Generator[Any, None, None]:
+        """What can be made ahead of training."""
+        return self._harvester.harvest(self._batches(), start)
+
+    def _delivered(self, source: Iterator[Any]) -> Iterator[Harvested]:
+        """What comes of it when it is due."""
+        return source
 
 
 def out_of_memory(error: BaseException) -> bool:

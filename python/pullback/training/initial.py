@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from pullback.ops import on_huge_pages
-from pullback.transcoders import Activation, JumpReLU
+from pullback.transcoders import Activation, BatchTopK, JumpReLU, TopK
 
 FEATURES_AT_ONCE = 1024
 MEDIAN_STEPS = 100
 
 
 def initial_weights(
-    d_in: int, d_out: int, d_sae: int, decoder_norm: bool, decoder_init: str, seed: int, dtype: torch.dtype
+    d_in: int,
+    d_out: int,
+    d_sae: int,
+    decoder_norm: bool,
+    decoder_init: str,
+    seed: int,
+    dtype: torch.dtype,
+    held: slice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """W_enc (F, d_in) with random unit rows, and W_dec (F, d_out) as `Recipe.decoder_init` says; of unit norm where
-    `decoder_norm` will keep it."""
+    `decoder_norm` will keep it. Of the d_sae features there are, those `held`; None for all."""
     # On the CPU whatever the device, so that one seed gives one set of weights everywhere.
     random = torch.Generator().manual_seed(seed)
+    held = held or slice(0, d_sae)
 
     def fresh(d: int) -> Tensor:
-        return on_huge_pages(torch.empty(d_sae, d, dtype=dtype, device="cpu"))
+        return on_huge_pages(torch.empty(held.stop - held.start, d, dtype=dtype, device="cpu"))
 
     def unit_rows(d: int) -> Tensor:
-        rows = fresh(d).normal_(generator=random)
+        rows = _drawn(fresh(d), d_sae, held, random)
         return rows.div_(rows.norm(dim=1, keepdim=True))
 
     W_enc = unit_rows(d_in)
@@ -37,12 +48,29 @@ def initial_weights(
     return W_enc, fresh(d_out).zero_()
 
 
-def initial_rule(activation: Activation, d_sae: int, dtype: torch.dtype) -> Activation:
-    """The activation that the weights start with: of a JumpReLU, one theta a feature."""
-    if not isinstance(activation, JumpReLU):
-        return activation
-    theta = torch.as_tensor(activation.theta, dtype=dtype, device="cpu")
-    return JumpReLU(theta.expand(d_sae).clone() if theta.ndim == 0 else theta)
+def _drawn(rows: Tensor, d_sae: int, held: slice, random: torch.Generator) -> Tensor:
+    """Those `held` of d_sae normal rows, as they are where all are drawn at once."""
+    if len(rows) == d_sae:
+        return rows.normal_(generator=random)
+    # Chunks of a multiple of 16 numbers, and a last one of at least 16, draw what one call draws.
+    cuts = [*range(0, max(1, d_sae - FEATURES_AT_ONCE), FEATURES_AT_ONCE), d_sae]
+    for start, stop in pairwise(cuts):
+        chunk = rows.new_empty(stop - start, rows.shape[1]).normal_(generator=random)
+        first, last = max(start, held.start), min(stop, held.stop)
+        if first < last:
+            rows[first - held.start : last - held.start] = chunk[first - start : last - start]
+    return rows
+
+
+def initial_rule(activation: Activation, d_sae: int, held: slice, dtype: torch.dtype) -> Activation:
+    """What the features `held`, of d_sae, start with: of a JumpReLU, one theta a feature."""
+    n = held.stop - held.start
+    if isinstance(activation, JumpReLU):
+        theta = torch.as_tensor(activation.theta, dtype=dtype, device="cpu")
+        return JumpReLU((theta.expand(d_sae) if theta.ndim == 0 else theta)[held].clone())
+    if isinstance(activation, TopK | BatchTopK) and n < d_sae:  # k may exceed what is held here
+        return dataclasses.replace(activation, k=min(activation.k, n))
+    return activation
 
 
 def center(rows: Tensor, method: str) -> Tensor:

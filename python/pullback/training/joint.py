@@ -103,7 +103,7 @@ class JointObjective:
             acts.indices, acts.values, acts.rows().int(), dots, g.matrix, self.residual.blocks[i], square, square
         )
         loss, dvalues = square.sum() / self.scales[i], dots
-        penalty = one.rule.penalty(batch, made, dots, one.features, x, dead, one.n_steps)
+        penalty = one.rule.penalty(batch, made, dots, one.features, x, dead.ids, one.n_steps)
         if penalty is not None:
             loss, dvalues = loss + penalty.loss, penalty.dvalues
             if penalty.by_mean is not None:
@@ -114,13 +114,13 @@ class JointObjective:
                     self.along[m] = along if before is None else before + along
         self._add(i, acts, dvalues, g)
         auxk = torch.zeros_like(loss)
-        if len(dead) > 0 and one.rule.revives and one.auxk_alpha > 0:
-            auxk = self._auxk(i, dead)
+        if dead.n > 0 and one.rule.revives and one.auxk_alpha > 0:
+            auxk = self._auxk(i, dead.ids)
             loss = loss + one.auxk_alpha * auxk
         stats = StepStats(
             fvu=(square.sum() / (self.n * self.variances[i])).to(x.dtype),
             l0=acts.values.count_nonzero().to(x.dtype) / self.n,
-            dead=torch.full_like(loss, len(dead) / one.features.d_sae, dtype=x.dtype),
+            dead=torch.full_like(loss, dead.n / dead.of, dtype=x.dtype),
             auxk=auxk.to(x.dtype),
         )
         return loss, penalty, stats, made

@@ -13,11 +13,12 @@ from torch import Tensor
 from pullback.ops.screen import Screen, multiplies_bf16
 from pullback.training.initial import center, rare_bias
 from pullback.training.loss import Reconstruction
-from pullback.training.objective import Objective, StepStats
+from pullback.training.objective import Dead, Objective, StepStats
 from pullback.training.optimizer import OPTIMIZERS, Gradient
 from pullback.training.recipe import Recipe
 from pullback.training.rules import Batch, rule_for
 from pullback.training.running import Firing, Readback, RunningVariance
+from pullback.training.share import WHOLE, Share
 from pullback.training.state import load_step_state, step_state
 from pullback.transcoders import Activation, FeatureLayer, JumpReLU, ReLU
 from pullback.transcoders.layered import Layer
@@ -49,10 +50,10 @@ class Learner(Generic[Layer]):
     finds wrong, the next one says, or `check()`.
 
     Args:
-        features: the weights, which are changed.
+        features: the weights, which are changed: those of a share of d_sae features.
         activation: the rule that is trained.
         unit: keep decoder rows at unit norm.
-        lr, betas, optimizer, max_grad_norm, auxk_alpha, auxk_k, dead_feature_window, recipe: as for `TrainStep`.
+        lr, betas, optimizer, max_grad_norm, auxk_alpha, auxk_k, dead_feature_window, recipe, share: as for `TrainStep`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Learner(Generic[Layer]):
         features: Layer,
         activation: Activation,
         recipe: Recipe,
+        d_sae: int,
         *,
         lr: float,
         betas: tuple[float, float],
@@ -69,12 +71,16 @@ class Learner(Generic[Layer]):
         auxk_alpha: float,
         auxk_k: int,
         dead_feature_window: int,
+        share: Share = WHOLE,
     ) -> None:
         self.features = features
+        self.d_sae = d_sae
+        self.share = share
         self.activation = activation
         self.recipe = recipe
-        self.rule = rule_for(activation, recipe, features)
-        self.optimizer = OPTIMIZERS[optimizer](features, lr, betas, decoder_norm=unit, more=self.rule.weights)
+        self.rule = rule_for(activation, recipe, features, d_sae, share)
+        own = self.rule.weights
+        self.optimizer = OPTIMIZERS[optimizer](features, lr, betas, decoder_norm=unit, more=own, share=share)
         self.max_grad_norm = max_grad_norm
         self.objective = Objective(self.rule, auxk_alpha, auxk_k)
         self.n_steps = 0
@@ -83,16 +89,16 @@ class Learner(Generic[Layer]):
         self._firing = Firing(features.d_sae, dead_feature_window, features.device)
         self._variance = RunningVariance.of_nothing(features.d_out, features.device)
         # Of the step before there is the loss plus the squared norm of the gradient, the number of features dead after
-        # it, and the variance before it.
+        # it (here, and in all), and the variance before it.
         self._late = features.W_enc.is_cuda
         self._last = Readback()
         self._variance_before = self._variance
 
     @property
     def trained(self) -> Layer:
-        """The weights, which later steps go on changing, with the rule for inference as it is now. To read the running
-        threshold of BatchTopK is to wait for a GPU."""
-        if not isinstance(self.activation, JumpReLU):  # whose theta the features hold
+        """The weights, which later steps go on changing, with the rule for inference as it is now; of a share of the
+        features, their rows. To read the running threshold of BatchTopK is to wait for a GPU."""
+        if self.share.whole and not isinstance(self.activation, JumpReLU):  # whose theta the features hold
             self.features.activation = self.rule.activation()
         return self.features
 
@@ -137,10 +143,12 @@ class Learner(Generic[Layer]):
             self._start_at_mean(x, y)
         return self._variance.after(y), self._encode(x)
 
-    def dead(self) -> Tensor:
-        """The features that were dead after the step before: Int64[Tensor, "n_dead"]."""
+    def dead(self) -> Dead:
+        """The features that were dead after the step before."""
         last = self._last.get() if self._late else None
-        return self._firing.dead(None if last is None else int(last[1]))
+        ids = self._firing.dead(None if last is None else int(last[1]))
+        count = last[2] if last is not None else self.share.sum(ids.new_tensor(len(ids)))
+        return Dead(ids, int(count), self.d_sae)
 
     def squared_norm(self, gradient: Gradient) -> Tensor:
         """Of the gradient, or a bound of it, which says all there is to know where nothing is to be clipped and nothing
@@ -169,7 +177,8 @@ class Learner(Generic[Layer]):
         self.rule.after(batch, health, self.features)
         self._firing.count(n, made.values, made.features)
         if self._late:
-            self._last.put(health, self._firing.n_dead())
+            n_dead = self._firing.n_dead()
+            self._last.put(health, n_dead, self.share.sum(n_dead))
         self.stats = stats
         self.n_steps += 1
 
@@ -231,7 +240,7 @@ class Learner(Generic[Layer]):
                 self.screen = Screen(W_enc)
             elif not self.screen.follows(W_enc):
                 self.screen.refresh(W_enc)
-        return self.rule.encode(self.features, x, self.n_steps, self.screen)
+        return self.share.encoded(lambda rows: self.rule.encode(self.features, rows, self.n_steps, self.screen), x)
 
     def _start_at_mean(self, x: Tensor, y: Tensor) -> None:
         own, recipe = self.features, self.recipe
@@ -240,6 +249,6 @@ class Learner(Generic[Layer]):
             raise self.blame(middle.sum(), x, y)
         own.b_dec.copy_(middle)
         own.b_enc.copy_(-own.W_enc @ center(x, recipe.b_dec_init_method))
-        if isinstance(self.activation, ReLU | JumpReLU) and own.d_sae > 2 * recipe.initial_l0:
+        if isinstance(self.activation, ReLU | JumpReLU) and self.d_sae > 2 * recipe.initial_l0:
             theta = torch.zeros_like(own.b_enc) if own.theta is None else own.theta
-            own.b_enc.copy_(rare_bias(x, own.W_enc, theta, recipe.initial_l0 / own.d_sae))
+            own.b_enc.copy_(rare_bias(x, own.W_enc, theta, recipe.initial_l0 / self.d_sae))

@@ -37,6 +37,8 @@ def fit(
         TrainingDiverged: says which layer; no checkpoint is written of it.
     """
     config, logger = runs[0].config, logger or LoggingConfig()
+    reports, shared = runs[0].reports, runs[0].shared
+    verbose = verbose and reports
     used = checkpoints.load(runs, batches) if checkpoints else 0
     every = checkpoint_every_tokens or max(1, config.training_tokens // 10)
     kept = used
@@ -52,9 +54,8 @@ def fit(
     )
     with ExitStack() as stack:
         stack.enter_context(bar)
-        loggers = open_loggers(
-            logger, [run.config.to_dict() for run in runs], checkpoints.path if checkpoints else None, used
-        )
+        directory = checkpoints.path if checkpoints else None
+        loggers = open_loggers(logger, [run.config.to_dict() for run in runs], directory, used) if reports else []
         for each in loggers:
             stack.callback(each.close)
         while used < config.training_tokens:
@@ -68,7 +69,7 @@ def fit(
             used += len(rows[0])
             bar.update(len(rows[0]))
             done = used >= config.training_tokens
-            if (verbose or loggers) and (done or step_number % logger.log_every_n_steps == 0):
+            if (verbose or loggers or shared) and (done or step_number % logger.log_every_n_steps == 0):
                 found = figures(runs, step_number, used)
                 bar.set_postfix_str(_summary(found, len(runs)))
                 for each in loggers:
@@ -112,6 +113,8 @@ def _summary(found: Mapping[str, float], n_runs: int) -> str:
 
 def announce(runs: Sequence[Run], widths: Widths, held_tokens: int) -> None:
     """Say what is about to be trained, and what memory it takes; `held_tokens` rows of every layer wait to be used."""
+    if not runs[0].reports:
+        return
     config = runs[0].config
     held = sum(map(sum, widths.values())) * config.torch_dtype.itemsize * held_tokens
     features = " and ".join(f"{d_sae}" for d_sae in sorted({run.config.d_sae for run in runs}))

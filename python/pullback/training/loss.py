@@ -17,6 +17,7 @@ from pullback.ops import (
     topk_encode,
     topk_select,
 )
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import FeatureLayer
 
 # Dead features encoded at a time: their rows are copied together, and a copy of all could be as large as the encoder.
@@ -46,9 +47,18 @@ class Reconstruction(NamedTuple):
 
     @classmethod
     def of_slots(
-        cls, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor | None, target: Tensor, relu: bool
+        cls,
+        values: Tensor,
+        indices: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor | None,
+        target: Tensor,
+        relu: bool,
+        share: Share = WHOLE,
     ) -> Reconstruction:
         """From k slots a row: values Float[Tensor, "n k"], indices Int32[Tensor, "n k"]."""
+        if not share.whole:  # most slots are empty: what they held lost against features that are held elsewhere
+            return cls.of_entries(SparseActivations.from_topk(values, indices, len(W_dec)), W_dec, b_dec, target, share)
         residual, dots, squares = decode_residual(values, indices, W_dec, b_dec, target, relu)
         rows = torch.arange(len(values), dtype=torch.int32, device=values.device)[:, None].expand_as(indices)
         # Of one row, an expanded column flattens to a view of stride 0.
@@ -56,9 +66,12 @@ class Reconstruction(NamedTuple):
         return cls(*flat, residual, residual, squares, squares)
 
     @classmethod
-    def of_entries(cls, acts: SparseActivations, W_dec: Tensor, b_dec: Tensor | None, target: Tensor) -> Reconstruction:
-        """From rows with any number of features."""
-        residual = decode_csr(acts, W_dec, b_dec) - target
+    def of_entries(
+        cls, acts: SparseActivations, W_dec: Tensor, b_dec: Tensor | None, target: Tensor, share: Share = WHOLE
+    ) -> Reconstruction:
+        """From rows with any number of features. The entries are those of the features held here; residual and squares
+        are of all."""
+        residual = share.sum(decode_csr(acts, W_dec, share.once(b_dec))) - target
         dots = sampled_dot(residual, W_dec, acts.indptr, acts.indices)
         squares = residual.double().square().sum(1)
         return cls(acts.indices, acts.values, acts.rows().int(), dots, residual, residual, squares, squares)
@@ -121,16 +134,20 @@ def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGrad
     )
 
 
-def auxk_reconstruction(transcoder: FeatureLayer, x: Tensor, residual: Tensor, dead: Tensor, k: int) -> Reconstruction:
+def auxk_reconstruction(
+    transcoder: FeatureLayer, x: Tensor, residual: Tensor, dead: Tensor, k: int, share: Share = WHOLE
+) -> Reconstruction:
     """The top k of the dead features against what the living ones left over, without b_dec.
 
     Args:
         x: Float[Tensor, "n d_in"].
         residual: Float[Tensor, "n d_out"], reconstruction minus target.
-        dead: Int64[Tensor, "n_dead"], n_dead >= k.
+        dead: Int64[Tensor, "n_dead"], of the features held here.
+        k: at most the number of dead features in all.
     """
-    slots = encode_rows(transcoder, x, dead, k)
-    return Reconstruction.of_slots(*slots, transcoder.W_dec, None, -residual, relu=True)
+    values, ids = encode_rows(transcoder, x, dead, min(k, len(dead)))
+    values = share.best(values, k, relu=True)
+    return Reconstruction.of_slots(values, ids, transcoder.W_dec, None, -residual, relu=True, share=share)
 
 
 def encode_rows(transcoder: FeatureLayer, x: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -143,6 +160,8 @@ def encode_rows(transcoder: FeatureLayer, x: Tensor, features: Tensor, k: int) -
         ids = features[start : start + at_once]
         values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)))
         chunks.append((values, places + start))
+    if not chunks:
+        return x.new_empty(len(x), 0), features.new_empty(len(x), 0, dtype=torch.int32)
     values, places = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
     if len(chunks) > 1:
         values, best = topk_select(values, k)

@@ -28,6 +28,17 @@ class StepStats(NamedTuple):
     """auxiliary loss before its weight, 0 without dead features"""
 
 
+class Dead(NamedTuple):
+    """Features that have not fired for long."""
+
+    ids: Tensor
+    """Int64[Tensor, "n_dead"], ascending, of those held here"""
+    n: int
+    """how many in all"""
+    of: int
+    """features in all"""
+
+
 class Objective:
     """The loss that a step lowers.
 
@@ -43,47 +54,48 @@ class Objective:
         self.loss = loss_of(rule.trained, rule.recipe)
 
     def __call__(
-        self, tc: FeatureLayer, x: Tensor, y: Tensor, batch: Batch, variance: Tensor, dead: Tensor, step: int
+        self, tc: FeatureLayer, x: Tensor, y: Tensor, batch: Batch, variance: Tensor, dead: Dead, step: int
     ) -> tuple[Tensor, Gradient, StepStats, Reconstruction]:
-        """Of the entries that the rule found in a batch.
+        """Of the entries that the rule found in a batch. Loss and figures are those of all features; the sparse part of
+        the gradient, and the reconstruction's entries, are those of the features held here.
 
         Args:
             x: Float[Tensor, "n d_in"].
             y: Float[Tensor, "n d_out"].
             variance: Float64[Tensor, ""], of targets so far.
-            dead: Int64[Tensor, "n_dead"], ids.
+            dead: the features that have not fired for long.
             step: 0, 1, ...
 
         Returns:
             the loss, its gradient, the figures, and the reconstruction.
         """
-        n = len(x)
+        n, share = len(x), self.rule.share
         target = y if tc.W_skip is None else torch.addmm(y, x, tc.W_skip.T, alpha=-1)
         made = self.rule.reconstruct(batch, tc, target)
         scale = self.scale(y, variance)
         weight = 2 / scale
         loss, main = made.loss(scale), Part.of(made, weight)
         parts = [main]
-        penalty = self.rule.penalty(batch, made, main.dvalues, tc, x, dead, step)
+        penalty = self.rule.penalty(batch, made, main.dvalues, tc, x, dead.ids, step)
         if penalty is not None:
-            loss = loss + penalty.loss
+            loss = loss + share.sum(penalty.loss)
             parts = [main._replace(dvalues=penalty.dvalues)]
             if penalty.by_norm is not None:
                 parts.append(norm_part(along_rows(penalty.by_norm, self.rule.norms(tc)), tc))
             if penalty.by_mean is not None:
                 parts.append(mean_part(penalty.by_mean, tc, n))
         auxk = torch.zeros_like(loss)
-        if len(dead) > 0 and self.rule.revives and self.auxk_alpha > 0:
+        if dead.n > 0 and self.rule.revives and self.auxk_alpha > 0:
             # Weighted down while fewer than auxk_k features are dead.
-            k = min(self.auxk_k, len(dead))
-            aux = auxk_reconstruction(tc, x, made.residual, dead, k)
+            k = min(self.auxk_k, dead.n)
+            aux = auxk_reconstruction(tc, x, made.residual, dead.ids, k, share)
             auxk = aux.loss(scale) * (k / self.auxk_k)
             parts.append(Part.of(aux, weight * self.auxk_alpha * (k / self.auxk_k)))
             loss = loss + self.auxk_alpha * auxk
-        if len(dead) > 0 and self.loss == "reference" and isinstance(self.rule.trained, ReLU):
+        if dead.n > 0 and self.loss == "reference" and isinstance(self.rule.trained, ReLU):
             left = -made.residual if self.rule.recipe.residual == "target" else x - (made.residual + y)
             errors = made.residual.square() * (y.numel() / scale).to(x.dtype)[:, None]
-            ghost, part = ghost_part(tc, x, left, errors, dead, step)
+            ghost, part = ghost_part(tc, x, left, errors, dead.ids, step)
             loss = loss + ghost
             parts.append(part)
         # The mean row stands below the others, for what pulls at the pre-activations of all rows alike.
@@ -99,8 +111,8 @@ class Objective:
         )
         stats = StepStats(
             fvu=(made.whole.sum() / (n * variance)).to(x.dtype),
-            l0=made.values.count_nonzero().to(x.dtype) / n,
-            dead=torch.full_like(loss, len(dead) / tc.d_sae, dtype=x.dtype),
+            l0=share.sum(made.values.count_nonzero()).to(x.dtype) / n,
+            dead=torch.full_like(loss, dead.n / dead.of, dtype=x.dtype),
             auxk=auxk.to(x.dtype),
         )
         return loss.to(x.dtype), gradient, stats, made

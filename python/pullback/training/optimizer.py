@@ -17,6 +17,7 @@ from pullback.ops import (
     on_huge_pages,
 )
 from pullback.ops.screen import Screen
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import FeatureLayer
 
 
@@ -30,12 +31,15 @@ class Gradient(NamedTuple):
     W_skip: Tensor | None = None
     """Float[Tensor, "d_out d_in"]"""
     more: Mapping[str, Tensor] = {}
-    """by weights that are not the transcoder's own, by name"""
+    """by weights that are not the transcoder's own but its features', by name"""
+
+    def common(self) -> dict[str, Tensor]:
+        """The parts that belong to no feature, by name of the weight."""
+        return {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
 
     def dense(self) -> dict[str, Tensor]:
         """The parts that are not sparse, by name of the weight."""
-        own = {name: t for name in ("b_dec", "W_skip") if (t := getattr(self, name)) is not None}
-        return own | dict(self.more)
+        return self.common() | dict(self.more)
 
 
 class Adam:
@@ -50,6 +54,7 @@ class Adam:
         decoder_norm: keep decoder rows at unit norm. The gradient's component along a row, which the norm would undo,
             is removed before it reaches the moments.
         more: other weights that move along, by name, with dense gradients.
+        share: the features that are held here.
 
     Attributes:
         exp_avg, exp_avg_sq: the moments, by name of the weight.
@@ -67,8 +72,10 @@ class Adam:
         *,
         decoder_norm: bool = False,
         more: Mapping[str, Tensor] | None = None,
+        share: Share = WHOLE,
     ) -> None:
         self.transcoder = transcoder
+        self.share = share
         self.more = dict(more or {})
         self.lr = lr
         self.betas = betas
@@ -87,11 +94,11 @@ class Adam:
     def squared_norm(self, gradient: Gradient, enough: float = 0.0) -> Tensor:
         """Of the gradient as the step will use it, or an upper bound of that where it is at most `enough`, which is
         quickly found: Float64[Tensor, ""]."""
-        others = torch.zeros((), dtype=torch.float64, device=gradient.b_dec.device)
-        for part in gradient.dense().values():
-            others += part.double().square().sum()
-        switches = self.decoder_norm, enough - others
-        return others + gradient_norm(gradient.features, self.transcoder.W_dec.flatten(1), *switches)
+        common, more = (_squares(parts, gradient.b_dec) for parts in (gradient.common(), gradient.more))
+        # A bound of a part says nothing of the sum where other parts are held elsewhere.
+        limit = enough - common - more if self.share.whole else torch.zeros_like(common)
+        own = more + gradient_norm(gradient.features, self.transcoder.W_dec.flatten(1), self.decoder_norm, limit)
+        return common + self.share.sum(own)
 
     def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
         """Move the weights against grad_scale times the gradient; a scale that is not finite moves nothing.
@@ -156,6 +163,13 @@ class LazyAdam(Adam):
 
 
 OPTIMIZERS = {"adam": Adam, "lazy_adam": LazyAdam}
+
+
+def _squares(parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=like.device)
+    for part in parts.values():
+        total += part.double().square().sum()
+    return total
 
 
 def _features(tensors: Mapping[str, Tensor]) -> DictionaryParams:

@@ -3,20 +3,23 @@ batches."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pullback.training.config import TrainConfig
 from pullback.training.learner import Learner, TrainingDiverged
+from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainStep
 from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, TranscoderSet
 
+Trained: TypeAlias = TranscoderSet | CrossLayerTranscoder
 Widths = Mapping[int, tuple[int, int]]
 """{layer: (d_in, d_out)}"""
 
@@ -31,8 +34,12 @@ class Run(ABC):
         layers: ascending; batches are [x of the first layer, y of the first layer, x of the next, ...].
         n_dictionaries: how many are trained, for what is said to the user.
         device: of the weights.
+        reports: whether this process says how the run goes; of several, one does.
+        shared: whether other processes take part: then all of them call the same methods at the same time.
     """
 
+    reports = True
+    shared = False
     config: TrainConfig
     device: torch.device
     layers: list[int]
@@ -51,8 +58,15 @@ class Run(ABC):
         """{layer: {name: figure}} of the last batch; see `loggers` for the names."""
 
     @abstractmethod
-    def dictionary(self) -> TranscoderSet | CrossLayerTranscoder:
+    def dictionary(self) -> Trained:
         """The weights as they are now; later steps go on changing them."""
+
+    def saved(self, path: str | os.PathLike[str] | None) -> Trained:
+        """The dictionary, written to a path if there is one."""
+        sets = self.dictionary()
+        if path is not None:
+            sets.save(path)
+        return sets
 
     @abstractmethod
     def state_dict(self) -> dict[str, dict[str, Any]]:
@@ -108,8 +122,17 @@ class PerLayerRun(Run):
     def state_dict(self) -> dict[str, dict[str, Any]]:
         return states_of(self.steps)
 
+    def whole_state(self) -> dict[str, dict[str, Any]]:
+        """`state_dict` with the weights."""
+        return {str(layer): step.state_dict() for layer, step in self.steps.items()}
+
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         load_states(self.steps, state, dictionary)
+
+    def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from a `whole_state`."""
+        for layer, step in self.steps.items():
+            step.load_state_dict(state[str(layer)])
 
     @property
     def memory(self) -> float:
@@ -118,10 +141,9 @@ class PerLayerRun(Run):
 
 def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
     """{layer: what a resumed run needs of it beside the weights}"""
-    found = {}
-    for layer, one in learners.items():
-        found[str(layer)] = one.state_dict()
-        del found[str(layer)]["weights"]
+    found = {str(layer): one.state_dict() for layer, one in learners.items()}
+    for own in found.values():
+        del own["weights"]
     return found
 
 
@@ -143,7 +165,14 @@ def memory_of(learners: Mapping[int, Learner]) -> float:
 
 
 def new_step(
-    config: TrainConfig, d_in: int, d_out: int, device: torch.device, *, seed: int, reading: ModelReading | None
+    config: TrainConfig,
+    d_in: int,
+    d_out: int,
+    device: torch.device,
+    *,
+    seed: int,
+    reading: ModelReading | None,
+    share: Share = WHOLE,
 ) -> TrainStep:
     return TrainStep(
         d_in,
@@ -166,6 +195,7 @@ def new_step(
         reading=reading,
         seed=seed,
         recipe=config,
+        share=share,
     )
 
 
@@ -181,7 +211,7 @@ def step_figures(step: Learner, loss: Tensor) -> dict[str, float]:
         "metrics/explained_variance": 1 - fvu,
         "metrics/fvu": fvu,
         "metrics/l0": float(stats.l0),
-        "sparsity/dead_features": round(float(stats.dead) * step.features.d_sae),
+        "sparsity/dead_features": round(float(stats.dead) * step.d_sae),
     }
 
 

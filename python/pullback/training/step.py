@@ -26,7 +26,8 @@ from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
 from pullback.training.rules import check_recipe, keeps_unit_norm
-from pullback.transcoders import Activation, ModelReading, TopK, Transcoder
+from pullback.training.share import WHOLE, Share
+from pullback.transcoders import Activation, ModelReading, ReLU, TopK, Transcoder
 
 __all__ = ["TrainStep", "TrainingDiverged"]
 
@@ -57,6 +58,7 @@ class TrainStep(Learner[Transcoder]):
         hook_in, hook_out, reading: passed on to the transcoder.
         seed: of the initial weights.
         recipe: losses, penalties, schedules and initial values; None for the defaults of `Recipe`.
+        share: which of the features are held here, of `training.distributed`.
 
     Raises:
         ValueError: k beyond d_sae, an unknown optimizer, a recipe that does not fit, or batches of another shape.
@@ -88,6 +90,7 @@ class TrainStep(Learner[Transcoder]):
         reading: ModelReading | None = None,
         seed: int = 0,
         recipe: Recipe | None = None,
+        share: Share = WHOLE,
     ) -> None:
         dtype = dtype or torch.float32
         if dtype not in (torch.float32, torch.float64):
@@ -101,14 +104,20 @@ class TrainStep(Learner[Transcoder]):
         activation = TopK(k) if activation is None else activation
         unit = keeps_unit_norm(activation, recipe, decoder_norm)
         check_recipe(activation, recipe, d_in, d_out, d_sae, unit)
-        W_enc, W_dec = initial_weights(d_in, d_out, d_sae, unit, recipe.decoder_init, seed, dtype)
+        if not share.whole and isinstance(activation, ReLU) and recipe.loss == "reference":
+            raise ValueError(
+                'training: loss="reference" gives dead ReLU features ghost gradients, which need all features in one '
+                'process; choose parallel="layers", or another loss'
+            )
+        held = share.features(d_sae)
+        W_enc, W_dec = initial_weights(d_in, d_out, d_sae, unit, recipe.decoder_init, seed, dtype, held)
         transcoder = Transcoder(
             W_enc,
-            W_enc.new_zeros(d_sae),
+            W_enc.new_zeros(len(W_enc)),
             W_dec,
             W_enc.new_zeros(d_out),
             W_enc.new_zeros(d_out, d_in) if skip_connection else None,
-            activation=initial_rule(activation, d_sae, dtype),
+            activation=initial_rule(activation, d_sae, held, dtype),
             hook_in=hook_in,
             hook_out=hook_out,
             reading=reading,
@@ -117,6 +126,7 @@ class TrainStep(Learner[Transcoder]):
             transcoder,
             activation,
             recipe,
+            d_sae,
             lr=lr,
             betas=betas,
             optimizer=optimizer,
@@ -125,12 +135,13 @@ class TrainStep(Learner[Transcoder]):
             auxk_alpha=auxk_alpha,
             auxk_k=auxk_k,
             dead_feature_window=dead_feature_window,
+            share=share,
         )
 
     @property
     def transcoder(self) -> Transcoder:
-        """The weights, which later steps go on changing, with the rule for inference as it is now. To read the running
-        threshold of BatchTopK is to wait for a GPU."""
+        """The weights, which later steps go on changing, with the rule for inference as it is now; of a share of the
+        features, their rows. To read the running threshold of BatchTopK is to wait for a GPU."""
         return self.trained
 
     @torch.no_grad()

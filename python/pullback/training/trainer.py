@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,25 +14,46 @@ from tqdm.auto import tqdm
 
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.config import TrainConfig
-from pullback.training.harvest import Harvest, Harvester
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
-from pullback.training.run import PerLayerRun, Run, new_step
-from pullback.training.runs import new_run
-from pullback.training.source import Tokens, is_packed, token_batches
+from pullback.training.run import PerLayerRun, Run, Trained, new_step
+from pullback.training.several import (
+    SHARED,
+    SHARED_READING,
+    OutputPath,
+    finished,
+    given_configs,
+    hook_read,
+    output_paths,
+)
+from pullback.training.source import Batch, Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
-from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, Transcoder, TranscoderSet
+from pullback.training.team import Team, meeting
+from pullback.transcoders import Transcoder
 
 PREFETCH_ON_GPU = 2
 MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
 
 
+@overload
 def train(
+    model: Any, tokens: Tokens, config: TrainConfig | None = None, *, configs: None = None, **options: Any
+) -> Trained: ...
+
+
+@overload
+def train(
+    model: Any, tokens: Tokens, config: None = None, *, configs: Sequence[TrainConfig], **options: Any
+) -> list[Trained]: ...
+
+
+def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spelled out here only)
     model: Any,
     tokens: Tokens,
     config: TrainConfig | None = None,
     *,
+    configs: Sequence[TrainConfig] | None = None,
     mask: Tensor | None = None,
     verbose: bool = True,
     output_path: str | os.PathLike[str] | None = None,
@@ -41,7 +62,7 @@ def train(
     keep_checkpoints: int = 2,
     resume: bool = False,
     logger: LoggingConfig | None = None,
-) -> TranscoderSet | CrossLayerTranscoder:
+) -> Trained | list[Trained]:
     """Train one transcoder a layer; every forward pass of the model serves all layers.
 
     Args:
@@ -51,9 +72,14 @@ def train(
             at every call. Prompts, lists and functions are used again until `config.training_tokens` is reached; an
             iterator ends the run where it ends.
         config: see TrainConfig.
+        configs: instead of one: several k, seeds, widths, rates or architectures, each on the same batches, for which
+            the model runs once. They must agree on what the model is run on and what is read of it; the first one's
+            seed orders the batches, and each ends with the weights that it would have reached alone in that order. A
+            transcoder and an autoencoder of its targets may be trained together.
         mask: Bool[Tensor, 'n_prompts T'], true where a token of a tensor of prompts counts.
         verbose: print a memory estimate and show a progress bar.
-        output_path: the set is saved here at the end; of a run that is interrupted or diverges, what exists is saved
+        output_path: the set is saved here at the end; of several, to `run_0`, `run_1`, ... inside, with a `runs.json`
+            that says which is which. Of a run that is interrupted or diverges, what exists is saved
             to this path with ".unfinished" behind it.
         checkpoint_path: folder for checkpoints, and for `log.jsonl`.
         checkpoint_every_tokens: tokens between two checkpoints; None for a tenth of the run.
@@ -63,23 +89,25 @@ def train(
         logger: see LoggingConfig.
 
     Returns:
-        The trained set; each transcoder knows its hooks and how the model was read.
+        The trained set, or a list of one for each of `configs`; each transcoder knows its hooks and how the model was
+        read.
 
     Raises:
-        ValueError: tokens that cannot be read, nothing to train on, or checkpoints of another run.
+        ValueError: tokens that cannot be read, nothing to train on, checkpoints of another run, or configurations that
+            do not agree.
         TrainingDiverged: NaN or infinity in activations, loss or gradient; its `sets` hold the last good weights, and
             the last checkpoint stays.
         KeyboardInterrupt: after what exists was saved, if there is an `output_path`.
     """
     from pullback.lens import as_lens
 
-    config = checked_config(config)
+    every = given_configs("train", config, configs, (*SHARED, *SHARED_READING))
+    config = every[0]
     lens = as_lens(model)
     layers = chosen_layers(lens, config)
     device = torch.device(config.device) if config.device else lens.device
-    checkpoints = opened(checkpoint_path, keep_checkpoints, resume)
     widths = dict.fromkeys(layers, (lens.d_model, lens.d_model))
-    run = new_run(config, widths, device, {layer: lens.reading(layer) for layer in layers})
+    readings = {layer: lens.reading(layer) for layer in layers}
     like = torch.empty(0, dtype=config.torch_dtype, device=device)
     excluded = Excluded.chosen(
         lens,
@@ -90,9 +118,9 @@ def train(
         packed=is_packed(tokens),
     )
     held_tokens = config.train_batch_size_tokens * config.n_batches_in_buffer
-    source = Harvest(
-        Harvester(lens, layers, config.hook_name, config.hook_name_out, excluded, like),
-        lambda: token_batches(
+
+    def batches() -> Iterator[Batch]:
+        return token_batches(
             lens,
             tokens,
             batch_size=config.store_batch_size_prompts,
@@ -100,27 +128,33 @@ def train(
             context_size=config.context_size,
             generator=torch.Generator().manual_seed(config.seed),
             repeat=True,
-        ),
-        batch_size=config.train_batch_size_tokens,
-        capacity=held_tokens,
-        generator=torch.Generator().manual_seed(config.seed ^ MIXING),
-        prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
-    )
-    if verbose:
-        announce([run], widths, held_tokens)
-    with closing(source), kept_if_stopped([run], [output_path]):
-        fit(
-            [run],
-            source,
-            verbose=verbose,
-            checkpoints=checkpoints,
-            checkpoint_every_tokens=checkpoint_every_tokens,
-            logger=logger,
         )
-    sets = run.dictionary()
-    if output_path is not None:
-        sets.save(output_path)
-    return sets
+
+    agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
+    with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
+        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
+        runs = [team.run(one, widths, device, readings) for one in every]
+        source = team.harvest(
+            (lens, layers, hook_read(every), config.hook_name_out, excluded, like),
+            batches,
+            batch_size=config.train_batch_size_tokens,
+            capacity=held_tokens,
+            generator=torch.Generator().manual_seed(config.seed ^ MIXING),
+            prefetch=(PREFETCH_ON_GPU if like.is_cuda else 0) if config.prefetch is None else config.prefetch,
+        )
+        if verbose:
+            announce(runs, widths, held_tokens)
+        with closing(source), kept_if_stopped(runs, output_paths(output_path, configs)):
+            fit(
+                runs,
+                source,
+                verbose=verbose,
+                checkpoints=checkpoints,
+                checkpoint_every_tokens=checkpoint_every_tokens,
+                logger=logger,
+            )
+        sets = finished(runs, output_path, configs)
+        return sets[0] if configs is None else sets
 
 
 def train_on_activations(
@@ -143,7 +177,7 @@ def train_on_activations(
         ValueError: shapes that do not fit, or no data.
         TrainingDiverged: NaN or infinity in data, loss or gradient; its `transcoder` holds the last good weights.
     """
-    config = checked_config(config)
+    (config,) = given_configs("train_on_activations", config, None, ())
     if isinstance(x, Tensor):
         batches = _shuffled_batches(x, x if y is None else y, config)
     elif y is not None:
@@ -159,16 +193,6 @@ def train_on_activations(
     return step.transcoder
 
 
-def checked_config(config: TrainConfig | None) -> TrainConfig:
-    """The settings, or the default ones. Raises ValueError for what is no TrainConfig."""
-    config = config or TrainConfig()
-    if not isinstance(config, TrainConfig):
-        raise ValueError(
-            f"train: config must be a TrainConfig, got {type(config).__name__}: write TrainConfig(k=16, ...)"
-        )
-    return config
-
-
 def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
     """The layers to train, ascending. Raises ValueError for layers that the model does not have."""
     layers = list(range(lens.n_layers)) if config.layers is None else sorted(set(config.layers))
@@ -180,17 +204,17 @@ def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
     return layers
 
 
-def opened(path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:
+def opened(team: Team, path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:
     """The checkpoints of a run, if it has a folder for them. Raises ValueError where it cannot be resumed at all."""
     if path is not None:
-        return Checkpoints(path, keep=keep, resume=resume)
+        return team.checkpoints(path, keep=keep, resume=resume)
     if resume:
         raise ValueError("resume=True needs a checkpoint_path to go on from")
     return None
 
 
 @contextmanager
-def kept_if_stopped(runs: list[Run], output_paths: list[str | os.PathLike[str] | None]) -> Iterator[None]:
+def kept_if_stopped(runs: list[Run], output_paths: list[OutputPath]) -> Iterator[None]:
     """Whatever stops the training inside, the transcoders as they are then are not lost."""
     try:
         yield
@@ -202,13 +226,13 @@ def kept_if_stopped(runs: list[Run], output_paths: list[str | os.PathLike[str] |
         raise
 
 
-def _saved_unfinished(runs: list[Run], paths: list[str | os.PathLike[str] | None]) -> LayeredDictionary:
+def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> Trained:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
-    sets = [run.dictionary() for run in runs]
-    for one, path in zip(sets, paths, strict=True):
-        if path is not None:
-            beside = f"{os.fspath(path).rstrip(os.sep)}.unfinished"
-            one.save(beside)
+    sets = []
+    for run, path in zip(runs, paths, strict=True):
+        beside = None if path is None else f"{os.fspath(path).rstrip(os.sep)}.unfinished"
+        sets.append(run.saved(beside))
+        if beside is not None and run.reports:
             tqdm.write(f"training stopped early; the transcoders as they are now were saved to {beside}")
     return sets[0]
 

@@ -114,10 +114,18 @@ def _run_arms(lens: Any, every: list[ArmSums], batches: list[Batch], bos: int | 
 
 def _report(sums: dict[int, LayerSums], arms: ArmSums, per_layer: bool) -> Report:
     figures = {layer: total.figures() for layer, total in sums.items()}
-    names = next(iter(figures.values()))
+
+    def of_layers(name: str) -> dict[int, Any]:
+        return {layer: own[name] for layer, own in figures.items()}
+
     return Report(
         **vars(arms.arms(tuple(sums))),
-        **{name: {layer: own[name] for layer, own in figures.items()} for name in names},
+        l0=of_layers("l0"),
+        fvu=of_layers("fvu"),
+        cosine=of_layers("cosine"),
+        explained_variance=of_layers("explained_variance"),
+        dead=of_layers("dead"),
+        density=of_layers("density"),
         n_tokens=next(iter(sums.values())).n,
         alone={layer: arms.arms((layer,)) for layer in sums if per_layer},
     )

@@ -9,22 +9,26 @@ from pullback.training.rules.matryoshka import MatryoshkaRule
 from pullback.training.rules.relu import ReLURule
 from pullback.training.rules.rule import Batch, Penalty, Rule, Slots
 from pullback.training.rules.topk import TopKRule
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import Activation, BatchTopK, FeatureLayer, JumpReLU, ReLU, TopK
 
 __all__ = ["Batch", "Penalty", "Rule", "Slots", "check_recipe", "keeps_unit_norm", "rule_for"]
 
 
-def rule_for(trained: Activation, recipe: Recipe, tc: FeatureLayer) -> Rule:
-    """The rule that trains an activation on the weights of `tc`."""
+def rule_for(trained: Activation, recipe: Recipe, tc: FeatureLayer, d_sae: int, share: Share = WHOLE) -> Rule:
+    """The rule that trains an activation on the weights of `tc`, a share of d_sae features."""
     if isinstance(trained, ReLU):
-        return ReLURule(trained, recipe)
+        return ReLURule(trained, recipe, share)
     if isinstance(trained, JumpReLU):
-        return JumpReLURule(trained, recipe, tc)
-    chooser = TopKRule(trained, recipe) if isinstance(trained, TopK) else BatchTopKRule(trained, recipe, tc.device)
+        return JumpReLURule(trained, recipe, tc, share)
+    if isinstance(trained, TopK):
+        chooser: Rule = TopKRule(trained, recipe, share)
+    else:
+        chooser = BatchTopKRule(trained, recipe, tc.device, share)
     if recipe.matryoshka_widths is None:
         return chooser
-    widths = [width for width in recipe.matryoshka_widths if width < tc.d_sae]
-    return MatryoshkaRule(chooser, [*widths, tc.d_sae])
+    widths = [width for width in recipe.matryoshka_widths if width < d_sae]
+    return MatryoshkaRule(chooser, [*widths, d_sae])
 
 
 def keeps_unit_norm(trained: Activation, recipe: Recipe, asked: bool) -> bool:

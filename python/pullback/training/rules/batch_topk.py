@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from pullback.ops import SparseActivations, batch_topk_encode
 from pullback.ops.screen import Screen
 from pullback.training.recipe import Recipe
 from pullback.training.rules.rule import Batch, Rule
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import BatchTopK, FeatureLayer
 
 
@@ -27,8 +29,8 @@ class BatchTopKRule(Rule):
     trained: BatchTopK
     revives = True
 
-    def __init__(self, trained: BatchTopK, recipe: Recipe, device: torch.device) -> None:
-        super().__init__(trained, recipe)
+    def __init__(self, trained: BatchTopK, recipe: Recipe, device: torch.device, share: Share = WHOLE) -> None:
+        super().__init__(trained, recipe, share)
         self._sum, self._mass = torch.zeros(2, dtype=torch.float64, device=device)
 
     def activation(self) -> BatchTopK:
@@ -42,14 +44,18 @@ class BatchTopKRule(Rule):
         step: int,
         screen: Screen | None = None,  # noqa: ARG002
     ) -> SparseActivations:
-        return batch_topk_encode(x, tc.W_enc, tc.b_enc, self.recipe.k_at(step, self.trained.k))
+        k = self.recipe.k_at(step, self.trained.k)
+        candidates = batch_topk_encode(x, tc.W_enc, tc.b_enc, self.share.batch_k(k, len(x)))
+        return self.share.best_of_batch(candidates, k)
 
     def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:  # noqa: ARG002
-        if isinstance(batch, SparseActivations) and batch.nnz > 0:
-            rate = self.recipe.topk_threshold_lr * health.isfinite().double()
-            smallest = torch.where(health.isfinite(), batch.values.min(), 0).double()
-            self._sum.lerp_(smallest, rate)
-            self._mass.lerp_(torch.ones_like(self._mass), rate)
+        assert isinstance(batch, SparseActivations)
+        own = batch.values.min() if batch.nnz else batch.values.new_full((), math.inf)
+        smallest = self.share.smallest(own.double())
+        good = health.isfinite() & smallest.isfinite()
+        rate = self.recipe.topk_threshold_lr * good.double()
+        self._sum.lerp_(torch.where(good, smallest, 0), rate)
+        self._mass.lerp_(torch.ones_like(self._mass), rate)
 
     def state_dict(self) -> dict[str, Any]:
         return {"threshold_sum": self._sum, "threshold_mass": self._mass}

@@ -22,6 +22,7 @@ from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.recipe import Recipe
 from pullback.training.rules.rule import Batch, Penalty, Rule, feature_sums
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import FeatureLayer, JumpReLU
 
 
@@ -30,8 +31,8 @@ class JumpReLURule(Rule):
 
     trained: JumpReLU
 
-    def __init__(self, trained: JumpReLU, recipe: Recipe, tc: FeatureLayer) -> None:
-        super().__init__(trained, recipe)
+    def __init__(self, trained: JumpReLU, recipe: Recipe, tc: FeatureLayer, share: Share = WHOLE) -> None:
+        super().__init__(trained, recipe, share)
         assert tc.theta is not None
         if not bool((tc.theta > 0).all()):
             raise ValueError(

@@ -27,9 +27,10 @@ class MatryoshkaRule(Rule):
     revives = True
 
     def __init__(self, chooser: Rule, widths: Sequence[int]) -> None:
-        super().__init__(chooser.trained, chooser.recipe)
+        super().__init__(chooser.trained, chooser.recipe, chooser.share)
         self.chooser = chooser
-        self.widths = tuple(widths)
+        held = self.share.features(widths[-1])
+        self.widths = tuple(min(max(width - held.start, 0), held.stop - held.start) for width in widths)
 
     def activation(self) -> Activation:
         return self.chooser.activation()
@@ -46,7 +47,7 @@ class MatryoshkaRule(Rule):
         groups = [batch.where(own) for own in chosen]
         residual, residuals = tc.b_dec - target, []
         for acts in groups:
-            residual = residual + decode_csr(acts, tc.W_dec)
+            residual = residual + self.share.sum(decode_csr(acts, tc.W_dec))
             residuals.append(residual)
         squares = [r.double().square().sum(1) for r in residuals]
         # Of the q-th group: its own residual and all later ones.

@@ -13,6 +13,7 @@ from pullback.ops import SparseActivations, segment_outer
 from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.recipe import Recipe
+from pullback.training.share import WHOLE, Share
 from pullback.transcoders import Activation, FeatureLayer
 
 
@@ -38,7 +39,7 @@ class Penalty(NamedTuple):
     """What a rule adds to the squared error of n rows, with the derivatives of both."""
 
     loss: Tensor
-    """Float64[Tensor, ""]: the penalty alone"""
+    """Float64[Tensor, ""]: the penalty alone, of the features held here"""
     dvalues: Tensor
     """Float[Tensor, "nnz"]: derivative of error and penalty by the pre-activation of every entry"""
     by_norm: Tensor | None = None
@@ -55,16 +56,18 @@ class Rule(ABC):
     Attributes:
         slots: `encode` gives Slots, and a fixed number of them.
         revives: the auxiliary loss of Gao et al. revives dead features.
-        weights: weights of its own, by name, which the optimizer moves.
+        weights: weights of its own, by name, one number a feature each, which the optimizer moves.
+        share: the features that are held here.
         norms: the size of what each feature writes, Float[Tensor, "F"], by which penalties are weighted.
     """
 
     slots = False
     revives = False
 
-    def __init__(self, trained: Activation, recipe: Recipe) -> None:
+    def __init__(self, trained: Activation, recipe: Recipe, share: Share = WHOLE) -> None:
         self.trained = trained
         self.recipe = recipe
+        self.share = share
         self.weights: dict[str, Tensor] = {}
         self.norms: Callable[[FeatureLayer], Tensor] = row_norms
 
@@ -83,7 +86,7 @@ class Rule(ABC):
 
     def reconstruct(self, batch: Batch, tc: FeatureLayer, target: Tensor) -> Reconstruction:
         """What they make of the target Float[Tensor, "n d_out"]."""
-        return Reconstruction.of_entries(self.activations(batch, tc), tc.W_dec, tc.b_dec, target)
+        return Reconstruction.of_entries(self.activations(batch, tc), tc.W_dec, tc.b_dec, target, self.share)
 
     def penalty(
         self,

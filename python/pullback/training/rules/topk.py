@@ -19,8 +19,9 @@ class TopKRule(Rule):
     revives = True
 
     def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> Slots:
-        k = self.recipe.k_at(step, self.trained.k)
-        return Slots(*topk_encode(x, tc.W_enc, tc.b_enc, k, relu=self.trained.relu, screen=screen))
+        k, relu = self.recipe.k_at(step, self.trained.k), self.trained.relu
+        values, ids = topk_encode(x, tc.W_enc, tc.b_enc, min(k, tc.d_sae), relu=relu, screen=screen)
+        return Slots(self.share.best(values, k, relu), ids)
 
     def activations(self, batch: Batch, tc: FeatureLayer) -> SparseActivations:
         assert isinstance(batch, Slots)
@@ -28,4 +29,4 @@ class TopKRule(Rule):
 
     def reconstruct(self, batch: Batch, tc: FeatureLayer, target: Tensor) -> Reconstruction:
         assert isinstance(batch, Slots)
-        return Reconstruction.of_slots(*batch, tc.W_dec, tc.b_dec, target, self.trained.relu)
+        return Reconstruction.of_slots(*batch, tc.W_dec, tc.b_dec, target, self.trained.relu, self.share)

@@ -1,0 +1,1 @@
+"""The tiny-mix report: transcoders beside autoencoders, trained and measured on the model that ships."""

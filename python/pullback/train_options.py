@@ -1,0 +1,107 @@
+"""The options of `pullback train`, in tables: each is the setting of `TrainConfig` of that name.
+
+Options with several values make a grid: a run for every combination, all on the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
+TYINGS = ("none", "per_source", "per_target")
+SCHEDULERS = ("linear", "cosine", "constant")
+
+
+class Option(NamedTuple):
+    """One setting of TrainConfig.
+
+    Attributes:
+        kind: its type; bool for a switch.
+        several: several values make a run each.
+        as_list: it is a list itself.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    what: str
+    several: bool = False
+    as_list: bool = False
+    choices: tuple[str, ...] | None = None
+
+
+TABLES = {
+    "dictionary": (
+        Option("d_sae", int, 1024, "features per layer", several=True),
+        Option("k", int, 32, "features active per token", several=True),
+        Option("architecture", str, "topk", "the sparsity rule", several=True, choices=ARCHITECTURES),
+        Option("skip_connection", bool, False, "also learn a linear path around the features"),
+        Option("cross_layer", bool, False, "one cross-layer transcoder: features write to all layers from theirs on"),
+        Option("decoder_tying", str, "none", "its decoders: a matrix for each pair, source or target", choices=TYINGS),
+        Option("seed", int, 0, "of initial weights; the first one's also of the order of batches", several=True),
+    ),
+    "optimisation": (
+        Option("training_tokens", int, 1_000_000, "tokens to train on"),
+        Option("train_batch_size_tokens", int, 1024, "tokens per step"),
+        Option("lr", float, 2e-3, "peak learning rate", several=True),
+        Option("lr_scheduler_name", str, "linear", "how the rate falls", choices=SCHEDULERS),
+        Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),
+        Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
+        Option("lr_decay_steps", int, None, "last steps, over which it falls (default: all after the rise)"),
+    ),
+    "many processes": (
+        Option(
+            "parallel", str, None,
+            "under torchrun: layers, features, data, none, or 4x2 for layers over 4 groups of 2 processes that share "
+            "features (default: layers where there are enough, else features)",
+        ),
+    ),
+    "sparsity rules": (
+        Option("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty", several=True),
+        Option("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),
+        Option("l0_coefficient", float, 1e-3, "jumprelu: weight of the number of active features", several=True),
+        Option("l0_warm_up_steps", int, 0, "steps over which it rises from 0"),
+        Option("jumprelu_init_threshold", float, 0.1, "jumprelu: theta at the start", several=True),
+        Option("jumprelu_bandwidth", float, 0.05, "jumprelu: width of the window around theta that moves it"),
+        Option("pre_act_loss_coefficient", float, 0.0, "jumprelu: weight of what lifts dead features"),
+        Option(
+            "matryoshka_widths", int, None, "topk, batchtopk: features that reconstruct on their own, like 64 256",
+            as_list=True,
+        ),
+        Option("k_start", int, None, "topk, batchtopk: k of the first step"),
+        Option("k_anneal_steps", int, 0, "steps over which it moves to k"),
+    ),
+}  # fmt: skip
+OPTIONS = tuple(option for table in TABLES.values() for option in table)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All of them, in groups."""
+    parser.epilog = "* Several values make a grid: a run for each combination, all on the same batches."
+    for title, table in TABLES.items():
+        group = parser.add_argument_group(title)
+        for option in table:
+            flag = "--" + option.name.replace("_", "-")
+            if option.kind is bool:
+                group.add_argument(flag, action="store_true", help=option.what)
+                continue
+            group.add_argument(
+                flag,
+                type=option.kind,
+                default=[option.default] if option.several else option.default,
+                nargs="+" if option.several or option.as_list else None,
+                choices=option.choices,
+                metavar=None if option.choices else option.kind.__name__.upper(),
+                help=option.what + (" *" if option.several else ""),
+            )
+
+
+def settings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The settings of every run of the grid, the last option turning fastest."""
+    given = {option.name: getattr(args, option.name) for option in OPTIONS}
+    grid = [option.name for option in OPTIONS if option.several]
+    for values in product(*(given[name] for name in grid)):
+        yield given | dict(zip(grid, values, strict=True))

@@ -1,0 +1,96 @@
+"""How much is lost at which sparsity: the picture of a sweep. The only part that needs matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+NEEDED = 'pictures of sweeps need matplotlib: pip install "matplotlib>=3.8"'
+COLOURS = {"transcoder": "#b3342d", "sae": "#3b6a9c"}
+STYLES = ("-", "--", ":", "-.")
+
+
+def can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the content of sweep.json into a .png, .svg or .pdf: L0 against the loss with all layers replaced, and L0
+    against FVU, a row for each evaluation.
+
+    Points are arms; lines go through the means over seeds, bars from the least to the largest. Horizontal lines are the
+    loss of the model itself and of the model with all these outputs at their means.
+
+    Raises:
+        ValueError: matplotlib is not installed, or the sweep has no arm.
+    """
+    if not can_draw():
+        raise ValueError(NEEDED)
+    arms = list(sweep["arms"].values())
+    if not arms:
+        raise ValueError("the sweep has no finished arm to draw")
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+
+    evaluations = list(arms[0]["figures"])
+    figure = Figure(figsize=(11, 3.9 * len(evaluations)), layout="constrained")
+    panels = figure.subplots(len(evaluations), 2, squeeze=False)
+    for name, (loss, fvu) in zip(evaluations, panels, strict=True):
+        first = arms[0]["figures"][name]
+        for level, what in (("ce_original", "the model"), ("ce_mean_ablated", "outputs at their means")):
+            loss.axhline(first[level], color="#777777", linewidth=1, linestyle=(0, (1, 2)))
+            loss.annotate(what, (1, first[level]), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
+        _curves(loss, arms, name, "ce_replaced")
+        _curves(fvu, arms, name, "fvu")
+        loss.set_ylabel("cross-entropy, all layers replaced (nats)")
+        fvu.set_ylabel("FVU, mean over layers")
+        for axis in (loss, fvu):
+            axis.set_title(name, fontsize=9)
+            axis.set_xscale("log", base=2)
+            axis.set_xlabel("L0, mean over layers")
+            axis.spines[["top", "right"]].set_visible(False)
+        fvu.legend(frameon=False, fontsize=8)
+    target = Path(path)
+    # Without version and date in it, the same sweep gives the same file.
+    nothing = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    figure.savefig(target, dpi=110, metadata=nothing.get(target.suffix))
+
+
+def _curves(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str, figure: str) -> None:
+    architectures = list(dict.fromkeys(arm["architecture"] for arm in arms))
+    for kind in dict.fromkeys(arm["kind"] for arm in arms):
+        for architecture, style in zip(architectures, STYLES * len(architectures), strict=False):
+            own = [arm for arm in arms if (arm["kind"], arm["architecture"]) == (kind, architecture)]
+            by_setting: dict[Any, list[tuple[float, float]]] = {}
+            for arm in own:
+                x, y = (_mean(arm["figures"][evaluation][name]) for name in ("l0", figure))
+                if x is not None and y is not None:
+                    by_setting.setdefault(arm["value"], []).append((x, y))
+            points = sorted((fmean(x for x, _ in seeds), seeds) for seeds in by_setting.values())
+            if not points:
+                continue
+            middle = [fmean(y for _, y in seeds) for _, seeds in points]
+            # A mean of equal numbers may round past them.
+            below = [max(0.0, m - min(y for _, y in seeds)) for m, (_, seeds) in zip(middle, points, strict=True)]
+            above = [max(0.0, max(y for _, y in seeds) - m) for m, (_, seeds) in zip(middle, points, strict=True)]
+            axis.errorbar(
+                [x for x, _ in points],
+                middle,
+                yerr=[below, above],
+                color=COLOURS.get(kind, "#444444"),
+                linestyle=style,
+                linewidth=1.4,
+                capsize=3,
+                label=f"{kind} {architecture}",
+            )
+            flat = [point for _, seeds in points for point in seeds]
+            axis.plot(*zip(*flat, strict=True), ".", color=COLOURS.get(kind, "#444444"), markersize=4, alpha=0.5)
+
+
+def _mean(figure: Any) -> float | None:
+    """Over layers, where there are any; None where one is no finite number."""
+    values = list(figure.values()) if isinstance(figure, Mapping) else [figure]
+    return None if None in values else fmean(values)
