@@ -16,7 +16,7 @@ PEERS := build/bench-peers
 # What `make bench` is given besides, e.g. BENCH_ARGS="--suite full --rounds 15".
 BENCH_ARGS ?=
 
-.PHONY: demo test build lint format aot bench bench-peers interop bench-report report wheel clean help
+.PHONY: demo test build lint format aot bench bench-peers bench-whole interop bench-report report wheel clean help
 
 help:
 	@grep -E '^# make|^## ' Makefile
@@ -84,6 +84,10 @@ $(PEERS)/.built: $(PEERS)/.installed $(NATIVE) $(shell find python -name '*.py')
 ## make bench-peers: every op at every shape, beside eai-sparsify and sae-lens; 10 minutes once their environment is made
 bench-peers: $(PEERS)/.built
 	$(PEERS)/bin/python -m bench --suite peers $(BENCH_ARGS)
+
+## make bench-whole: training runs on whole models, beside eai-sparsify's trainer; 10 minutes once their environment is made
+bench-whole: $(BUILT) $(PEERS)/.installed
+	$(BIN)/python -m bench.whole --python $(PEERS)/bin/python $(BENCH_ARGS)
 
 # Its own requirements are those of an older stack; reading and writing transcoders needs none of them.
 build/circuit-tracer/.installed:

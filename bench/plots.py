@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from .results import Group, Row, is_ours  # noqa: E402
+from .tables import RATES  # noqa: E402
 
 OURS, OTHERS, FLOOR = "#b3342d", "#5b7083", "#b9b9b9"
 # Without the version of the software in it, the same results give the same file.
@@ -21,18 +22,19 @@ def draw(machine: str, groups: Sequence[Group], folder: Path) -> list[str]:
     """Write the plots of one machine into `folder`; their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    steps = [group for group in groups if group.op == "step" and group.timed]
-    others = [group for group in groups if group.op != "step" and group.competitors]
-    if steps:
-        names.append(f"{machine}-step.png")
-        _steps(steps, folder / names[-1])
+    others = [group for group in groups if group.op not in RATES and group.competitors]
+    for op, what in RATES.items():
+        found = [group for group in groups if group.op == op and group.timed]
+        if found:
+            names.append(f"{machine}-{op}.png")
+            _rates(what, found, folder / names[-1])
     if others:
         names.append(f"{machine}-ops.png")
         _ops(others, folder / names[-1])
     return names
 
 
-def _steps(groups: Sequence[Group], path: Path) -> None:
+def _rates(what: str, groups: Sequence[Group], path: Path) -> None:
     """Tokens a second, a panel for each shape; whiskers from the 20th to the 80th percentile."""
     figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 3.4), squeeze=False, layout="constrained")
     for axis, group in zip(axes[0], groups, strict=True):
@@ -48,7 +50,7 @@ def _steps(groups: Sequence[Group], path: Path) -> None:
             ecolor="#222222",
             error_kw={"lw": 1},
         )
-        axis.set_title(f"one training step, {group.title}", fontsize=9)
+        axis.set_title(f"{what}, {group.title}", fontsize=9)
         axis.set_xlabel("tokens a second")
         axis.locator_params(axis="x", nbins=6)
         axis.spines[["top", "right"]].set_visible(False)

@@ -79,7 +79,12 @@ def load(folder: Path = FOLDER) -> dict[str, list[Group]]:
             by_case.setdefault((line["op"], case), []).append(line)
         for key, group in by_case.items():
             found[key] = Group(run, tuple(group))
-    order = {op: place for place, op in enumerate(("step", "topk_encode", "select", "decode", "backward", "update"))}
+    order = {
+        op: place
+        for place, op in enumerate(
+            ("train", "harvest", "step", "topk_encode", "select", "decode", "backward", "update")
+        )
+    }
     return {
         machine: sorted(groups.values(), key=lambda group: order.get(group.op, len(order)))
         for machine, groups in sorted(machines.items())

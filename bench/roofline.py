@@ -54,7 +54,8 @@ def cost(op: str, shape: Mapping[str, int], size: int = 4) -> list[Phase]:
     """The phases of `op` at `shape`, elements of `size` bytes, ids of 4.
 
     Names in a shape: N rows (tokens), d input and output width, F features, k active ones a row; for the contraction
-    B targets, P positions (over all layers), k active features a position. Optimizer state is always float32.
+    B targets, P positions (over all layers), k active features a position; for whole runs L layers.
+    Optimizer state is always float32.
 
     Raises:
         ValueError: no such op, or a shape that lacks a dimension.
@@ -71,6 +72,11 @@ def cost(op: str, shape: Mapping[str, int], size: int = 4) -> list[Phase]:
         if op == "select":
             return [Phase("select", 0.0, size * N * F + entry * N * k)]
         d = shape["d"]
+        if op == "harvest":
+            # Projections of attention and MLP, at the usual four widths; not the scores, nor the unembedding.
+            return [Phase("model", 24.0 * N * d * d * shape["L"], 12.0 * d * d * shape["L"] * size)]
+        if op == "train":
+            return cost("harvest", shape, size) + shape["L"] * cost("step", shape, size)
         encode = Phase("encode", 2.0 * N * d * F, size * (N * d + F * d + F) + entry * N * k)
         decode = Phase("decode", 2.0 * N * k * d, size * (used * d + N * d) + entry * N * k)
         # <g, W_dec>, dW_dec and dW_enc; both gradients are written, dense.

@@ -14,6 +14,8 @@ NONE_YET = (
     "No results are committed yet: `make bench` measures this machine, `make bench-peers` the other libraries beside "
     "it, and `make bench-report` writes the table here.\n"
 )
+# Ops that are said in tokens a second.
+RATES = {"train": "a whole training run, all layers", "step": "one training step"}
 METHOD = Path(__file__).with_name("method.md").read_text()
 
 
@@ -46,16 +48,16 @@ def put(text: str, block: str) -> str:
 
 
 def _summary(groups: Sequence[Group]) -> str:
-    steps = [group for group in groups if group.op == "step" and group.timed]
-    others = [group for group in groups if group.op != "step" and _headline(group) and group.ours()]
-    if not steps and not others:
+    rates = {op: [group for group in groups if group.op == op and group.timed] for op in RATES}
+    others = [group for group in groups if group.op not in RATES and _headline(group) and group.ours()]
+    shown = [*(group for found in rates.values() for group in found), *others]
+    if not shown:
         return ""
     parts = [f"**{_name(groups[0])}**\n"]
-    if steps:
-        parts.append(_steps(steps))
+    parts += [_rates(RATES[op], found) for op, found in rates.items() if found]
     if others:
         parts.append(_ops(others))
-    if any(group.disturbed for group in (*steps, *others)):
+    if any(group.disturbed for group in shown):
         parts.append("† other processes were running.\n")
     return "\n".join(parts)
 
@@ -68,27 +70,27 @@ def _headline(group: Group) -> bool:
     return row["shape"]["k"] == 64 and (row["data"] == "normal" or row["shape"]["F"] == 131072)
 
 
-def _steps(groups: Sequence[Group]) -> str:
+def _rates(what: str, groups: Sequence[Group]) -> str:
     """Tokens a second and memory of every implementation, a column for each shape."""
     names: list[str] = []
     for group in groups:
         names += [row["provider"] for row in group.timed if row["provider"] not in names]
     lines = [
-        _line(["one training step", *(f"{group.title}{_mark(group)}" for group in groups)]),
+        _line([what, *(f"{group.title}{_mark(group)}" for group in groups)]),
         _line(["---"] + ["---:"] * len(groups)),
     ]
     for name in names:
         cells = []
         for group in groups:
             row = next((row for row in group.timed if row["provider"] == name), None)
-            cells.append(_step_cell(row, group) if row else "")
+            cells.append(_rate(row, group) if row else "")
         shown = f"**{name}**" if name == "pullback" else name
         shown += " (the floor)" if any(r["provider"] == name and r["role"] == "floor" for r in groups[0].rows) else ""
         lines.append(_line([shown, *cells]))
     return "\n".join(lines) + "\n"
 
 
-def _step_cell(row: Row, group: Group) -> str:
+def _rate(row: Row, group: Group) -> str:
     ours = group.ours()
     speed = f"{row['notes']['tokens_per_s']:,.0f} tok/s"
     ratio = f" ({row['ms'] / ours['ms']:.2f}× our time)" if ours and row is not ours else ""
@@ -146,8 +148,11 @@ def _note(row: Row) -> str:
         parts.append(f"{notes['tokens_per_s']:,.0f} tok/s")
     if "rows_as_float64" in notes:
         parts.append(f"{100 * notes['rows_as_float64']:.0f} % of rows choose as float64")
+    if "of_bare_pass" in notes:
+        parts.append(f"{notes['of_bare_pass']:.2f} of the fastest pass with nothing recorded")
     if "fvu_last" in notes:
-        parts.append(f"FVU {notes['fvu_first']:.2f} → {notes['fvu_last']:.2f} in {notes['steps']:.0f} steps")
+        first = f"{notes['fvu_first']:.2f} → " if "fvu_first" in notes else ""
+        parts.append(f"FVU {first}{notes['fvu_last']:.2f} in {notes['steps']:.0f} steps")
     return ", ".join(parts)
 
 

@@ -22,10 +22,11 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     script = "import sys\nfrom pullback import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert all(command in out for command in ("demo", "train", "cache", "sweep", "eval", "graph", "convert", "doctor"))
+    commands = ("demo", "train", "plan", "cache", "sweep", "eval", "graph", "convert", "doctor")
+    assert all(command in out for command in commands)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "cache", "sweep", "eval", "graph", "convert", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "train", "plan", "cache", "sweep", "eval", "graph", "convert", "doctor"])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -138,6 +139,8 @@ def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixt
         (["graph", "tiny-mix", PROMPT, "--out", "folder.html"], "--out names a folder"),
         (["eval", "tiny-mix", "--data", "folder.html"], "Is a directory"),
         (["train", "tiny-mix", "--out", "o"], "--data FILE is needed"),
+        (["train", "tiny-mix", "--out", "o", "--parallel", "wide"], "parallel must be one of none, layers"),
+        (["plan", "--d-sae", "8"], "name one of gpt2-small"),
         (["train", "tiny-mix", "--out", "o", "--resume"], "--resume needs --checkpoint"),
         (["cache", "tiny-mix", "--data", "nowhere.npy", "--out", "o"], "no file nowhere.npy"),
         (["sweep", "tiny-mix", "--k", "4", "--out", "o"], "--data FILE is needed"),

@@ -24,6 +24,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARA
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from bench import memory  # noqa: E402
 from bench.environment import without_paths  # noqa: E402
 from bench.step.implementations import IMPLEMENTATIONS, Shape  # noqa: E402
 
@@ -56,7 +57,7 @@ def main(name: str, shape: Shape, device: torch.device, threads: int, answer: Ca
         return answer({"status": "absent", "reason": without_paths(f"{module} cannot be imported here: {error}")})
     load_optimizer()  # before the baseline, as the import was: what a library weighs is not what training takes
     gc.collect()
-    before = forget_peak()
+    before = memory.forget_peak()
     try:
         step = implementation.build(shape, device)
         answer({"status": "ready"})
@@ -80,8 +81,7 @@ def main(name: str, shape: Shape, device: torch.device, threads: int, answer: Ca
         return answer({"status": "failed", "reason": without_paths(f"{type(error).__name__}: {error}")})
     if device.type == "cuda":
         return answer({"peak_mb": torch.cuda.max_memory_allocated(device) / 2**20})
-    peak = memory_mb("VmHWM")
-    return answer({"peak_mb": None if peak is None or before is None else peak - before})
+    return answer({"peak_mb": memory.grown(before)})
 
 
 def orders() -> Iterator[int]:
@@ -97,25 +97,6 @@ def load_optimizer() -> None:
     weight = torch.ones(1, requires_grad=True)
     weight.grad = torch.ones(1)
     torch.optim.Adam([weight]).step()
-
-
-def forget_peak() -> float | None:
-    """Let the peak start anew; MiB held now, or None where the system keeps no such count."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return None
-    return memory_mb("VmRSS")
-
-
-def memory_mb(field: str) -> float | None:
-    """MiB: VmRSS, held now, or VmHWM, the most there was."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
-    except (OSError, StopIteration):
-        return None
 
 
 def synchronize(device: torch.device) -> None:

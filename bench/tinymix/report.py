@@ -10,6 +10,7 @@ from typing import Any
 from pullback.training.sweep.matched import matched, mean_over_layers
 
 from ..environment import ROOT
+from . import across
 
 RESULTS = ROOT / "bench" / "results" / "tinymix"
 PAGE = ROOT / "docs" / "TINYMIX_REPORT.md"
@@ -57,7 +58,7 @@ def collect(work: Path, results: Path = RESULTS) -> None:
 def page(results: Path = RESULTS) -> str:
     """The report as Markdown."""
     found = json.loads((results / SWEEP).read_text())
-    return "\n".join([*_head(found), *_sweep(found), *cross_layer(results)]) + "\n"
+    return "\n".join([*_head(found), *_sweep(found), *across.section(results / CROSS_LAYER)]) + "\n"
 
 
 def _head(found: Mapping[str, Any]) -> list[str]:
@@ -158,10 +159,3 @@ def _table(figures: Mapping[str, Any]) -> list[str]:
                 f"| {std} |"
             )
     return lines
-
-
-def cross_layer(results: Path) -> list[str]:
-    """Cross-layer against per-layer transcoders at equal parameters and L0, where that was measured."""
-    if not (results / CROSS_LAYER).exists():
-        return []
-    raise NotImplementedError  # filled in with the measurement

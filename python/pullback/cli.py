@@ -11,6 +11,7 @@ from typing import Any
 from pullback import train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
+SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
 MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(commands)
     _train(commands)
+    _plan(commands)
     _cache(commands)
     _sweep(commands)
     _eval(commands)
@@ -130,7 +132,12 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
         help="where the target is read, inside blocks.{l}; the same as --hook-name makes autoencoders",
     )
     parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
-    parser.add_argument("--cache-tokens", type=int, default=None, help="tokens to cache (default: all, once)")
+    parser.add_argument(
+        "--cache-tokens",
+        type=int,
+        default=None,
+        help="tokens to cache (default: all, once; of a sweep, as many as it trains on)",
+    )
     parser.add_argument("--cache-dtype", default="float32", help="float32, bfloat16, float16 or int8")
 
 
@@ -139,6 +146,27 @@ def _run_train(args: argparse.Namespace) -> None:
 
     _claim(args.out, args.force)
     run_train(args, lambda: open_model(args.model), list(train_options.settings(args)))
+
+
+def _plan(commands: Any) -> None:
+    parser = _command(commands, "plan", _run_plan, "say what memory, arithmetic and network a training run would take")
+    parser.add_argument("model", nargs="?", help="gpt2-small, gemma-2-2b, llama-3.1-8b or llama-3.1-70b; or give sizes")
+    parser.add_argument("--n-layers", type=int, default=None, help="of another model")
+    parser.add_argument("--d-model", type=int, default=None, help="of another model")
+    parser.add_argument("--parameters", type=float, default=None, help="of another model, without embeddings")
+    parser.add_argument("--k", type=int, default=32, help="features active per token")
+    parser.add_argument("--cross-layer", action="store_true", help="features write to all later layers")
+    parser.add_argument("--processes", type=int, default=1, help="as many GPUs")
+    parser.add_argument("--parallel", default=None, help="layers, features, data, or 4x2 (default: layers)")
+    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
+    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
+    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
+
+
+def _run_plan(args: argparse.Namespace) -> None:
+    from pullback.training.command import run_plan
+
+    run_plan(args)
 
 
 def _cache(commands: Any) -> None:
@@ -175,9 +203,7 @@ def _sweep(commands: Any) -> None:
         default=["transcoder", "sae"],
         help="transcoders, autoencoders of what they write, or both",
     )
-    parser.add_argument(
-        "--architectures", nargs="+", choices=train_options.ARCHITECTURES, default=["topk"], help="sparsity rules"
-    )
+    parser.add_argument("--architectures", nargs="+", choices=SWEPT, default=["topk"], help="sparsity rules")
     parser.add_argument("--k", type=int, nargs="+", default=[], help="topk, batchtopk: features active per token")
     parser.add_argument("--l1-coefficient", type=float, nargs="+", default=[], help="standard: weights of its penalty")
     parser.add_argument("--l0-coefficient", type=float, nargs="+", default=[], help="jumprelu: weights of its penalty")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.tinymix import measure, report
+from bench.tinymix import across, measure, report
+from pullback import zoo
 
 LEVELS = {"ce_original": 0.1, "ce_mean_ablated": 3.0, "ce_zero_ablated": 4.0}
 
@@ -49,6 +50,28 @@ def test_the_page_says_what_came_out(tmp_path: Path, ahead: float, verdict: str)
     kept = json.loads((tmp_path / "results" / report.SWEEP).read_text())
     assert len(kept["arms"]) == 12
     assert "density" not in str(kept)
+
+
+def test_a_cross_layer_transcoder_of_equal_parameters() -> None:
+    per_layer, d, n_layers = 1024, 128, 4
+    features = across.equal_features(per_layer, n_layers, d)
+    parameters = sum(features * (d + 1 + d * (n_layers - layer)) for layer in range(n_layers))
+    assert parameters == pytest.approx(n_layers * per_layer * (2 * d + 1), rel=1e-3)
+
+
+def test_dictionaries_are_measured_for_one_table(tmp_path: Path) -> None:
+    model, sets = zoo.load("tiny-mix"), zoo.transcoders("tiny-mix")
+    path = tmp_path / "across.json"
+    assert across.section(path) == []
+    across.compare(model, {"per-layer": [sets]}, path, n_batches=1, n_answers=8, n_graphs=2)
+    found = json.loads(path.read_text())["per-layer"][0]
+    assert found["n_parameters"] == 4 * (1024 * 257 + 128)
+    assert found["l0"] == pytest.approx(64, abs=2)
+    assert 0 < found["fvu"] < 0.2
+    assert 0.8 < found["ce_recovered"] < 1.05
+    assert 0 < found["replacement"] <= found["completeness"] <= 1
+    lines = across.section(path)
+    assert any(line.startswith("| parameters | 1,053,184 |") for line in lines)
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:

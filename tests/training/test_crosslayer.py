@@ -8,6 +8,7 @@ import torch
 
 from pullback.ops import use_backend
 from pullback.training import TrainConfig, TrainingDiverged
+from pullback.training.distributed.team import SharedTeam
 from pullback.training.run import PerLayerRun, new_step
 from pullback.training.runs import new_run
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
@@ -221,3 +222,9 @@ def test_what_does_not_fit_is_refused(settings, sentence):
 def test_layers_of_several_widths_are_refused():
     with pytest.raises(ValueError, match="all layers must have the same widths"):
         new_run(TrainConfig(cross_layer=True), {0: (4, 4), 1: (4, 5)}, CPU, {})
+
+
+def test_several_processes_are_refused():
+    team = SharedTeam.__new__(SharedTeam)
+    with pytest.raises(ValueError, match="one process trains them all"):
+        team.run(TrainConfig(cross_layer=True), {}, CPU, {})

@@ -240,7 +240,7 @@ def test_features_that_write_onward_count_in_every_layer(lens, tokens, tying):
         return SourceLayer(tc.W_enc, tc.b_enc, W_dec, tc.b_dec, activation=ReLU())
 
     clt = CrossLayerTranscoder({layer: source(layer, tc) for layer, tc in own.items()}, tying)
-    report = evaluate(lens, clt, tokens, batch_size=5)
+    report = evaluate(lens, clt, tokens, batch_size=5, per_layer=True)
     (x0, _), (x1, y1) = (v for v in lens.mlp_io(tokens).values())
     onward = {"none": own[0].W_dec / 2, "per_source": own[0].W_dec, "per_target": own[1].W_dec}[tying]
     written = own[0].encode(x0).to_dense() @ onward
@@ -251,6 +251,7 @@ def test_features_that_write_onward_count_in_every_layer(lens, tokens, tying):
     with lens.patch_mlp({1: lambda x, y: own[1](x) + written.view_as(y)}):
         replaced = cross_entropy(lens.logits(tokens), tokens, torch.ones_like(tokens, dtype=torch.bool))
     assert report.ce_replaced == pytest.approx(replaced, abs=1e-5)
+    assert report.alone[1].ce_replaced == pytest.approx(replaced, abs=1e-5)
     assert report.l0 == evaluate(lens, own, tokens).l0
 
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pullback.training import TrainConfig, evaluate, sweep, train_on_cache
+from pullback.training import TrainConfig, cache_activations, evaluate, sweep, train_on_cache
 from pullback.training.sweep import grid, matched, run
 from pullback.transcoders import JumpReLU, load_transcoders
 from pullback.viz import pareto
 
-SMALL = TrainConfig(d_sae=16, k=1, training_tokens=120, train_batch_size_tokens=20, lr=1e-2)
+SMALL = TrainConfig(d_sae=16, k=1, training_tokens=60, train_batch_size_tokens=20, lr=1e-2)
 
 
 def arms_of(**given):
@@ -88,12 +88,19 @@ def test_an_arm_is_what_it_would_be_alone(swept, lens, tokens, tmp_path):
     assert not (tmp_path / "out/checkpoints").exists()
 
 
-def test_an_autoencoder_reads_what_it_writes(swept, lens, tokens, tmp_path):
-    swept(k=(6,), seeds=(0,))
-    sets = load_transcoders(tmp_path / "out/sets/sae-topk-k6-seed0")
-    y = lens.mlp_io(tokens)[0][1]
-    outside = train_on_cache(tmp_path / "out/cache", replace(SMALL, architecture="topk", k=6), verbose=False)
-    assert (sets[0](y) - y).square().sum() < (outside[0](y) - y).square().sum()
+def test_an_autoencoder_reads_the_targets_of_a_cache_made_for_transcoders(lens, tokens, tmp_path):
+    hooks = {"hook_name": "hook_mlp_out", "hook_name_out": "hook_mlp_out"}
+    config = replace(SMALL, **hooks)
+    caches = [
+        cache_activations(lens, tokens, tmp_path / name, verbose=False, **given)
+        for name, given in (("pairs", {}), ("outputs", hooks))
+    ]
+    here, there = (train_on_cache(cache, config, verbose=False) for cache in caches)
+    for layer, tc in here.items():
+        assert torch.equal(tc.W_enc, there[layer].W_enc)
+        assert torch.equal(tc.W_dec, there[layer].W_dec)
+    with pytest.raises(ValueError, match="hook_name='hook_mlp_out', and the config says 'mlp.hook_in'"):
+        train_on_cache(caches[1], SMALL, verbose=False)
 
 
 def test_finished_arms_stay_and_a_stopped_sweep_goes_on(swept, monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from pullback.training.config import TrainConfig
 from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
+from pullback.training.plan import H100, MODELS, Dictionary, Model, costs
 from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
 from pullback.training.source import Batch, Tokens, token_batches
@@ -79,6 +80,29 @@ def _parallel(said: str | None) -> str | list[int] | None:
     """A word of TrainConfig, or "4x2"."""
     sizes = [] if said is None else said.split("x")
     return [int(size) for size in sizes] if len(sizes) == 2 and all(map(str.isdecimal, sizes)) else said
+
+
+def run_plan(args: Namespace) -> None:
+    """Say what a run would cost; raises ValueError for a model that is neither known nor described."""
+    given = args.n_layers, args.d_model, args.parameters
+    if args.model not in MODELS and None in given:
+        raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
+    known = MODELS.get(args.model) or Model(*given)
+    dictionary = Dictionary(known.n_layers, known.d_model, args.d_sae, args.k, args.cross_layer)
+    batch, processes = args.train_batch_size_tokens, args.processes
+    parallel = _parallel(args.parallel) or "layers"
+    found = costs(dictionary, known.parameters, batch=batch, processes=processes, parallel=parallel)
+    hours = found.seconds() * args.training_tokens / batch * processes / 3600
+    machine = f"{H100.flops / 1e12:.0f} TFLOP/s, {H100.bandwidth / 1e12:.1f} TB/s, network {H100.link / 1e9:.0f} GB/s"
+    lines = {
+        "weights": f"{dictionary.weights / 1e9:.2f}e9",
+        "memory of each process": f"{found.trained / 1e9:.1f} GB of weights and moments, {found.buffer / 1e9:.1f} GB "
+        f"of rows to be mixed, {2 * known.parameters / 1e9:.1f} GB of the model in 16 bit",
+        "a step of each": f"{found.flops / 1e12:.1f} TFLOP; {found.traffic / 1e9:.1f} GB of weights and moments read "
+        f"and written; received: {found.rows / 1e6:,.0f} MB of rows, {found.exchange / 1e6:,.0f} MB inside the step",
+        "the run": f"at least {hours:,.2f} GPU-hours for {args.training_tokens:,} tokens ({machine} sustained)",
+    }
+    print("\n".join(f"{name}: {said}" for name, said in lines.items()))
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:

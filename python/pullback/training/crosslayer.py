@@ -125,7 +125,7 @@ class CrossLayerRun(Run):
 
     @property
     def memory(self) -> float:
-        return memory_of(self.learners)
+        return memory_of(self.learners, self.config)
 
 
 def _norms(wiring: Wiring, i: int, _features: FeatureLayer) -> Tensor:

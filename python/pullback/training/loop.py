@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.loggers import LoggingConfig, figures, open_loggers
+from pullback.training.plan import buffer_bytes
 from pullback.training.run import Run, Widths
 from pullback.training.step import TrainingDiverged
 
@@ -116,10 +117,11 @@ def announce(runs: Sequence[Run], widths: Widths, held_tokens: int) -> None:
     if not runs[0].reports:
         return
     config = runs[0].config
-    held = sum(map(sum, widths.values())) * config.torch_dtype.itemsize * held_tokens
+    held = buffer_bytes(sum(sum(widths[layer]) for layer in runs[0].layers), held_tokens, config.torch_dtype.itemsize)
+    each = ", in each process" if runs[0].shared else ""
     features = " and ".join(f"{d_sae}" for d_sae in sorted({run.config.d_sae for run in runs}))
     tqdm.write(
         f"training {sum(run.n_dictionaries for run in runs)} transcoders with {features} features on "
         f"{config.training_tokens:,} tokens in {config.n_steps:,} steps; "
-        f"memory about {(sum(run.memory for run in runs) + held) / 2**20:,.0f} MiB beside the model"
+        f"memory about {(sum(run.memory for run in runs) + held) / 2**20:,.0f} MiB beside the model{each}"
     )

@@ -7,23 +7,24 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback.training.config import TrainConfig
 from pullback.training.learner import Learner, TrainingDiverged
+from pullback.training.plan import trained_bytes
 from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainStep
 from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, TranscoderSet
 
-Trained: TypeAlias = TranscoderSet | CrossLayerTranscoder
+Trained = TranscoderSet | CrossLayerTranscoder
+"""What comes of a run"""
+
 Widths = Mapping[int, tuple[int, int]]
 """{layer: (d_in, d_out)}"""
-
-COPIES_PER_WEIGHT = 3.25  # the weight, two moments of Adam, half an encoder in bfloat16
 
 
 class Run(ABC):
@@ -136,7 +137,7 @@ class PerLayerRun(Run):
 
     @property
     def memory(self) -> float:
-        return memory_of(self.steps)
+        return memory_of(self.steps, self.config)
 
 
 def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
@@ -158,10 +159,11 @@ def load_states(
         one.load_state_dict({**state[str(layer)], "weights": weights})
 
 
-def memory_of(learners: Mapping[int, Learner]) -> float:
+def memory_of(learners: Mapping[int, Learner], config: TrainConfig) -> float:
     """Bytes of weights and of what the optimizer keeps."""
-    every = [weight for one in learners.values() for weight in one.features.parameters()]
-    return COPIES_PER_WEIGHT * sum(weight.numel() * weight.element_size() for weight in every)
+    every = sum(weight.numel() for one in learners.values() for weight in one.features.parameters())
+    encoder = sum(one.features.W_enc.numel() for one in learners.values())
+    return trained_bytes(encoder, every - encoder, config.torch_dtype.itemsize)
 
 
 def new_step(

@@ -30,7 +30,7 @@ from pullback.training.several import (
 from pullback.training.source import Batch, Tokens, is_packed, token_batches
 from pullback.training.step import TrainingDiverged
 from pullback.training.team import Team, meeting
-from pullback.transcoders import Transcoder
+from pullback.transcoders import LayeredDictionary, Transcoder
 
 PREFETCH_ON_GPU = 2
 MIXING = 0x6D6978  # rows are mixed by other random numbers than prompts are ordered by
@@ -226,7 +226,7 @@ def kept_if_stopped(runs: list[Run], output_paths: list[OutputPath]) -> Iterator
         raise
 
 
-def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> Trained:
+def _saved_unfinished(runs: list[Run], paths: list[OutputPath]) -> LayeredDictionary:
     """Beside the path, not in its place: a finished set may stand there. Returns the first run's set."""
     sets = []
     for run, path in zip(runs, paths, strict=True):

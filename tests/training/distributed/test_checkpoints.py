@@ -33,8 +33,10 @@ def checkpointed(path, parallel, stop_at=None):
     def batches():
         order = torch.Generator().manual_seed(0)
         for i in range(1000):
-            if i == stop_at and (not dist.is_initialized() or dist.get_rank() == 1):
-                os.kill(os.getpid(), signal.SIGTERM if dist.is_initialized() else signal.SIGINT)
+            if i == stop_at and parallel == "none":
+                raise KeyboardInterrupt
+            if i == stop_at and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield prompts()[torch.randint(24, (5,), generator=order)]
 
     settings = SETTINGS | {"architecture": "batchtopk", "skip_connection": True}

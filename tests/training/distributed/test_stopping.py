@@ -50,11 +50,9 @@ def diverging(parallel, path):
                 lens.mlps[1] = (W_in, b_in, W_out * torch.nan, b_out)
             yield prompts()[:5]
 
-    try:
+    with pytest.raises(TrainingDiverged) as failed:
         train(lens, batches(), TrainConfig(**SETTINGS, parallel=parallel), verbose=False, output_path=path)
-    except TrainingDiverged as error:
-        assert error.sets is not None
-        return str(error), error.sets.layers
+    return str(failed.value), failed.value.sets.layers
 
 
 def other_prompts():
@@ -63,6 +61,23 @@ def other_prompts():
 
 def other_settings():
     return run("layers", lr=0.1 * (1 + dist.get_rank()))
+
+
+def drifting(parallel):
+    """A bit of the second process's copy of b_dec changes by itself."""
+    original = Adam.step
+
+    def step(self, *args):
+        original(self, *args)
+        if self.n_steps == 9:
+            self.transcoder.b_dec[3] *= 1 + 1e-15
+
+    if dist.get_rank() == 1:
+        Adam.step = step
+    try:
+        return run(parallel)
+    finally:
+        Adam.step = original
 
 
 def few_prompts(n):
@@ -95,6 +110,13 @@ def test_all_diverge_in_the_same_words(two, tmp_path, parallel):
     assert "layer 1" in said
     assert layers == second[1] == [0, 1]
     assert load_transcoders(tmp_path / "out.unfinished").layers == [0, 1]
+
+
+@pytest.mark.parametrize("parallel", ["features", "data"])
+def test_copies_that_drift_are_noticed(two, parallel):
+    first, second = sentences(two, drifting, parallel)
+    assert first == second
+    assert "layer 0: the copies in processes [0, 1] have drifted apart" in first[1]
 
 
 def test_different_prompts_or_settings_are_refused(two):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from pullback.training.distributed.shares import block
 from pullback.training.run import PerLayerRun, Widths, new_step
 from pullback.training.share import WHOLE
 from pullback.training.state import flattened, nested
-from pullback.training.step import TrainingDiverged
+from pullback.training.step import TrainingDiverged, TrainStep
 from pullback.transcoders import JumpReLU, LayeredDictionary, ModelReading, Transcoder, TranscoderSet
 
 # What has a row a feature, in the state of a step and among the weights; the rest is the same in every share.
@@ -57,8 +58,16 @@ class SharedRun(PerLayerRun):
             super().step(rows, lr)
 
     def check(self) -> None:
+        """Also raise RuntimeError where copies of one weight are no longer the same, bit for bit."""
         with self.world.together():
             super().check()
+        every = self.world.objects({layer: self._checksum(step) for layer, step in self.steps.items()})
+        for layer, ranks in self.layout.owners.items():
+            if len({every[rank][layer] for rank in ranks}) > 1:
+                raise RuntimeError(
+                    f"layer {layer}: the copies in processes {ranks} have drifted apart; the network or a device makes "
+                    "errors. The last checkpoint is sound: start again with resume=True"
+                )
 
     def figures(self) -> dict[int, dict[str, float]]:
         every = {layer: own for part in self.world.objects(super().figures()) for layer, own in part.items()}
@@ -88,6 +97,14 @@ class SharedRun(PerLayerRun):
             tensors, numbers = flattened({**state[str(layer)], "weights": weights})
             own = {path: tensor[held] if is_by_feature(path) else tensor for path, tensor in tensors.items()}
             step.load_state_dict(nested(own, numbers))
+
+    def _checksum(self, step: TrainStep) -> int:
+        """Of the state that others have as well."""
+        found = 0
+        for path, tensor in flattened(step.state_dict())[0].items():
+            if self.layout.copied or not is_by_feature(path):
+                found = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), found)
+        return found
 
     def _described(self) -> dict[int, tuple[dict[str, tuple[list[int], torch.dtype]], Any]]:
         """{layer: (shapes and dtypes by name, activation)} of what is held here; theta is a tensor among the others."""

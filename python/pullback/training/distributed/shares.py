@@ -16,11 +16,11 @@ from pullback.training.share import Share
 T = TypeVar("T")
 
 
-def block(place: int, size: int, n_features: int) -> slice:
-    """The features of one of `size` processes: ceil(n_features / size), the last one what is left. (As `torch.chunk`
-    cuts, and with it the checkpoints.)"""
-    each = -(-n_features // size)
-    return slice(min(n_features, each * place), min(n_features, each * (place + 1)))
+def block(place: int, size: int, n: int) -> slice:
+    """The part of n things that one of `size` processes has: ceil(n / size), the last ones what is left. (As
+    `torch.chunk` cuts, and with it the checkpoints.)"""
+    each = -(-n // size)
+    return slice(min(n, each * place), min(n, each * (place + 1)))
 
 
 class FeatureShare(Share):
@@ -86,8 +86,8 @@ class TokenShare(Share):
         self._n = 0  # rows of the batch, of all processes
 
     def encoded(self, encode: Callable[[Tensor], T], x: Tensor) -> T:
-        each, self._n = -(-len(x) // self.peers.size), len(x)
-        batch = encode(x[each * self.peers.rank : each * (self.peers.rank + 1)])
+        self._n = len(x)
+        batch = encode(x[block(self.peers.rank, self.peers.size, len(x))])
         # One type in, the same type out, of all rows.
         return self._slots(batch) if isinstance(batch, Slots) else self._entries(batch)  # type: ignore[return-value, arg-type]
 
@@ -105,7 +105,10 @@ class TokenShare(Share):
         return acts.where(_marked(kept, len(values))[start : start + acts.nnz])
 
     def _slots(self, batch: Slots) -> Slots:
-        return Slots(torch.cat(self.peers.joined(batch.values)), torch.cat(self.peers.joined(batch.indices)))
+        """How many rows each has is known, so nothing is waited for."""
+        missing = -(-self._n // self.peers.size) - len(batch.values)
+        values, ids = (torch.nn.functional.pad(own, (0, 0, 0, missing)) for own in batch)
+        return Slots(*(self.peers.gathered(own).flatten(0, 1)[: self._n] for own in (values, ids)))
 
     def _entries(self, batch: SparseActivations) -> SparseActivations:
         counts, ids, values = (

@@ -1,0 +1,54 @@
+"""The formulas of a run's costs against runs, and the page that is made of them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from tools import scale
+
+from pullback.cli import main
+from pullback.training import TrainConfig
+from pullback.training.plan import Dictionary, costs
+from pullback.training.run import new_run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
+def test_peak_memory_of_a_run():
+    peak, said = scale.measured(*scale.MEASURED[-1])
+    assert said.memory < peak < 1.15 * said.memory
+
+
+def test_a_run_takes_what_the_plan_says():
+    widths, config = {0: (8, 8), 1: (8, 8)}, TrainConfig(d_sae=64, k=4)
+    run = new_run(config, widths, torch.device("cpu"), {})
+    assert run.memory == pytest.approx(costs(Dictionary(2, 8, 64, 4)).trained)
+
+
+def test_work_is_divided():
+    """What all processes hold and do is what one does, whatever the division."""
+    for cross_layer in (False, True):
+        dictionary = Dictionary(12, 64, 1024, 8, cross_layer)
+        alone = costs(dictionary, 1e6)
+        for parallel in ("layers", "features", (2, 2)):
+            each = costs(dictionary, 1e6, processes=4, parallel=parallel)
+            assert 4 * each.trained == pytest.approx(alone.trained)
+            assert 4 * each.flops == pytest.approx(alone.flops)
+            assert 4 * each.traffic == pytest.approx(alone.traffic)
+    assert costs(dictionary, processes=4, parallel="data").trained == alone.trained
+
+
+def test_the_page_has_the_tables_of_the_formulas():
+    page = scale.PAGE.read_text(encoding="utf-8")
+    assert scale.written(page) == page, "run `python tools/scale.py --write`"
+
+
+def test_the_command_says_what_a_run_takes(capsys):
+    sizes = ["--d-sae", "131072", "--processes", "8", "--training-tokens", "1000000000"]
+    assert main(["plan", "llama-3.1-8b", *sizes, "--train-batch-size-tokens", "4096"]) == 0
+    said = capsys.readouterr().out
+    assert "55.8 GB of weights and moments" in said
+    assert "at least 5" in said
+    assert main(["plan", "--n-layers", "2", "--d-model", "8", "--parameters", "1000", "--parallel", "2x3"]) == 0
