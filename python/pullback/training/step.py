@@ -25,8 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from pullback._util.memory import out_of_memory
 from pullback.ops.screen import Screen, multiplies_bf16
+from pullback.training.accumulate import Found, together
 from pullback.training.initial import center, initial_weights, rare_bias
 from pullback.training.objective import Dead, Objective, StepStats
 from pullback.training.optimizer import OPTIMIZERS, Gradient
@@ -82,6 +85,8 @@ class TrainStep:
             loss.
         hook_in, hook_out, reading: passed on to the transcoder.
         seed: of the initial weights.
+        micro_batch_size: rows worked through at a time; None for all of a batch, until that does not fit into memory.
+            The update is that of the whole batch, to rounding; BatchTopK chooses in each part.
         recipe: losses, penalties, schedules and initial values; None for the defaults of `Recipe`.
         share: which of the features are held here, of `training.distributed`.
 
@@ -114,6 +119,7 @@ class TrainStep:
         hook_out: str = "hook_mlp_out",
         reading: ModelReading | None = None,
         seed: int = 0,
+        micro_batch_size: int | None = None,
         recipe: Recipe | None = None,
         share: Share = WHOLE,
     ) -> None:
@@ -160,6 +166,7 @@ class TrainStep:
         own = self.rule.weights
         self.optimizer = OPTIMIZERS[optimizer](self._transcoder, lr, betas, decoder_norm=unit, more=own, share=share)
         self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
         self.objective = Objective(self.rule, auxk_alpha, auxk_k)
         self.n_steps = 0
         self.stats: StepStats | None = None
@@ -222,22 +229,50 @@ class TrainStep:
         if self.n_tokens == 0:
             self._start_at_mean(x, y)
         variance = self._variance.after(y)
-        batch = self._encode(x)
-        if self._late:
-            self.check()
-        loss, gradient, stats, made = self.objective(
-            self._transcoder, x, y, batch, variance.variance, self._dead(), self.n_steps
-        )
-        health = self._descend(gradient, loss, x, y)
+        found, batches = self._worked_through(x, y, variance.variance)
+        health = self._descend(found.gradient, found.loss, x, y)
         self._variance_before, self._variance = self._variance, variance
-        self.rule.after(batch, health, self._transcoder)
-        self._firing.count(len(x), made.values, made.features)
+        for batch in batches:
+            self.rule.after(batch, health, self._transcoder)
+        self._firing.count(len(x), found.values, found.features)
         if self._late:
             n_dead = self._firing.n_dead()
             self._last.put(health, n_dead, self.share.sum(n_dead))
-        self.stats = stats
+        self.stats = found.stats
         self.n_steps += 1
-        return loss
+        return found.loss
+
+    def _worked_through(self, x: Tensor, y: Tensor, variance: Tensor) -> tuple[Found, list[Batch]]:
+        """What the loss has to say of the batch, and the entries of its parts; in smaller parts from now on where these
+        did not fit into memory."""
+        while True:
+            size = min(self.micro_batch_size or len(x), len(x))
+            try:
+                return self._in_parts(x, y, variance, size)
+            except (RuntimeError, MemoryError) as error:
+                # Others that share the features have not failed, and would wait for the parts that they know.
+                if not out_of_memory(error) or size == 1 or self.share is not WHOLE:
+                    raise
+            # Out of the except block, so that what failed holds no memory any more.
+            self.micro_batch_size = -(-size // 2)
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+            tqdm.write(
+                f"{size} rows do not fit into memory in one training step: going on in parts of {self.micro_batch_size}"
+            )
+
+    def _in_parts(self, x: Tensor, y: Tensor, variance: Tensor, size: int) -> tuple[Found, list[Batch]]:
+        batches = [self._encode(part) for part in x.split(size)]
+        if self._late:
+            self.check()
+        dead = self._dead()
+        parts = [
+            Found.of(
+                len(inputs), *self.objective(self._transcoder, inputs, targets, batch, variance, dead, self.n_steps)
+            )
+            for inputs, targets, batch in zip(x.split(size), y.split(size), batches, strict=True)
+        ]
+        return together(parts, self._transcoder.d_sae), batches
 
     def check(self) -> None:
         """Raise what the last step found too late to raise itself, waiting for it to end.
@@ -269,7 +304,7 @@ class TrainStep:
 
     def _encode(self, x: Tensor) -> Batch:
         tc = self._transcoder
-        if self.rule.slots and x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
+        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
             if self.screen is None:
                 self.screen = Screen(tc.W_enc)
             elif not self.screen.follows(tc.W_enc):

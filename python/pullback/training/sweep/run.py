@@ -122,6 +122,7 @@ def sweep(
             bos_token_id=config.bos_token_id,
             exclude_padding=config.exclude_padding,
             exclude_special_tokens=config.exclude_special_tokens,
+            autocast_lm=config.autocast_lm,
             verbose=verbose,
         )
         for number, group in enumerate(groups):
