@@ -174,13 +174,28 @@ def test_an_unknown_option_is_argparses_to_explain(capsys: pytest.CaptureFixture
 def test_options_of_train_are_those_of_its_settings() -> None:
     from pullback.training import TrainConfig
     from pullback.training.config import ARCHITECTURES
+    from pullback.training.normalize import NORMALIZATIONS
     from pullback.training.schedule import SCHEDULERS
 
     defaults = TrainConfig()
     assert (train_options.ARCHITECTURES, train_options.SCHEDULERS) == (ARCHITECTURES, SCHEDULERS)
+    assert train_options.NORMALIZATIONS == NORMALIZATIONS
     for option in train_options.OPTIONS:
         if option.name != "architecture":  # None there: that of the activation
             assert getattr(defaults, option.name) == option.default, option.name
+
+
+def test_names_of_sparsify_are_translated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "prompts.txt", tmp_path / "tc"
+    data.write_text(f"{PROMPT}\ndallas is in\n")
+    sizes = ["--num_latents", "64", "--k", "4", "--batch-size", "2", "--ctx_len", "16", "--training-tokens", "60"]
+    where = ["--data", str(data), "--hookpoints", "layers.1.mlp", "--transcode", "--out", str(out)]
+    assert cli.main(["train", "tiny-mix", *where, *sizes]) == 0
+    assert "2 of 16 tokens make train_batch_size_tokens=32" in capsys.readouterr().out
+    sets = load_transcoders(out)
+    assert (sets.layers, sets[1].d_sae, sets.hook_in(1)) == ([1], 64, "mlp.hook_in")
+    assert cli.main(["train", "tiny-mix", *where, "--force", "--loss_fn", "kl"]) == 2
+    assert "only the error of activations is trained" in capsys.readouterr().err
 
 
 def test_several_values_make_a_grid_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

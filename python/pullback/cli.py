@@ -132,6 +132,7 @@ def _harvest(parser: argparse.ArgumentParser) -> None:
         help="where the target is read, inside blocks.{l}; the same as --hook-name makes autoencoders",
     )
     parser.add_argument("--exclude-special-tokens", action="store_true", help="leave out all special tokens")
+    parser.add_argument("--autocast-lm", action="store_true", help="let the model multiply in bfloat16")
     parser.add_argument(
         "--cache-tokens",
         type=int,
@@ -145,7 +146,8 @@ def _run_train(args: argparse.Namespace) -> None:
     from pullback.training.command import run_train
 
     _claim(args.out, args.force)
-    run_train(args, lambda: open_model(args.model), list(train_options.settings(args)))
+    grid = list(train_options.settings(args))
+    run_train(args, lambda: open_model(args.model), grid, train_options.of_sparsify(args))
 
 
 def _plan(commands: Any) -> None:
@@ -172,8 +174,8 @@ def _run_plan(args: argparse.Namespace) -> None:
 def _cache(commands: Any) -> None:
     parser = _command(commands, "cache", _run_cache, "write activations to disk, to train on them as often as wanted")
     _harvest(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the order of prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache; continued if it is begun")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of prompts")
 
 
 def _run_cache(args: argparse.Namespace) -> None:
@@ -210,11 +212,7 @@ def _sweep(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and the order of batches")
     parser.add_argument("--per-layer", action="store_true", help="also measure each layer replaced on its own")
     parser.add_argument("--at-once", type=int, default=8, help="arms that train together: memory")
-    parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
-    parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
-    parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
-    parser.add_argument("--skip-connection", action="store_true", help="also learn a linear path around the features")
+    train_options.add_arguments(parser, train_options.SIZES)
 
 
 def _run_sweep(args: argparse.Namespace) -> None:

@@ -6,12 +6,13 @@ Options with several values make a grid: a run for every combination, all on the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 TYINGS = ("none", "per_source", "per_target")
+NORMALIZATIONS = ("none", "expected_average_only_in")
 SCHEDULERS = ("linear", "cosine", "constant")
 
 
@@ -36,6 +37,7 @@ class Option(NamedTuple):
 TABLES = {
     "dictionary": (
         Option("d_sae", int, 1024, "features per layer", several=True),
+        Option("expansion_factor", int, None, "instead of --d-sae: so many times the width of the inputs"),
         Option("k", int, 32, "features active per token", several=True),
         Option("architecture", str, "topk", "the sparsity rule", several=True, choices=ARCHITECTURES),
         Option("skip_connection", bool, False, "also learn a linear path around the features"),
@@ -45,12 +47,19 @@ TABLES = {
     ),
     "optimisation": (
         Option("training_tokens", int, 1_000_000, "tokens to train on"),
-        Option("train_batch_size_tokens", int, 1024, "tokens per step"),
+        Option("train_batch_size_tokens", int, 1024, "tokens per batch"),
+        Option("grad_acc_steps", int, 1, "batches per optimisation step"),
+        Option("micro_acc_steps", int, 1, "parts in which a batch is worked through, to save memory"),
         Option("lr", float, 2e-3, "peak learning rate", several=True),
         Option("lr_scheduler_name", str, "linear", "how the rate falls", choices=SCHEDULERS),
         Option("lr_end", float, None, "rate at the end (default: 0; with cosine, a tenth of --lr)"),
         Option("lr_warm_up_steps", int, 50, "steps over which the rate rises from 0"),
         Option("lr_decay_steps", int, None, "last steps, over which it falls (default: all after the rise)"),
+        Option(
+            "normalize_activations", str, "none", "bring rows to one average norm; folded into the weights at the end",
+            choices=NORMALIZATIONS,
+        ),
+        Option("act_store_dtype", str, None, "of rows that wait to be mixed", choices=("float32", "bfloat16")),
     ),
     "many processes": (
         Option(
@@ -75,28 +84,70 @@ TABLES = {
         Option("k_anneal_steps", int, 0, "steps over which it moves to k"),
     ),
 }  # fmt: skip
+# Names of sparsify that are taken as well, and translated.
+OF_SPARSIFY: dict[str, Any] = {
+    "num_latents": int,
+    "batch_size": int,
+    "ctx_len": int,
+    "lr_warmup_steps": int,
+    "dead_feature_threshold": int,
+    "normalize_decoder": bool,
+    "hookpoints": list,
+    "transcode": bool,
+    "activation": str,
+    "multi_topk": bool,
+    "loss_fn": str,
+    "k_decay_steps": int,
+}
+# What every dictionary of a sweep has in common.
+SIZES = ("d_sae", "training_tokens", "train_batch_size_tokens", "lr", "skip_connection")
 OPTIONS = tuple(option for table in TABLES.values() for option in table)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All of them, in groups."""
-    parser.epilog = "* Several values make a grid: a run for each combination, all on the same batches."
+def add_arguments(parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> None:
+    """All of them, in groups; or `only` some, with one value each."""
+    if not only:
+        parser.epilog = (
+            "* Several values make a grid: a run for each combination, all on the same batches. The names of "
+            "EleutherAI sparsify (--num-latents, --batch-size in sequences, --ctx-len, --transcode, --hookpoints, "
+            "--dead-feature-threshold, --lr-warmup-steps) are understood too."
+        )
+        _add_hidden(parser)
     for title, table in TABLES.items():
-        group = parser.add_argument_group(title)
-        for option in table:
-            flag = "--" + option.name.replace("_", "-")
-            if option.kind is bool:
-                group.add_argument(flag, action="store_true", help=option.what)
-                continue
-            group.add_argument(
-                flag,
-                type=option.kind,
-                default=[option.default] if option.several else option.default,
-                nargs="+" if option.several or option.as_list else None,
-                choices=option.choices,
-                metavar=None if option.choices else option.kind.__name__.upper(),
-                help=option.what + (" *" if option.several else ""),
-            )
+        chosen = [option for option in table if not only or option.name in only]
+        group = parser.add_argument_group(title) if chosen else parser
+        for option in chosen:
+            _add(group, option._replace(several=option.several and not only))
+
+
+def _add_hidden(parser: argparse.ArgumentParser) -> None:
+    for name, kind in OF_SPARSIFY.items():
+        how: dict[str, Any] = {"type": str, "nargs": "+"} if kind is list else {"type": kind}
+        if kind is bool:
+            how = {"action": "store_true"}
+        flags = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name))
+        parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
+
+
+def _add(group: Any, option: Option) -> None:
+    flag = "--" + option.name.replace("_", "-")
+    if option.kind is bool:
+        group.add_argument(flag, action="store_true", help=option.what)
+        return
+    group.add_argument(
+        flag,
+        type=option.kind,
+        default=[option.default] if option.several else option.default,
+        nargs="+" if option.several or option.as_list else None,
+        choices=option.choices,
+        metavar=None if option.choices else option.kind.__name__.upper(),
+        help=option.what + (" *" if option.several else ""),
+    )
+
+
+def of_sparsify(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given under sparsify's names."""
+    return {name: getattr(args, name) for name in OF_SPARSIFY if hasattr(args, name)}
 
 
 def settings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -37,7 +37,7 @@ def made_up(work: Path, ahead: float, seeds: tuple[int, ...] = (0, 1, 2)) -> Non
 
 @pytest.mark.parametrize(
     ("ahead", "verdict"),
-    [(0.01, "**Holds**"), (-0.001, "**Within the spread over seeds**"), (-0.05, "**Does not hold**")],
+    [(0.01, "**Holds**"), (-0.001, "**On par**"), (-0.05, "**Does not hold**")],
 )
 def test_the_page_says_what_came_out(tmp_path: Path, ahead: float, verdict: str) -> None:
     made_up(tmp_path / "work", ahead)

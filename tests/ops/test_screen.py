@@ -141,9 +141,10 @@ def test_thresholds_are_exact_on_adversarial_rows(case_: dict, quantile: float, 
     # A threshold that is one of the values: the feature it came from must not pass.
     theta = h.flatten().sort().values[int(quantile * (h.numel() - 1))]
     thetas = h[0] if each else theta.expand(len(W))
-    acts = ops.threshold_encode(x, W, b, thetas if each else float(theta)).validate()
     expected = torch.where(h > thetas, h, 0)
-    assert torch.equal(acts.to_dense(), expected)
+    for screen in (None, Screen(W)):
+        acts = ops.threshold_encode(x, W, b, thetas if each else float(theta), screen).validate()
+        assert torch.equal(acts.to_dense(), expected)
 
 
 def test_a_zero_above_a_negative_threshold_is_not_stored() -> None:
@@ -159,7 +160,8 @@ def test_batch_topk_is_exact_on_adversarial_rows(case_: dict, k: int) -> None:
     positive = canonical(x, W, b).clamp(min=0)
     order = positive.flatten().sort(descending=True, stable=True).indices[: min(k, len(W)) * len(x)]
     expected = torch.zeros_like(positive).flatten().scatter(0, order, positive.flatten()[order]).view_as(positive)
-    assert torch.equal(ops.batch_topk_encode(x, W, b, k).to_dense(), expected)
+    for screen in (None, Screen(W)):
+        assert torch.equal(ops.batch_topk_encode(x, W, b, k, screen).to_dense(), expected)
 
 
 def test_batch_topk_lets_nan_surface_within_its_budget() -> None:
@@ -319,8 +321,9 @@ def test_a_screen_of_earlier_weights_is_refused() -> None:
     x, W, b = torch.randn(2, 8), torch.randn(50, 8), torch.randn(50)
     screen = Screen(W)
     W[3] += 1
-    with pytest.raises(ValueError, match=r"W_enc has changed since the screen was made; call screen.refresh"):
-        ops.topk_encode(x, W, b, 5, screen=screen)
+    for encode, limit in ((ops.topk_encode, 5), (ops.batch_topk_encode, 5), (ops.threshold_encode, 0.5)):
+        with pytest.raises(ValueError, match=r"encode: W_enc has changed since the screen was made; call screen.refr"):
+            encode(x, W, b, limit, screen=screen)
     screen.refresh(W)
     assert torch.equal(ops.topk_encode(x, W, b, 5, screen=screen)[1], ops.topk_encode(x, W, b, 5)[1])
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pullback.training.harvest import Harvest, Harvester, out_of_memory
+from pullback._util.memory import out_of_memory
+from pullback.training.harvest import Harvest, Harvester
 from pullback.training.masks import Excluded
 
 EVERY = Excluded()
@@ -120,3 +121,18 @@ def test_other_tokens_are_not_resumed_on(lens, tokens):
         second.load_state_dict(state)
         with pytest.raises(ValueError, match=sentence):
             list(second)
+
+
+def test_under_autocast_the_model_multiplies_in_bfloat16(lens, tokens):
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    like = torch.zeros(1)
+    full, half = (
+        next(Harvester(lens, [0, 1], "a", "b", EVERY, like, autocast).harvest([(tokens, everything)])).rows
+        for autocast in (False, True)
+    )
+    assert all(rows.dtype == torch.float32 for rows in half)
+    assert torch.equal(half[0], full[0])  # the embedding, which nothing multiplies
+    assert not torch.equal(half[1], full[1])
+    torch.testing.assert_close(half[1], full[1], rtol=0.02, atol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(half[1], lens.mlp_io(tokens)[0][1].flatten(0, 1).float())

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pullback.ops import use_backend
+from pullback.ops import screen_counts, use_backend
+from pullback.ops.cpu import screen as screen_kernels
 from pullback.ops.reference.gradient import dense_gradient
+from pullback.ops.screen import multiplies_bf16
 from pullback.training import Recipe, TrainingDiverged, TrainStep
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
 from tests.training.dense import dense_loss
@@ -369,3 +371,30 @@ def test_the_state_of_a_rule_travels():
 def test_what_does_not_fit_is_refused(activation, recipe, sizes, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainStep(*sizes, 8, activation=activation, recipe=Recipe(**recipe))
+
+
+@pytest.mark.parametrize("case", [case for case in RECIPES if "reference" not in case])
+def test_the_encoder_is_rounded_once_for_the_whole_run(case, monkeypatch):
+    """Its shadow follows the optimizer; features, and with them weights, are what they are without it, to the bit."""
+    if not multiplies_bf16():
+        pytest.skip("this CPU has no product in bfloat16 that is worth a shadow")
+    rounded, shadow_rows = [], screen_kernels.shadow_rows
+    monkeypatch.setattr(screen_kernels, "shadow_rows", lambda W, *to: (rounded.append(len(W)), shadow_rows(W, *to))[1])
+    steps, counts = [], []
+    for kept in (True, False):
+        step = a_step(case, 16, 16, 300, dtype=torch.float32, dead_feature_window=200)
+        if not kept:
+            encode = step.rule.encode
+            monkeypatch.setattr(step.rule, "encode", lambda tc, x, at, screen, encode=encode: encode(tc, x, at))
+        before = screen_counts()
+        rounded.clear()
+        for i in range(4):
+            step(rows(70, 16, i, torch.float32), rows(70, 16, 9 + i, torch.float32))
+        assert rounded.count(300) == (1 if kept else 5)
+        counts.append([after - at for at, after in zip(before, screen_counts(), strict=True)])
+        steps.append(step)
+    # Rows taken and rows not settled; fewer than 64 rows are screened in float32 where there is no shadow.
+    assert counts[0][::2] == counts[1][::2]
+    assert counts[0][0] > 0
+    for a, b in zip(*(step.transcoder.parameters() for step in steps), strict=True):
+        assert torch.equal(a, b)

@@ -209,6 +209,10 @@ def test_the_plot_has_both_kinds_and_the_ablation(name, tmp_path):
     if name.endswith("svg"):
         drawn = (tmp_path / name).read_text()
         assert all(f"<!-- {word} -->" in drawn for word in ("transcoder topk", "sae topk", "outputs at their means"))
+        for arm in content["arms"].values():
+            arm["figures"]["tokens"]["ce_mean_ablated"] = 80.0
+        pareto.draw(content, tmp_path / name)
+        assert "<!-- outputs at their means: 80.000, above -->" in (tmp_path / name).read_text()
     else:
         assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
     with pytest.raises(ValueError, match="no finished arm"):

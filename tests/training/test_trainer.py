@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pullback.training import TrainConfig, TrainingDiverged, TrainStep, evaluate, train, train_on_activations
+from pullback.training.mixing import Mixed
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK, load_transcoders
 
 SMALL = {
@@ -216,9 +217,32 @@ def test_activations_that_do_not_fit_are_refused():
         ({"dtype": "bfloat16"}, "dtype must be one of float32, float64"),
         ({"lr_scheduler_name": "step"}, "lr_scheduler_name must be one of linear, cosine, constant"),
         ({"lr_scheduler_name": "constant", "lr_end": 0.0}, "the rate never falls; for a fall at the end write"),
+        ({"act_store_dtype": "float16"}, r"one of float32, bfloat16, or None \(float16 ends at 65504"),
+        ({"dtype": "float64", "autocast_lm": True}, "round activations, and dtype='float64' asks for all"),
+        ({"dtype": "float64", "act_store_dtype": "bfloat16"}, "round activations"),
+        ({"normalize_activations": "layer_norm"}, "cannot be folded into weights"),
         ({"lr_end": 1.0}, "lr_end must lie between 0 and lr=0.002"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**settings)
+
+
+def test_a_buffer_of_16_bit_rows_is_widened_for_the_step(lens, tokens):
+    """As if the model had given rows of that precision."""
+    stored = train(lens, tokens, TrainConfig(**SMALL, act_store_dtype="bfloat16"), verbose=False)
+    plain = train(lens, tokens, TrainConfig(**SMALL), verbose=False)
+    assert not equal(stored, plain)
+    exact = lens.mlp_io
+    lens.mlp_io = lambda *args: {l: tuple(t.bfloat16().float() for t in io) for l, io in exact(*args).items()}
+    assert equal(stored, train(lens, tokens, TrainConfig(**SMALL), verbose=False))
+    assert stored[0].W_enc.dtype == torch.float32
+
+
+def test_the_buffer_holds_what_it_is_told(lens, tokens, monkeypatch):
+    seen = set()
+    original = Mixed.__next__
+    monkeypatch.setattr(Mixed, "__next__", lambda self: [(t, seen.add(t.dtype))[0] for t in original(self)])
+    train(lens, tokens, TrainConfig(**SMALL, act_store_dtype="bfloat16", autocast_lm=True), verbose=False)
+    assert seen == {torch.bfloat16}

@@ -43,10 +43,12 @@ def topk_encode(
     return values, indices
 
 
-def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
+def threshold_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, shadow: screened.Factor | None = None
+) -> SparseActivations:
     """What of x @ W_enc.T + b_enc is above theta (F), or NaN."""
     if screens(x):
-        return screened.threshold_encode(x, W_enc, b_enc, theta)
+        return screened.threshold_encode(x, W_enc, b_enc, theta, shadow)
     select = dispatch.lookup("threshold_select", x.device)
     parts = []
     for _, h in _chunks(x, W_enc, b_enc):
@@ -55,11 +57,13 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> 
     return SparseActivations.stacked(parts, len(W_enc), x)
 
 
-def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseActivations:
+def batch_topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: screened.Factor | None = None
+) -> SparseActivations:
     """The k n largest positive of x @ W_enc.T + b_enc; ties go to the lower (row, id)."""
     budget = k * len(x)
     if screens(x):
-        return screened.batch_candidates(x, W_enc, b_enc, k).largest(budget)
+        return screened.batch_candidates(x, W_enc, b_enc, k, shadow).largest(budget)
     kept = SparseActivations.stacked([], len(W_enc), x)
     for _, h in _chunks(x, W_enc, b_enc):
         # What is beaten by k n earlier entries can never come back, so at most budget + one chunk is held.

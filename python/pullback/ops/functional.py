@@ -66,11 +66,7 @@ def topk_encode(
     arguments.check_k("topk_encode", k, len(W_enc))
     if screen is None or not _encoder.screens(x):
         return _ops.topk_encode(x, W_enc, b_enc, k, relu)
-    arguments.check(
-        screen.W16.shape == W_enc.shape, "topk_encode", f"screen must be of W_enc {list(W_enc.shape)}", screen.W16
-    )
-    if screen.is_stale(W_enc):
-        raise ValueError("topk_encode: W_enc has changed since the screen was made; call screen.refresh(W_enc)")
+    screen.must_follow("topk_encode", W_enc)
     return _ops.topk_encode(x, W_enc, b_enc, k, relu, screen.W16, screen.norms, screen.rests)
 
 

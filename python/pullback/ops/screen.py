@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pullback import _C
 
+from . import arguments
 from .cpu import screen as kernels
 from .cpu.pages import on_huge_pages
 
@@ -19,8 +20,8 @@ from .cpu.pages import on_huge_pages
 class Screen:
     """bfloat16 shadow of W_enc (float32, on the CPU), with a norm and a rounding residual a row.
 
-    It serves `topk_encode(..., screen=screen)` for as long as it follows the weights: `refresh` after each change. The
-    fused optimizer does so by itself.
+    It serves the exact encoders, `topk_encode(..., screen=screen)` and the others, for as long as it follows the
+    weights: `refresh` after each change. The fused optimizer does so by itself.
 
     Attributes:
         W16: BFloat16[Tensor, "F d_in"], the nearest bfloat16 of W_enc, subnormal results flushed to 0.
@@ -55,6 +56,12 @@ class Screen:
     def follows(self, W_enc: Tensor) -> bool:
         """Whether W_enc is the tensor that was followed, unchanged."""
         return _state(W_enc) == self._state
+
+    def must_follow(self, op: str, W_enc: Tensor) -> None:
+        """Raise ValueError, in the name of an op, where this is no shadow of W_enc as it is."""
+        arguments.check(self.W16.shape == W_enc.shape, op, f"screen must be of W_enc {list(W_enc.shape)}", self.W16)
+        if self.is_stale(W_enc):
+            raise ValueError(f"{op}: W_enc has changed since the screen was made; call screen.refresh(W_enc)")
 
     def is_stale(self, W_enc: Tensor) -> bool:
         """Whether W_enc is the tensor that was followed, and has changed since."""

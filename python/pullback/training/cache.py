@@ -42,6 +42,7 @@ def cache_activations(
     bos_token_id: int | None = None,
     exclude_padding: bool = True,
     exclude_special_tokens: bool | Sequence[int] = False,
+    autocast_lm: bool = False,
     seed: int = 0,
     verbose: bool = True,
 ) -> CachedActivations:
@@ -54,8 +55,8 @@ def cache_activations(
         model: a TransformerLens model, or a `Lens` on one.
         tokens: prompts or batches, as for `train`; used once, prompts in an order drawn from `seed`.
         path: folder of the cache.
-        layers, hook_name, hook_name_out, context_size, store_batch_size_prompts: as in TrainConfig, and so are the
-            tokens to exclude.
+        layers, hook_name, hook_name_out, context_size, store_batch_size_prompts, autocast_lm: as in TrainConfig, and so
+            are the tokens to exclude.
         n_tokens: tokens to keep, counted after masking; None for all that `tokens` has, once.
         dtype: "float32", "bfloat16", "float16", or "int8" with a scale for each row.
         shard_tokens: tokens of a shard, to the next whole batch of prompts; None for about 512 MiB.
@@ -99,6 +100,7 @@ def cache_activations(
         "context_size": context_size,
         "store_batch_size_prompts": store_batch_size_prompts,
         "excluded": {"bos": excluded.bos, "pad": excluded.pad, "special": list(excluded.special)},
+        "autocast_lm": autocast_lm,
         "seed": seed,
     }
     readings = {str(layer): lens.reading(layer).to_dict() for layer in chosen}
@@ -115,7 +117,7 @@ def cache_activations(
             context_size=context_size,
             generator=torch.Generator().manual_seed(seed),
         )
-        harvester = Harvester(lens, chosen, hook_name, hook_name_out, excluded, None)
+        harvester = Harvester(lens, chosen, hook_name, hook_name_out, excluded, None, autocast_lm)
         writer.write(harvester.harvest(batches, writer.position), verbose)
     return CachedActivations(path)
 

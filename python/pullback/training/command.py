@@ -15,6 +15,7 @@ from pullback.training.config import TrainConfig
 from pullback.training.documents import Documents
 from pullback.training.from_cache import train_on_cache
 from pullback.training.loggers import LoggingConfig
+from pullback.training.names import sparsify
 from pullback.training.plan import H100, MODELS, Dictionary, Model, costs
 from pullback.training.several import runs_table
 from pullback.training.shards import MANIFEST
@@ -24,6 +25,8 @@ from pullback.training.team import is_launched, speaks
 from pullback.training.tokenfile import TOKEN_FILES, TokenFile
 from pullback.training.trainer import train
 
+# Settings that decide what is read of the model.
+OF_READING = ("layers", "hook_name", "hook_name_out", "context_size", "exclude_special_tokens", "autocast_lm")
 OpenModel = Callable[[], Any]
 
 
@@ -36,18 +39,20 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def run_train(args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str, Any]]) -> None:
+def run_train(
+    args: Namespace, open_model: OpenModel, grid: Sequence[Mapping[str, Any]], of_sparsify: Mapping[str, Any]
+) -> None:
     """Train from text, tokens or a cache, with checkpoints where they are asked for; a run for each of the `grid` of
-    settings that go to TrainConfig."""
+    settings that go to TrainConfig, under its names or, for all runs, those of sparsify."""
+    read = {name: getattr(args, name) for name in OF_READING}
+    length = {} if args.context_size is None else {"context_size": args.context_size}
+    translated, notes = sparsify.from_sparsify({**length, **of_sparsify}, TrainConfig.__dataclass_fields__)
+    for note in notes:
+        print(note)
+    for name in OF_READING:
+        setattr(args, name, translated.get(name, read[name]))
     configs = [
-        TrainConfig(
-            layers=args.layers,
-            hook_name=args.hook_name,
-            hook_name_out=args.hook_name_out,
-            context_size=args.context_size,
-            exclude_special_tokens=args.exclude_special_tokens,
-            **dict(settings, parallel=_parallel(settings["parallel"])),
-        )
+        TrainConfig(**{**read, **settings, "parallel": _parallel(settings["parallel"]), **translated})
         for settings in grid
     ]
     which: dict[str, Any] = {"config": configs[0]} if len(configs) == 1 else {"configs": configs}
@@ -137,6 +142,7 @@ def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivatio
         dtype=args.cache_dtype,
         context_size=args.context_size,
         exclude_special_tokens=args.exclude_special_tokens,
+        autocast_lm=args.autocast_lm,
         seed=args.seed if isinstance(args.seed, int) else args.seed[0],
     )
 
@@ -159,6 +165,7 @@ def run_sweep(args: Namespace, open_model: OpenModel) -> None:
         context_size=args.context_size,
         lr=args.lr,
         exclude_special_tokens=args.exclude_special_tokens,
+        autocast_lm=args.autocast_lm,
         skip_connection=args.skip_connection,
     )
     found = sweep(

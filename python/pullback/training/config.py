@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from pullback.training.normalize import NORMALIZATIONS
 from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
 from pullback.training.schedule import SCHEDULERS, SYNONYMS, Schedule
@@ -16,6 +18,7 @@ from pullback.transcoders.crosslayer import DECODER_TYINGS
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 PARALLEL = ("none", "layers", "features", "data")
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -26,6 +29,7 @@ class TrainConfig(Recipe):
 
     Attributes:
         d_sae: number of features F of every layer.
+        expansion_factor: instead of `d_sae`, so many times the width of the inputs.
         k: features that may be active on one token; with BatchTopK, on average.
         activation: the sparsity rule, None for what `architecture` says.
         layers: layers to train, None for all of the model.
@@ -35,7 +39,10 @@ class TrainConfig(Recipe):
         skip_connection: also learn a linear path W_skip from input to output, starting at zero.
         training_tokens: tokens to train on, counted after masking. Given prompts are repeated, reshuffled, until it is
             reached.
-        train_batch_size_tokens: tokens of one optimisation step.
+        train_batch_size_tokens: tokens of a batch; of one optimisation step, unless `grad_acc_steps` says more.
+        grad_acc_steps: batches whose gradients make one step.
+        micro_acc_steps: parts in which a batch is worked through, which takes less memory and moves weights alike, to
+            rounding. A batch that does not fit into memory is halved in any case. BatchTopK chooses in each part.
         context_size: prompts are cut to this many tokens; None keeps them whole.
         store_batch_size_prompts: prompts of one forward pass.
         n_batches_in_buffer: the buffer in which tokens of different prompts are mixed holds this many training batches.
@@ -73,6 +80,13 @@ class TrainConfig(Recipe):
             it that are trained.
         decoder_tying: of a cross-layer transcoder: "none", "per_source" (one decoder of a layer for all it writes to)
             or "per_target" (one decoder of a layer for all that write to it).
+        normalize_activations: "none"; or "expected_average_only_in": inputs and targets are multiplied by factors with
+            which a row of d has norm sqrt(d) on average over the first step, so that one learning rate and one penalty
+            serve activations of any size. The factors are in the weights of the set that is returned and saved.
+        autocast_lm: run the model under autocast, whose products are in bfloat16: faster on most hardware, with
+            activations of that precision.
+        act_store_dtype: how rows wait in the mixing buffer: "bfloat16" halves its memory; None for `dtype`. The step
+            computes in `dtype`.
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
         parallel: how several processes, started by `torchrun`, divide the work (see docs/TRAINING.md): "layers", each
@@ -85,6 +99,7 @@ class TrainConfig(Recipe):
     """
 
     d_sae: int = 1024
+    expansion_factor: int | None = None
     k: int = 32
     activation: Activation | None = None
     layers: Sequence[int] | None = None
@@ -93,6 +108,8 @@ class TrainConfig(Recipe):
     skip_connection: bool = False
     training_tokens: int = 1_000_000
     train_batch_size_tokens: int = 1024
+    grad_acc_steps: int = 1
+    micro_acc_steps: int = 1
     context_size: int | None = None
     store_batch_size_prompts: int = 32
     n_batches_in_buffer: int = 8
@@ -120,6 +137,9 @@ class TrainConfig(Recipe):
     exclude_special_tokens: bool | Sequence[int] = False
     cross_layer: bool = False
     decoder_tying: str = "none"
+    normalize_activations: str = "none"
+    autocast_lm: bool = False
+    act_store_dtype: str | None = None
     prefetch: int | None = None
     parallel: str | Sequence[int] | None = None
 
@@ -130,6 +150,8 @@ class TrainConfig(Recipe):
             "k",
             "training_tokens",
             "train_batch_size_tokens",
+            "grad_acc_steps",
+            "micro_acc_steps",
             "store_batch_size_prompts",
             "n_batches_in_buffer",
             "auxk_k",
@@ -190,7 +212,12 @@ class TrainConfig(Recipe):
             )
         self._check_cross_layer()
         rule = self.trained_activation
-        if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae:
+        if self.expansion_factor is not None and (self.expansion_factor < 1 or self.d_sae != TrainConfig.d_sae):
+            raise ValueError(
+                f"TrainConfig: expansion_factor={self.expansion_factor} must be at least 1, and goes without d_sae, "
+                "which it stands for"
+            )
+        if isinstance(rule, TopK | BatchTopK) and rule.k > self.d_sae and self.expansion_factor is None:
             raise ValueError(f"TrainConfig: k={rule.k} exceeds d_sae={self.d_sae}; choose k <= d_sae")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"TrainConfig: optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -199,6 +226,57 @@ class TrainConfig(Recipe):
                 f"TrainConfig: dtype must be one of {', '.join(DTYPES)} (16-bit weights do not train "
                 f"well), got {self.dtype!r}"
             )
+        if self.normalize_activations not in NORMALIZATIONS:
+            raise ValueError(
+                f"TrainConfig: normalize_activations must be one of {', '.join(NORMALIZATIONS)} (what depends on the "
+                f"row cannot be folded into weights), got {self.normalize_activations!r}"
+            )
+        if self.act_store_dtype not in (None, *STORED):
+            raise ValueError(
+                f"TrainConfig: act_store_dtype must be one of {', '.join(STORED)}, or None (float16 ends at 65504, "
+                f"which some activations exceed), got {self.act_store_dtype!r}"
+            )
+        if self.dtype == "float64" and (self.autocast_lm or self.act_store_dtype is not None):
+            raise ValueError(
+                "TrainConfig: autocast_lm and act_store_dtype round activations, and dtype='float64' asks for all of "
+                "their digits; leave them out, or train in float32"
+            )
+
+    @classmethod
+    def from_sparsify(cls, **options: Any) -> TrainConfig:
+        """From the settings of EleutherAI sparsify under its names, those of `sae` (a mapping or its own dataclass) or
+        beside it; what is not given is as sparsify has it. TrainConfig's own settings may stand among them. Warns once
+        of what means something else here; docs/migration/sparsify.md has the table.
+
+        Args:
+            d_in: width of the activations, from which sparsify takes its learning rate and `auxk_k`.
+
+        Raises:
+            ValueError: what cannot be had here; the sentence says what can.
+        """
+        from pullback.training.names import sparsify
+
+        return cls._noted(*sparsify.from_sparsify(sparsify.with_defaults(options), cls.__dataclass_fields__))
+
+    @classmethod
+    def from_saelens(cls, **options: Any) -> TrainConfig:
+        """From the settings of SAELens' LanguageModelSAERunnerConfig and of its `sae`, as `from_sparsify` does; see
+        docs/migration/saelens.md."""
+        from pullback.training.names import saelens
+
+        return cls._noted(*saelens.from_saelens(saelens.with_defaults(options), cls.__dataclass_fields__))
+
+    @classmethod
+    def _noted(cls, settings: dict[str, Any], notes: list[str]) -> TrainConfig:
+        if notes:
+            warnings.warn("\n  ".join(["settings under other names:", *notes]), stacklevel=3)
+        return cls(**settings)
+
+    def sized(self, d_in: int) -> TrainConfig:
+        """With `d_sae` in place of `expansion_factor`, for inputs of this width."""
+        if self.expansion_factor is None:
+            return self
+        return replace(self, d_sae=self.expansion_factor * d_in, expansion_factor=None)
 
     def _check_cross_layer(self) -> None:
         if self.decoder_tying not in DECODER_TYINGS:
@@ -214,6 +292,11 @@ class TrainConfig(Recipe):
                 "TrainConfig: matryoshka_widths nest the reconstruction of one layer, which those of several layers "
                 "depend on; leave them out with cross_layer=True"
             )
+        for name, only in (("normalize_activations", "none"), ("grad_acc_steps", 1), ("micro_acc_steps", 1)):
+            if getattr(self, name) != only:
+                raise ValueError(
+                    f"TrainConfig: {name} goes with per-layer transcoders; leave it out with cross_layer=True"
+                )
         if self.loss == "reference":
             raise ValueError(
                 'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
@@ -246,9 +329,26 @@ class TrainConfig(Recipe):
         return DTYPES[self.dtype]
 
     @property
+    def store_dtype(self) -> torch.dtype:
+        """Of rows in the mixing buffer."""
+        return STORED[self.act_store_dtype or "float32"] if self.dtype == "float32" else self.torch_dtype
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimisation step."""
+        return self.train_batch_size_tokens * self.grad_acc_steps
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Rows worked through at a time, None for all of a batch."""
+        if self.grad_acc_steps == self.micro_acc_steps == 1:
+            return None
+        return -(-self.train_batch_size_tokens // self.micro_acc_steps)
+
+    @property
     def n_steps(self) -> int:
         """Optimisation steps of the run."""
-        return -(-self.training_tokens // self.train_batch_size_tokens)
+        return -(-self.training_tokens // self.tokens_per_step)
 
     @property
     def dead_after(self) -> int:

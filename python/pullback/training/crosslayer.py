@@ -15,7 +15,7 @@ from pullback.training.initial import initial_rule, initial_weights
 from pullback.training.joint import JointObjective
 from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.rules import check_recipe, keeps_unit_norm
-from pullback.training.run import Run, Widths, load_states, memory_of, states_of, step_figures
+from pullback.training.run import Run, Widths, memory_of, step_figures
 from pullback.training.wiring import WIRINGS, Wiring
 from pullback.transcoders import CrossLayerTranscoder, FeatureLayer, LayeredDictionary, ModelReading, SourceLayer
 
@@ -60,11 +60,11 @@ class CrossLayerRun(Run):
             self._step(every, xs, ys, lr)
 
     def _step(self, every: list[Learner[SourceLayer]], xs: list[Tensor], ys: list[Tensor], lr: float) -> None:
-        begun = [one.begin(x, y) for one, x, y in zip(every, xs, ys, strict=True)]
+        variances = [one.begin(x, y) for one, x, y in zip(every, xs, ys, strict=True)]
+        batches = [one.encode(x) for one, x in zip(every, xs, strict=True)]
         if every[0].late:
             self.check()
-        variances, batches = [variance for variance, _ in begun], [batch for _, batch in begun]
-        found = JointObjective(every, self.wiring, xs, ys, batches, [v.variance for v in variances]).outcomes()
+        found = JointObjective(every, self.wiring, xs, ys, batches, [v.variance for v in variances]).found()
         squares = [one.squared_norm(outcome.gradient) for one, outcome in zip(every, found, strict=True)]
         own = [outcome.loss + square.to(outcome.loss.dtype) for outcome, square in zip(found, squares, strict=True)]
         # No layer moves unless all are well: what one writes is part of the others' residuals.
@@ -73,18 +73,8 @@ class CrossLayerRun(Run):
             raise self._blamed(own, found, xs, ys)
         for i, (layer, one) in enumerate(self.learners.items()):
             one.lr = lr
-            outcome = found[i]
-            one.finish(
-                batches[i],
-                outcome.made,
-                outcome.gradient,
-                squares[i],
-                health,
-                variances[i],
-                outcome.stats,
-                len(xs[i]),
-            )
-            self._losses[layer] = outcome.loss
+            one.finish(found[i], [batches[i]], squares[i], health, variances[i])
+            self._losses[layer] = found[i].loss
 
     def _blamed(
         self, own: Sequence[Tensor], found: Sequence[Any], xs: Sequence[Tensor], ys: Sequence[Tensor]
@@ -118,10 +108,17 @@ class CrossLayerRun(Run):
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         self.check()
-        return states_of(self.learners)
+        found = {str(layer): one.state_dict() for layer, one in self.learners.items()}
+        for own in found.values():
+            del own["weights"]
+        return found
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        load_states(self.learners, state, dictionary)
+        if sorted(map(int, state)) != self.layers:
+            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
+        for layer, one in self.learners.items():
+            weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+            one.load_state_dict({**state[str(layer)], "weights": weights})
 
     @property
     def memory(self) -> float:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback._util.memory import out_of_memory
 from pullback.training.masks import Excluded
 from pullback.training.mixing import Mixed
 from pullback.training.producer import Prefetched
@@ -69,16 +71,25 @@ class Harvester:
         layers, hook_in, hook_out: what is read.
         excluded: tokens that are left out.
         like: rows come in its dtype and on its device; None for those of the model.
+        autocast: let the model multiply in bfloat16.
     """
 
     def __init__(
-        self, lens: Any, layers: Sequence[int], hook_in: str, hook_out: str, excluded: Excluded, like: Tensor | None
+        self,
+        lens: Any,
+        layers: Sequence[int],
+        hook_in: str,
+        hook_out: str,
+        excluded: Excluded,
+        like: Tensor | None,
+        autocast: bool = False,
     ) -> None:
         self.lens = lens
         self.layers = list(layers)
         self.hooks = hook_in, hook_out
         self.excluded = excluded
         self.like = like
+        self.autocast = autocast
 
     def harvest(self, batches: Iterable[Batch], start: Position | None = None) -> Generator[Harvested, None, None]:
         """Every batch of `batches` that has a token that counts; those before `start` are read and passed over.
@@ -138,7 +149,8 @@ class Harvester:
         return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def _one_pass(self, tokens: Tensor, keep: Tensor) -> list[Tensor]:
-        io = self.lens.mlp_io(tokens, self.layers, *self.hooks)
+        with torch.autocast(self.lens.device.type, torch.bfloat16) if self.autocast else nullcontext():
+            io = self.lens.mlp_io(tokens, self.layers, *self.hooks)
         every = len(keep) == tokens.numel()
         at: dict[torch.device, Tensor] = {}
         rows = []
@@ -220,15 +232,6 @@ class Harvest(Iterator[list[Tensor]]):
     def _delivered(self, source: Iterator[Any]) -> Iterator[Harvested]:
         """What comes of it when it is due."""
         return source
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on whatever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        said in str(error).lower() for said in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def _passed_over(source: Iterator[Batch], start: Position) -> tuple[int, int]:

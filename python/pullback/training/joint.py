@@ -11,12 +11,12 @@ that a feature writes, and dead features that reconstruct what is left in all la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pullback.ops import SparseActivations
+from pullback.training.accumulate import Found
 from pullback.training.learner import Learner
 from pullback.training.loss import Part, Reconstruction, encode_rows, sparse_gradient
 from pullback.training.objective import StepStats, mean_part, norm_part, with_mean_row
@@ -24,15 +24,6 @@ from pullback.training.optimizer import Gradient
 from pullback.training.rules import Batch, Penalty, Slots
 from pullback.training.wiring import Blocks, Wiring
 from pullback.transcoders import SourceLayer
-
-
-class Outcome(NamedTuple):
-    """Of one layer: its share of the loss, the gradient by its weights, the figures, and the reconstruction."""
-
-    loss: Tensor
-    gradient: Gradient
-    stats: StepStats
-    made: Reconstruction
 
 
 class JointObjective:
@@ -68,13 +59,14 @@ class JointObjective:
         self.parts: list[list[Part]] = [[] for _ in learners]
         self.along: list[Tensor | None] = [None for _ in learners]
 
-    def outcomes(self) -> list[Outcome]:
+    def found(self) -> list[Found]:
+        """Of every layer: its share of the loss, the gradient by its weights, figures and entries."""
         shares = [self._layer(i) for i in range(len(self.learners))]
         for i, along in enumerate(self.along):
             if along is not None:
                 self.parts[i].append(norm_part(along, self.learners[i].features))
         return [
-            Outcome(loss.to(self.factors.dtype), self._gradient(i, penalty), stats, made)
+            Found.of(self.n, loss.to(self.factors.dtype), self._gradient(i, penalty), stats, made)
             for i, (loss, penalty, stats, made) in enumerate(shares)
         ]
 

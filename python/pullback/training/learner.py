@@ -4,15 +4,15 @@ reconstruct, or with which others."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
 
 from pullback.ops.screen import Screen, multiplies_bf16
+from pullback.training.accumulate import Found
 from pullback.training.initial import center, rare_bias
-from pullback.training.loss import Reconstruction
 from pullback.training.objective import Dead, Objective, StepStats
 from pullback.training.optimizer import OPTIMIZERS, Gradient
 from pullback.training.recipe import Recipe
@@ -46,8 +46,8 @@ class TrainingDiverged(FloatingPointError):
 class Learner(Generic[Layer]):
     """Weights, sparsity rule, optimizer, and what is remembered of the batches before.
 
-    A step is `begin`, a gradient from elsewhere, `squared_norm`, and `finish`. A GPU is not waited for: what a step
-    finds wrong, the next one says, or `check()`.
+    A step is `begin`, `encode`, a gradient from elsewhere, `squared_norm`, and `finish`. A GPU is not waited for: what
+    a step finds wrong, the next one says, or `check()`.
 
     Args:
         features: the weights, which are changed: those of a share of d_sae features.
@@ -83,6 +83,7 @@ class Learner(Generic[Layer]):
         self.optimizer = OPTIMIZERS[optimizer](features, lr, betas, decoder_norm=unit, more=own, share=share)
         self.max_grad_norm = max_grad_norm
         self.objective = Objective(self.rule, auxk_alpha, auxk_k)
+        self.micro_batch_size: int | None = None
         self.n_steps = 0
         self.stats: StepStats | None = None
         self.screen: Screen | None = None
@@ -137,11 +138,11 @@ class Learner(Generic[Layer]):
         """Whether a step's failure is said by the next one."""
         return self._late
 
-    def begin(self, x: Tensor, y: Tensor) -> tuple[RunningVariance, Batch]:
-        """The variance of targets with y Float[Tensor, 'n d_out'], and the entries of x Float[Tensor, 'n d_in']."""
+    def begin(self, x: Tensor, y: Tensor) -> RunningVariance:
+        """The variance of targets with y Float[Tensor, 'n d_out'], of inputs x Float[Tensor, 'n d_in']."""
         if self.n_tokens == 0:
             self._start_at_mean(x, y)
-        return self._variance.after(y), self._encode(x)
+        return self._variance.after(y)
 
     def dead(self) -> Dead:
         """The features that were dead after the step before."""
@@ -159,27 +160,26 @@ class Learner(Generic[Layer]):
 
     def finish(
         self,
-        batch: Batch,
-        made: Reconstruction,
-        gradient: Gradient,
+        found: Found,
+        batches: Sequence[Batch],
         square: Tensor,
         health: Tensor,
         variance: RunningVariance,
-        stats: StepStats,
-        n: int,
     ) -> None:
-        """Move the weights, and remember the batch of n rows. A `health` that is not finite moves nothing."""
+        """Move the weights, and remember the batch, whose parts had the entries `batches`. A `health` that is not
+        finite moves nothing."""
         clip = torch.ones_like(square)
         if self.max_grad_norm is not None:
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
-        self.optimizer.step(gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
+        self.optimizer.step(found.gradient, torch.where(health.isfinite(), clip, torch.nan), self.screen)
         self._variance_before, self._variance = self._variance, variance
-        self.rule.after(batch, health, self.features)
-        self._firing.count(n, made.values, made.features)
+        for batch in batches:
+            self.rule.after(batch, health, self.features)
+        self._firing.count(found.n, found.values, found.features)
         if self._late:
             n_dead = self._firing.n_dead()
             self._last.put(health, n_dead, self.share.sum(n_dead))
-        self.stats = stats
+        self.stats = found.stats
         self.n_steps += 1
 
     def check(self) -> None:
@@ -233,9 +233,10 @@ class Learner(Generic[Layer]):
     def diverged(self, message: str) -> TrainingDiverged:
         return TrainingDiverged(f"{message}. The weights are those of the step before.", transcoder=self.trained)
 
-    def _encode(self, x: Tensor) -> Batch:
+    def encode(self, x: Tensor) -> Batch:
+        """The entries of x Float[Tensor, 'n d_in']."""
         W_enc = self.features.W_enc
-        if self.rule.slots and x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
+        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
             if self.screen is None:
                 self.screen = Screen(W_enc)
             elif not self.screen.follows(W_enc):

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from pullback.training.checkpoint import Checkpoints
@@ -60,10 +62,10 @@ def fit(
         for each in loggers:
             stack.callback(each.close)
         while used < config.training_tokens:
-            rows = next(batches, None)
+            rows = _accumulated(batches, config.grad_acc_steps)
             if rows is None:
                 break
-            step_number = used // config.train_batch_size_tokens
+            step_number = used // config.tokens_per_step
             for i, run in enumerate(runs):
                 with _naming(i, runs):
                     run.step(rows, run.config.lr_at(step_number))
@@ -86,6 +88,14 @@ def fit(
             checkpoints.save(used, runs, batches)
     if verbose and used < config.training_tokens:
         tqdm.write(f"the source of tokens ended after {used:,} of {config.training_tokens:,} tokens")
+
+
+def _accumulated(batches: Iterator[Any], n: int) -> Any:
+    """The rows of the next n batches, or of as many as there are; None where there are none."""
+    found = list(islice(batches, n))
+    if len(found) < 2:
+        return found[0] if found else None
+    return [torch.cat(columns) for columns in zip(*found, strict=True)]
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -117,7 +127,7 @@ def announce(runs: Sequence[Run], widths: Widths, held_tokens: int) -> None:
     if not runs[0].reports:
         return
     config = runs[0].config
-    held = buffer_bytes(sum(sum(widths[layer]) for layer in runs[0].layers), held_tokens, config.torch_dtype.itemsize)
+    held = buffer_bytes(sum(sum(widths[layer]) for layer in runs[0].layers), held_tokens, config.store_dtype.itemsize)
     each = ", in each process" if runs[0].shared else ""
     features = " and ".join(f"{d_sae}" for d_sae in sorted({run.config.d_sae for run in runs}))
     tqdm.write(

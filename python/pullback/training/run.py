@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pullback.training.config import TrainConfig
 from pullback.training.learner import Learner, TrainingDiverged
+from pullback.training.normalize import Scale
 from pullback.training.plan import trained_bytes
 from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
 from pullback.training.step import TrainStep
-from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, TranscoderSet
+from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, Transcoder, TranscoderSet
 
 Trained = TranscoderSet | CrossLayerTranscoder
 """What comes of a run"""
@@ -91,6 +92,9 @@ class Run(ABC):
 class PerLayerRun(Run):
     """Transcoders that know nothing of each other.
 
+    With `normalize_activations`, the first batch says by what a layer's activations are multiplied, and `dictionary`
+    has the factors in its weights.
+
     Args:
         steps: {layer: step}.
     """
@@ -102,33 +106,62 @@ class PerLayerRun(Run):
         self.n_dictionaries = len(self.layers)
         self.device = self.steps[self.layers[0]].transcoder.device
         self._losses: dict[int, Tensor] = {}
+        self._scales: dict[int, Scale] = {}
 
     def step(self, rows: Sequence[Tensor], lr: float) -> None:
-        for (layer, step), x, y in zip(self.steps.items(), rows[::2], rows[1::2], strict=True):
+        for (layer, step), given, y in zip(self.steps.items(), rows[::2], rows[1::2], strict=True):
             step.lr = lr
-            with _naming(layer, step):
-                self._losses[layer] = step(y if self.config.autoencodes else x, y)
+            x = y if self.config.autoencodes else given
+            with self._naming(layer):
+                if self.config.normalize_activations == "none":
+                    self._losses[layer] = step(x, y)
+                else:
+                    scale = self._scales.get(layer) or Scale.of(x, y)
+                    self._losses[layer] = step(*scale.applied(x, y, self.config.torch_dtype))
+                    self._scales[layer] = scale
 
     def check(self) -> None:
         for layer, step in self.steps.items():
-            with _naming(layer, step):
+            with self._naming(layer):
                 step.check()
 
     def figures(self) -> dict[int, dict[str, float]]:
-        return {layer: step_figures(step, self._losses[layer]) for layer, step in self.steps.items()}
+        return {
+            layer: step_figures(step, self._losses[layer], self._scales.get(layer))
+            for layer, step in self.steps.items()
+        }
+
+    def transcoder(self, layer: int) -> Transcoder:
+        """That of one layer, see `dictionary`."""
+        own = self.steps[layer].transcoder
+        return self._scales[layer].folded(own) if layer in self._scales else own
 
     def dictionary(self) -> TranscoderSet:
-        return TranscoderSet({layer: step.transcoder for layer, step in self.steps.items()})
+        return TranscoderSet({layer: self.transcoder(layer) for layer in self.layers})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        return states_of(self.steps)
+        found = self.whole_state()
+        for layer, own in zip(self.layers, found.values(), strict=True):
+            if layer in self._scales:  # whose weights are not those of the dictionary, to the bit
+                own["scale"] = self._scales[layer]._asdict()
+            else:
+                del own["weights"]
+        return found
 
     def whole_state(self) -> dict[str, dict[str, Any]]:
         """`state_dict` with the weights."""
         return {str(layer): step.state_dict() for layer, step in self.steps.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        load_states(self.steps, state, dictionary)
+        if sorted(map(int, state)) != self.layers:
+            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
+        for layer, step in self.steps.items():
+            own = dict(state[str(layer)])
+            if "scale" in own:
+                self._scales[layer] = Scale(**own["scale"])
+            else:
+                own["weights"] = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+            step.load_state_dict(own)
 
     def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continue from a `whole_state`."""
@@ -139,24 +172,13 @@ class PerLayerRun(Run):
     def memory(self) -> float:
         return memory_of(self.steps, self.config)
 
-
-def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
-    """{layer: what a resumed run needs of it beside the weights}"""
-    found = {str(layer): one.state_dict() for layer, one in learners.items()}
-    for own in found.values():
-        del own["weights"]
-    return found
-
-
-def load_states(
-    learners: Mapping[int, Learner], state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary
-) -> None:
-    """Continue from `states_of` and a dictionary. Raises ValueError where they are of other layers or sizes."""
-    if sorted(map(int, state)) != list(learners):
-        raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {list(learners)}")
-    for layer, one in learners.items():
-        weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
-        one.load_state_dict({**state[str(layer)], "weights": weights})
+    @contextmanager
+    def _naming(self, layer: int) -> Iterator[None]:
+        """Says which layer diverged."""
+        try:
+            yield
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"layer {layer}: {error}", transcoder=self.transcoder(layer)) from None
 
 
 def memory_of(learners: Mapping[int, Learner], config: TrainConfig) -> float:
@@ -196,31 +218,23 @@ def new_step(
         hook_out=config.hook_name_out,
         reading=reading,
         seed=seed,
+        micro_batch_size=config.micro_batch_size,
         recipe=config,
         share=share,
     )
 
 
-def step_figures(step: Learner, loss: Tensor) -> dict[str, float]:
-    """Those of a step that has just trained."""
+def step_figures(step: Learner, loss: Tensor, scale: Scale | None = None) -> dict[str, float]:
+    """Those of a step that has just trained. The squared error is that of raw targets, whatever they were scaled by."""
     stats = step.stats
     assert stats is not None
     fvu = float(stats.fvu)
     return {
         "losses/overall_loss": float(loss),
-        "losses/mse_loss": fvu * float(target_variance(step)),
+        "losses/mse_loss": fvu * float(target_variance(step)) / (1.0 if scale is None else scale.y**2),
         "losses/auxiliary_reconstruction_loss": float(stats.auxk),
         "metrics/explained_variance": 1 - fvu,
         "metrics/fvu": fvu,
         "metrics/l0": float(stats.l0),
         "sparsity/dead_features": round(float(stats.dead) * step.d_sae),
     }
-
-
-@contextmanager
-def _naming(layer: int, step: TrainStep) -> Iterator[None]:
-    """Says which layer diverged."""
-    try:
-        yield
-    except TrainingDiverged as error:
-        raise TrainingDiverged(f"layer {layer}: {error}", transcoder=step.transcoder) from None

@@ -16,6 +16,7 @@ def new_run(
     config: TrainConfig, widths: Widths, device: torch.device, readings: Mapping[int, ModelReading | None]
 ) -> Run:
     """A run of these layers, at its beginning."""
+    config = config.sized(next(iter(widths.values()))[0])
     if config.cross_layer:
         return CrossLayerRun(config, widths, device, readings)
     return PerLayerRun(

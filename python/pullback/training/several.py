@@ -14,11 +14,14 @@ from pullback.training.run import Run, Trained
 
 RUNS = "runs.json"
 # What batches are made of, whatever they come from.
-SHARED = ("layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "device", "dtype", "parallel")
+SHARED = (
+    "layers", "hook_name_out", "training_tokens", "train_batch_size_tokens", "grad_acc_steps", "device", "dtype",
+    "parallel",
+)  # fmt: skip
 # What a model is read with, beside that.
 SHARED_READING = (
     "context_size", "store_batch_size_prompts", "n_batches_in_buffer", "exclude_bos", "bos_token_id",
-    "exclude_padding", "exclude_special_tokens",
+    "exclude_padding", "exclude_special_tokens", "autocast_lm", "act_store_dtype",
 )  # fmt: skip
 
 OutputPath = str | os.PathLike[str] | None

@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from pullback._util.memory import out_of_memory
+from pullback.training.accumulate import Found, together
 from pullback.training.initial import initial_rule, initial_weights
 from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
-from pullback.training.rules import check_recipe, keeps_unit_norm
+from pullback.training.rules import Batch, check_recipe, keeps_unit_norm
 from pullback.training.share import WHOLE, Share
 from pullback.transcoders import Activation, ModelReading, ReLU, TopK, Transcoder
 
@@ -57,6 +60,8 @@ class TrainStep(Learner[Transcoder]):
             loss.
         hook_in, hook_out, reading: passed on to the transcoder.
         seed: of the initial weights.
+        micro_batch_size: rows worked through at a time; None for all of a batch, until that does not fit into memory.
+            The update is that of the whole batch, to rounding; BatchTopK chooses in each part.
         recipe: losses, penalties, schedules and initial values; None for the defaults of `Recipe`.
         share: which of the features are held here, of `training.distributed`.
 
@@ -89,6 +94,7 @@ class TrainStep(Learner[Transcoder]):
         hook_out: str = "hook_mlp_out",
         reading: ModelReading | None = None,
         seed: int = 0,
+        micro_batch_size: int | None = None,
         recipe: Recipe | None = None,
         share: Share = WHOLE,
     ) -> None:
@@ -137,6 +143,7 @@ class TrainStep(Learner[Transcoder]):
             dead_feature_window=dead_feature_window,
             share=share,
         )
+        self.micro_batch_size = micro_batch_size
 
     @property
     def transcoder(self) -> Transcoder:
@@ -152,18 +159,44 @@ class TrainStep(Learner[Transcoder]):
             return self._step(x, y)
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        variance, batch = self.begin(x, y)
+        variance = self.begin(x, y)
+        found, batches = self._worked_through(x, y, variance.variance)
+        square = self.squared_norm(found.gradient)
+        health = found.loss + square.to(found.loss.dtype)
+        if not self.late and not bool(health.isfinite()):
+            raise self.blame(found.loss, x, y)
+        self.finish(found, batches, square, health, variance)
+        return found.loss
+
+    def _worked_through(self, x: Tensor, y: Tensor, variance: Tensor) -> tuple[Found, list[Batch]]:
+        """What the loss has to say of the batch, and the entries of its parts; in smaller parts from now on where these
+        did not fit into memory."""
+        while True:
+            size = min(self.micro_batch_size or len(x), len(x))
+            try:
+                return self._in_parts(x, y, variance, size)
+            except (RuntimeError, MemoryError) as error:
+                # Others that share the features have not failed, and would wait for the parts that they know.
+                if not out_of_memory(error) or size == 1 or self.share is not WHOLE:
+                    raise
+            # Out of the except block, so that what failed holds no memory any more.
+            self.micro_batch_size = -(-size // 2)
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+            tqdm.write(
+                f"{size} rows do not fit into memory in one training step: going on in parts of {self.micro_batch_size}"
+            )
+
+    def _in_parts(self, x: Tensor, y: Tensor, variance: Tensor, size: int) -> tuple[Found, list[Batch]]:
+        batches = [self.encode(part) for part in x.split(size)]
         if self.late:
             self.check()
-        loss, gradient, stats, made = self.objective(
-            self.features, x, y, batch, variance.variance, self.dead(), self.n_steps
-        )
-        square = self.squared_norm(gradient)
-        health = loss + square.to(loss.dtype)
-        if not self.late and not bool(health.isfinite()):
-            raise self.blame(loss, x, y)
-        self.finish(batch, made, gradient, square, health, variance, stats, len(x))
-        return loss
+        dead = self.dead()
+        parts = [
+            Found.of(len(inputs), *self.objective(self.features, inputs, targets, batch, variance, dead, self.n_steps))
+            for inputs, targets, batch in zip(x.split(size), y.split(size), batches, strict=True)
+        ]
+        return together(parts, self.features.d_sae), batches
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tc = self.features

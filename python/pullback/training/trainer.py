@@ -108,7 +108,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     device = torch.device(config.device) if config.device else lens.device
     widths = dict.fromkeys(layers, (lens.d_model, lens.d_model))
     readings = {layer: lens.reading(layer) for layer in layers}
-    like = torch.empty(0, dtype=config.torch_dtype, device=device)
+    like = torch.empty(0, dtype=config.store_dtype, device=device)
     excluded = Excluded.chosen(
         lens,
         exclude_bos=config.exclude_bos,
@@ -135,7 +135,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
         checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
         runs = [team.run(one, widths, device, readings) for one in every]
         source = team.harvest(
-            (lens, layers, hook_read(every), config.hook_name_out, excluded, like),
+            (lens, layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
             batches,
             batch_size=config.train_batch_size_tokens,
             capacity=held_tokens,
@@ -187,10 +187,12 @@ def train_on_activations(
     first = next(batches, None)
     if first is None:
         raise ValueError("train_on_activations: no batch to train on; give at least one pair (x, y)")
+    config = config.sized(first[0].shape[-1])
     device = torch.device(config.device) if config.device else first[0].device
     step = new_step(config, first[0].shape[-1], first[1].shape[-1], device, seed=config.seed, reading=None)
-    fit([PerLayerRun(config, {0: step})], chain([first], batches), verbose=verbose)
-    return step.transcoder
+    run = PerLayerRun(config, {0: step})
+    fit([run], chain([first], batches), verbose=verbose)
+    return run.transcoder(0)
 
 
 def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:

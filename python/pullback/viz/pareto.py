@@ -12,6 +12,7 @@ from typing import Any
 NEEDED = 'pictures of sweeps need matplotlib: pip install "matplotlib>=3.8"'
 COLOURS = {"transcoder": "#b3342d", "sae": "#3b6a9c"}
 STYLES = ("-", "--", ":", "-.")
+FAR = 3  # times the span of the curves
 
 
 def can_draw() -> bool:
@@ -23,7 +24,8 @@ def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     against FVU, a row for each evaluation.
 
     Points are arms; lines go through the means over seeds, bars from the least to the largest. Horizontal lines are the
-    loss of the model itself and of the model with all these outputs at their means.
+    loss of the model itself and of the model with all these outputs at their means; one that lies so far off that the
+    curves would be flat beside it is given as a number.
 
     Raises:
         ValueError: matplotlib is not installed, or the sweep has no arm.
@@ -39,11 +41,8 @@ def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     figure = Figure(figsize=(11, 3.9 * len(evaluations)), layout="constrained")
     panels = figure.subplots(len(evaluations), 2, squeeze=False)
     for name, (loss, fvu) in zip(evaluations, panels, strict=True):
-        first = arms[0]["figures"][name]
-        for level, what in (("ce_original", "the model"), ("ce_mean_ablated", "outputs at their means")):
-            loss.axhline(first[level], color="#777777", linewidth=1, linestyle=(0, (1, 2)))
-            loss.annotate(what, (1, first[level]), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
         _curves(loss, arms, name, "ce_replaced")
+        _levels(loss, arms, name)
         _curves(fvu, arms, name, "fvu")
         loss.set_ylabel("cross-entropy, all layers replaced (nats)")
         fvu.set_ylabel("FVU, mean over layers")
@@ -57,6 +56,24 @@ def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     # Without version and date in it, the same sweep gives the same file.
     nothing = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     figure.savefig(target, dpi=110, metadata=nothing.get(target.suffix))
+
+
+def _levels(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str) -> None:
+    first = arms[0]["figures"][evaluation]
+    levels = {"the model": first["ce_original"], "outputs at their means": first["ce_mean_ablated"]}
+    losses = [y for arm in arms if (y := arm["figures"][evaluation]["ce_replaced"]) is not None]
+    near = [*losses, levels["the model"]]
+    span = max(near) - min(near)
+    for row, (what, level) in enumerate(levels.items()):
+        if min(near) - FAR * span <= level <= max(near) + FAR * span:
+            axis.axhline(level, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
+            axis.annotate(what, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
+        else:
+            where = "above" if level > max(near) else "below"
+            place = (1, 0.97 - 0.06 * row)
+            axis.annotate(
+                f"{what}: {level:.3f}, {where}", place, xycoords="axes fraction", ha="right", va="top", size=8
+            )
 
 
 def _curves(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str, figure: str) -> None:

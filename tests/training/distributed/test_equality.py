@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from pullback.training import TrainConfig, train
+from pullback.training import LoggingConfig, TrainConfig, train
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
 from tests.training.conftest import D_VOCAB, ToyLens
 from tests.training.distributed.conftest import Processes
@@ -48,9 +50,10 @@ def weights(sets):
     return found
 
 
-def run(parallel="none", lens=None, tokens=None, **settings):
+def run(parallel="none", lens=None, tokens=None, options=None, **settings):
     config = TrainConfig(**(SETTINGS | settings), parallel=parallel)
-    return weights(train(lens or ToyLens(), prompts() if tokens is None else tokens, config, verbose=False))
+    tokens = prompts() if tokens is None else tokens
+    return weights(train(lens or ToyLens(), tokens, config, verbose=False, **(options or {})))
 
 
 def distance(a, b):
@@ -80,6 +83,22 @@ def test_float32(two):
         first, second = two(run, parallel, dtype="float32", prefetch=2)
         assert distance(first, second) == 0
         assert distance(first, alone) <= tolerance, parallel
+
+
+@pytest.mark.parametrize("rule", ["topk", "relu"])
+def test_figures_are_of_all_layers_and_features(two, tmp_path, rule):
+    report = {"logger": LoggingConfig(log_every_n_steps=10)}
+
+    def log(name):
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return {f"{i}/{key}": value for i, line in enumerate(lines) for key, value in line.items()}
+
+    run(options=report | {"checkpoint_path": tmp_path / "none"}, **RULES[rule])
+    for parallel in ("layers", "features", "data"):
+        two(run, parallel, options=report | {"checkpoint_path": tmp_path / parallel}, **RULES[rule])
+        assert log(parallel) == pytest.approx(log("none"), rel=1e-9)
+    if rule == "topk":
+        assert log("none")["3/sparsity/dead_features"] > 0
 
 
 @pytest.mark.slow

@@ -80,6 +80,18 @@ def drifting(parallel):
         Adam.step = original
 
 
+def interrupted():
+    """Ctrl-C, which reaches the second process while it reads prompts."""
+
+    def batches():
+        for i in range(1000):
+            if i == 20 and dist.get_rank() == 1:
+                raise KeyboardInterrupt
+            yield prompts()[:5]
+
+    return run("features", tokens=batches())
+
+
 def few_prompts(n):
     sets = run("features", tokens=iter(prompts().split(5)[:n]))
     return [bool(weight.isfinite().all()) for weight in sets.values()]
@@ -126,6 +138,10 @@ def test_different_prompts_or_settings_are_refused(two):
     first, second = sentences(two, other_settings)
     assert first == second
     assert "(lr: 0.1, 0.2)" in first[1]
+
+
+def test_ctrl_c_stops_all(two):
+    assert sentences(two, interrupted) == [("KeyboardInterrupt", "")] * 2
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -130,10 +130,12 @@ def topk_encode(
     return values, indices
 
 
-def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> SparseActivations:
+def threshold_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, shadow: Factor | None = None
+) -> SparseActivations:
     """What of x W_enc^T + b_enc is above theta, Float32[Tensor, "F"], or NaN, and not zero: exactly, in CSR form."""
     entries = _Entries(x)
-    for rows, candidates in _sifted(x, W_enc, b_enc, 2048, theta=theta):
+    for rows, candidates in _sifted(x, W_enc, b_enc, 2048, theta=theta, shadow=shadow):
         _settle_above(entries, x[rows], W_enc, b_enc, theta, candidates, rows.start)
         for some in _unsettled(candidates, len(W_enc)):
             h = screen.evaluate_rows(x[rows][some], W_enc, b_enc)
@@ -142,7 +144,9 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor) -> 
     return entries.stacked(len(x), len(W_enc))
 
 
-def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseActivations:
+def batch_candidates(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Factor | None = None
+) -> SparseActivations:
     """The positive pre-activations that may be among the k n largest of x W_enc^T + b_enc, exact, in CSR form.
 
     Every row first gives what may be among its own 2 k largest. The k n-th largest of their lower bounds is a lower
@@ -152,7 +156,7 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
     if n == 0:
         return SparseActivations.stacked([], F, x)
     groups = []
-    for rows, candidates in _sifted(x, W_enc, b_enc, 32 * k + 512, k=min(2 * k, F)):
+    for rows, candidates in _sifted(x, W_enc, b_enc, 32 * k + 512, k=min(2 * k, F), shadow=shadow):
         width = max(int(candidates.counts.max()), MIN_CAPACITY)
         held = (t[:, :width].clone() if t.ndim == 2 else t.clone() for t in candidates)
         groups.append((rows, screen.Candidates(*held)))
@@ -172,7 +176,7 @@ def batch_candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseA
         _settle_above(entries, x[rows], W_enc, b_enc, theta, some, rows.start)
     rows = torch.cat(again)
     if len(rows):
-        more = threshold_encode(x[rows], W_enc, b_enc, theta)
+        more = threshold_encode(x[rows], W_enc, b_enc, theta, shadow)
         entries.add(rows[more.rows()], more.indices, more.values)
     return entries.stacked(n, F)
 

@@ -40,6 +40,12 @@ class SharedRun(PerLayerRun):
         device: torch.device,
         readings: Mapping[int, ModelReading | None],
     ) -> None:
+        if config.normalize_activations != "none":
+            raise ValueError(
+                "normalize_activations is for one process: each would take its factors from other rows. Loss 'fvu' "
+                "needs none; or cache the activations and train on the cache with parallel='none'"
+            )
+
         def step(layer: int) -> Any:
             seed, reading = config.seed + layer, readings.get(layer)
             return new_step(config, *widths[layer], device, seed=seed, reading=reading, share=layout.share)

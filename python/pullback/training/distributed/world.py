@@ -99,6 +99,8 @@ class World(Peers):
             yield
         except kinds as error:
             own = error
+        except KeyboardInterrupt:
+            self._stop = True
         state = torch.tensor(FAILED if own is not None else STOPPED if self._stop else GOING)
         dist.all_reduce(state, dist.ReduceOp.MAX, group=self._control)
         if int(state) == GOING:

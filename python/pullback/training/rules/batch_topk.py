@@ -37,15 +37,9 @@ class BatchTopKRule(Rule):
         mass = float(self._mass)
         return BatchTopK(self.trained.k, float(self._sum) / mass if mass > 0 else self.trained.threshold)
 
-    def encode(
-        self,
-        tc: FeatureLayer,
-        x: Tensor,
-        step: int,
-        screen: Screen | None = None,  # noqa: ARG002
-    ) -> SparseActivations:
+    def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> SparseActivations:
         k = self.recipe.k_at(step, self.trained.k)
-        candidates = batch_topk_encode(x, tc.W_enc, tc.b_enc, self.share.batch_k(k, len(x)))
+        candidates = batch_topk_encode(x, tc.W_enc, tc.b_enc, self.share.batch_k(k, len(x)), screen)
         return self.share.best_of_batch(candidates, k)
 
     def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:  # noqa: ARG002

@@ -50,11 +50,11 @@ class JumpReLURule(Rule):
         tc: FeatureLayer,
         x: Tensor,
         step: int,  # noqa: ARG002
-        screen: Screen | None = None,  # noqa: ARG002
+        screen: Screen | None = None,
     ) -> SparseActivations:
         """The pre-activations above theta - eps/2."""
         assert tc.theta is not None
-        return threshold_encode(x, tc.W_enc, tc.b_enc, tc.theta - self.recipe.jumprelu_bandwidth / 2)
+        return threshold_encode(x, tc.W_enc, tc.b_enc, tc.theta - self.recipe.jumprelu_bandwidth / 2, screen)
 
     def activations(self, batch: Batch, tc: FeatureLayer) -> SparseActivations:
         assert isinstance(batch, SparseActivations)

@@ -21,9 +21,9 @@ class ReLURule(Rule):
         tc: FeatureLayer,
         x: Tensor,
         step: int,  # noqa: ARG002
-        screen: Screen | None = None,  # noqa: ARG002
+        screen: Screen | None = None,
     ) -> SparseActivations:
-        return threshold_encode(x, tc.W_enc, tc.b_enc)
+        return threshold_encode(x, tc.W_enc, tc.b_enc, screen=screen)
 
     def penalty(
         self,

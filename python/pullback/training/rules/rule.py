@@ -54,14 +54,12 @@ class Rule(ABC):
     """One way to choose the features of a token, and how it learns.
 
     Attributes:
-        slots: `encode` gives Slots, and a fixed number of them.
         revives: the auxiliary loss of Gao et al. revives dead features.
         weights: weights of its own, by name, one number a feature each, which the optimizer moves.
         share: the features that are held here.
         norms: the size of what each feature writes, Float[Tensor, "F"], by which penalties are weighted.
     """
 
-    slots = False
     revives = False
 
     def __init__(self, trained: Activation, recipe: Recipe, share: Share = WHOLE) -> None:

@@ -15,7 +15,6 @@ class TopKRule(Rule):
     """Gao et al., arXiv 2406.04093."""
 
     trained: TopK
-    slots = True
     revives = True
 
     def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> Slots:

@@ -23,6 +23,7 @@ from pullback.training.several import given_configs
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep.grid import KINDS, Arm, grid
 from pullback.training.sweep.record import Record
+from pullback.training.team import is_launched
 from pullback.training.trainer import chosen_layers
 from pullback.viz import pareto
 
@@ -87,6 +88,11 @@ def sweep(
     lens, folder, (config,) = as_lens(model), Path(out), given_configs("sweep", config, None, ())
     if at_once < 1:
         raise ValueError(f"sweep: at_once must be at least 1, got {at_once}")
+    if is_launched() and config.parallel != "none":
+        raise ValueError(
+            "sweep: trains in one process; start it without torchrun, or give each process a part of the grid, a "
+            'folder of its own and parallel="none"'
+        )
     values = {"k": k, "l1_coefficient": l1_coefficient, "l0_coefficient": l0_coefficient}
     arms = grid(config, kinds, architectures, values, seeds)
     layers = chosen_layers(lens, config)
@@ -116,6 +122,7 @@ def sweep(
             bos_token_id=config.bos_token_id,
             exclude_padding=config.exclude_padding,
             exclude_special_tokens=config.exclude_special_tokens,
+            autocast_lm=config.autocast_lm,
             verbose=verbose,
         )
         for number, group in enumerate(groups):
