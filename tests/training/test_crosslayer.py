@@ -209,10 +209,12 @@ def test_a_failure_said_late_takes_every_layer_back():
         ({"decoder_tying": "both"}, "decoder_tying must be one of none, per_source, per_target"),
         ({"decoder_tying": "per_source", "cross_layer": False}, "decoder_tying goes with cross_layer=True"),
         ({"matryoshka_widths": [4]}, "matryoshka_widths nest the reconstruction of one layer"),
+        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations goes with per-layer"),
+        ({"micro_acc_steps": 2}, "micro_acc_steps goes with per-layer"),
         ({"loss": "reference"}, 'loss="reference" is that of one layer'),
         ({"hook_name": "hook_mlp_out"}, "an autoencoder writes what it reads"),
     ],
-    ids=["tying", "tying alone", "matryoshka", "reference", "autoencoder"],
+    ids=["tying", "tying alone", "matryoshka", "scale", "parts", "reference", "autoencoder"],
 )
 def test_what_does_not_fit_is_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
