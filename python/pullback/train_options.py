@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 OPTIMIZERS = ("adam", "lazy_adam")
 NORMALIZATIONS = ("none", "expected_average_only_in")
+TYINGS = ("none", "per_source", "per_target")
 SCHEDULERS = ("linear", "cosine", "constant")
 
 
@@ -41,6 +42,8 @@ TABLES = {
         Option("k", int, 32, "features active per token", several=True),
         Option("architecture", str, "topk", "the sparsity rule", several=True, choices=ARCHITECTURES),
         Option("skip_connection", bool, False, "also learn a linear path around the features"),
+        Option("cross_layer", bool, False, "one cross-layer transcoder: features write to all layers from theirs on"),
+        Option("decoder_tying", str, "none", "its decoders: a matrix for each pair, source or target", choices=TYINGS),
         Option("seed", int, 0, "of initial weights; the first one's also of the order of batches", several=True),
     ),
     "optimisation": (

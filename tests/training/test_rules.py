@@ -346,7 +346,7 @@ def test_the_state_of_a_rule_travels():
         for i in range(3):
             step(rows(9, 6, i), rows(9, 6, i + 9))
         other.transcoder.load_state_dict(step.transcoder.state_dict())
-        other.rule.load_state_dict(step.rule.state_dict(), other._transcoder)
+        other.rule.load_state_dict(step.rule.state_dict(), other.features)
         assert other.transcoder.activation == step.transcoder.activation
 
 
