@@ -298,11 +298,11 @@ class TrainConfig(Recipe):
                 'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
                 'choose "fvu" or "paper"'
             )
-        if self.normalize_activations != "none" or self.micro_batch_size is not None:
-            raise ValueError(
-                "TrainConfig: normalize_activations and micro_batch_size are for per-layer transcoders; with "
-                'cross_layer=True leave them out (loss "fvu" serves layers of any scale)'
-            )
+        for name, only in (("normalize_activations", "none"), ("micro_acc_steps", 1)):
+            if getattr(self, name) != only:
+                raise ValueError(
+                    f"TrainConfig: {name} goes with per-layer transcoders; leave it out with cross_layer=True"
+                )
         if self.autoencodes:
             raise ValueError(
                 "TrainConfig: an autoencoder writes what it reads, to no other layer; with cross_layer=True let "
