@@ -76,6 +76,17 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
 
 
+def test_a_cross_layer_transcoder_is_trained_measured_and_explained(tmp_path: Path) -> None:
+    data, out = tmp_path / "prompts.txt", tmp_path / "clt"
+    data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")
+    arguments = ["--d-sae", "64", "--k", "4", "--training-tokens", "300", "--train-batch-size-tokens", "50"]
+    where = ["--data", str(data), "--out", str(out), "--cross-layer", "--decoder-tying", "per_source"]
+    assert cli.main(["train", "tiny-mix", *where, *arguments]) == 0
+    assert (out / "W_dec_3.safetensors").is_file()
+    assert cli.main(["eval", "tiny-mix", "--transcoders", str(out), "--data", str(data)]) == 0
+    assert cli.main(["graph", "tiny-mix", PROMPT, "--transcoders", str(out), "--out", str(tmp_path / "g.html")]) == 0
+
+
 def test_sweep_then_eval_two_of_its_arms_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "prompts.txt", tmp_path / "sweep"
     data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 NORMALIZATIONS = ("none", "expected_average_only_in")
+TYINGS = ("none", "per_source", "per_target")
 SCHEDULERS = ("linear", "cosine", "constant")
 
 
@@ -40,6 +41,8 @@ TABLES = {
         Option("k", int, 32, "features active per token", several=True),
         Option("architecture", str, "topk", "the sparsity rule", several=True, choices=ARCHITECTURES),
         Option("skip_connection", bool, False, "also learn a linear path around the features"),
+        Option("cross_layer", bool, False, "one cross-layer transcoder: features write to all layers from theirs on"),
+        Option("decoder_tying", str, "none", "its decoders: a matrix for each pair, source or target", choices=TYINGS),
         Option("seed", int, 0, "of initial weights; the first one's also of the order of batches", several=True),
     ),
     "optimisation": (
@@ -66,6 +69,9 @@ TABLES = {
         ),
     ),
     "sparsity rules": (
+        Option("auxk_alpha", float, None, "weight of AuxK for dead features (default: 1/32; standard, jumprelu: 0)"),
+        Option("auxk_k", int, 32, "dead features that AuxK uses on a token"),
+        Option("dead_feature_window", int, None, "tokens after which a feature is dead (default: 1/50 of the run)"),
         Option("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty", several=True),
         Option("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),
         Option("l0_coefficient", float, 1e-3, "jumprelu: weight of the number of active features", several=True),

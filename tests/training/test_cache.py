@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pullback.training import CachedActivations, TrainConfig, cache, cache_activations, train_on_cache
-from pullback.transcoders import load_transcoders
+from pullback.transcoders import CrossLayerTranscoder, load_transcoders
 from tests.training.conftest import D_MODEL, D_VOCAB, ToyLens
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +250,17 @@ def test_several_configurations_train_on_one_reading(tmp_path):
     assert equal(together[0], alone[0])
     assert equal(together[1], alone[1])
     assert equal(load_transcoders(tmp_path / "out" / "run_1"), together[1])
+
+
+def test_a_cross_layer_transcoder_and_per_layer_ones_train_on_one_reading(tmp_path):
+    made = make(tmp_path / "cache")
+    configs = [TrainConfig(**SETTINGS), TrainConfig(**SETTINGS, cross_layer=True, decoder_tying="per_source")]
+    sets, clt = train_on_cache(made, configs=configs, verbose=False, output_path=tmp_path / "out")
+    loaded = load_transcoders(tmp_path / "out" / "run_1")
+    assert isinstance(loaded, CrossLayerTranscoder)
+    assert (loaded.decoder_tying, loaded[1].reading) == ("per_source", ToyLens().reading(1))
+    assert equal(loaded, clt)
+    assert equal(sets, train_on_cache(made, configs[0], verbose=False))
 
 
 def test_training_on_a_cache_resumes_to_the_bit(tmp_path, monkeypatch):

@@ -81,8 +81,23 @@ def interrupted(n):
         {"activation": JumpReLU(0.1), "l0_warm_up_steps": 30, "pre_act_loss_coefficient": 1e-3},
         {"activation": ReLU(), "l1_warm_up_steps": 30},
         {"matryoshka_widths": [12, 24]},
+        {"cross_layer": True, "skip_connection": True, "activation": BatchTopK(8)},
+        {"cross_layer": True, "decoder_tying": "per_source", "dtype": "float64"},
+        {"cross_layer": True, "decoder_tying": "per_target", "activation": JumpReLU(0.1)},
     ],
-    ids=["plain", "norm-skip", "lazy-float64-thread", "one-layer", "batch-topk", "jumprelu", "relu", "matryoshka"],
+    ids=[
+        "plain",
+        "norm-skip",
+        "lazy-float64-thread",
+        "one-layer",
+        "batch-topk",
+        "jumprelu",
+        "relu",
+        "matryoshka",
+        "cross-layer",
+        "per-source",
+        "per-target",
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, settings):
     settings = SETTINGS | settings

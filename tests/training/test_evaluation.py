@@ -164,6 +164,38 @@ def as_autoencoder(tc):
     )
 
 
+def across(sets):
+    """The features of layer 0 also write to layer 1, the negative of what they write to layer 0, bias included."""
+    first, second = sets[0], sets[1]
+    W_dec = torch.stack([first.W_dec, -first.W_dec], 1), second.W_dec[:, None]
+    b_dec = first.b_dec, second.b_dec - first.b_dec
+    return CrossLayerTranscoder(
+        {
+            layer: SourceLayer(tc.W_enc, tc.b_enc, W_dec[layer], b_dec[layer], activation=tc.activation)
+            for layer, tc in sets.items()
+        }
+    )
+
+
+def test_features_of_earlier_layers_reach_later_ones(lens, rough, tokens):
+    sets = across(rough)
+    report = evaluate(lens, sets, tokens, per_layer=True)
+    x0 = lens.mlp_io(tokens)[0][0]  # what layer 0 reads is the same in every arm
+    from_zero = rough[0](x0)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    for fns, arms in (
+        ({0: lambda x, _y: rough[0](x), 1: lambda x, _y: rough[1](x) - from_zero}, report),
+        ({1: lambda x, _y: rough[1](x) - from_zero}, report.alone[1]),
+    ):
+        with lens.patch_mlp(fns):
+            logits = lens.logits(tokens)
+        assert arms.ce_replaced == pytest.approx(cross_entropy(logits, tokens, everywhere), rel=1e-4)
+    x, y = lens.mlp_io(tokens)[1]
+    residual = (y - rough[1](x) + from_zero).flatten(0, 1)
+    fvu = residual.square().sum() / (y - y.flatten(0, 1).mean(0)).square().sum()
+    assert report.fvu[1] == pytest.approx(float(fvu), rel=1e-4)
+
+
 def test_padding_is_neither_scored_nor_predicted(lens, rough):
     lists = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
     together = evaluate(lens, rough, lists)

@@ -14,6 +14,7 @@ from pullback.training.optimizer import OPTIMIZERS
 from pullback.training.recipe import Recipe
 from pullback.training.schedule import SCHEDULERS, SYNONYMS, Schedule
 from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from pullback.transcoders.crosslayer import DECODER_TYINGS
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
 PARALLEL = ("none", "layers", "features", "data")
@@ -61,8 +62,9 @@ class TrainConfig(Recipe):
         decoder_norm: decoder rows have unit norm, and their gradient no component along them. With ReLU they do in any
             case, unless `weight_by_decoder_norm`; with the reference loss too.
         max_grad_norm: gradients of a layer are scaled down to this norm; None never.
-        auxk_alpha: TopK, BatchTopK: weight of the auxiliary loss that lets dead features explain the residual; 0
-            switches it off.
+        auxk_alpha: weight of the auxiliary loss that lets dead features explain the residual; None for 1/32 with TopK
+            and BatchTopK, and 0, which is none, with ReLU and JumpReLU: there it takes pre-activations as they are,
+            negative ones too, since those of a dead feature are below its threshold.
         auxk_k: dead features that may do so on one token.
         dead_feature_window: tokens without firing after which a feature counts as dead; None for a fiftieth of
             `training_tokens`.
@@ -82,6 +84,10 @@ class TrainConfig(Recipe):
             activations of that precision.
         act_store_dtype: how rows wait in the mixing buffer: "bfloat16" halves its memory; None for `dtype`. The step
             computes in `dtype`.
+        cross_layer: train one cross-layer transcoder instead: features of a layer write to it and to all layers above
+            it that are trained.
+        decoder_tying: of a cross-layer transcoder: "none", "per_source" (one decoder of a layer for all it writes to)
+            or "per_target" (one decoder of a layer for all that write to it).
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
         parallel: how several processes, started by `torchrun`, divide the work (see docs/TRAINING.md): "layers", each
@@ -120,7 +126,7 @@ class TrainConfig(Recipe):
     optimizer: str = "adam"
     decoder_norm: bool = False
     max_grad_norm: float | None = 1.0
-    auxk_alpha: float = 1 / 32
+    auxk_alpha: float | None = None
     auxk_k: int = 32
     dead_feature_window: int | None = None
     seed: int = 0
@@ -133,6 +139,8 @@ class TrainConfig(Recipe):
     normalize_activations: str = "none"
     autocast_lm: bool = False
     act_store_dtype: str | None = None
+    cross_layer: bool = False
+    decoder_tying: str = "none"
     prefetch: int | None = None
     parallel: str | Sequence[int] | None = None
 
@@ -152,7 +160,7 @@ class TrainConfig(Recipe):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr_warm_up_steps", "auxk_alpha"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"TrainConfig: {name} must not be negative, got {getattr(self, name)}")
         for name in ("context_size", "lr_decay_steps", "dead_feature_window", "max_grad_norm"):
             value = getattr(self, name)
@@ -203,6 +211,7 @@ class TrainConfig(Recipe):
                 "TrainConfig: skip_connection lets an autoencoder copy its input; leave it out where hook_name and "
                 "hook_name_out are the same"
             )
+        self._check_cross_layer()
         rule = self.trained_activation
         if self.expansion_factor is not None and (self.expansion_factor < 1 or self.d_sae != TrainConfig.d_sae):
             raise ValueError(
@@ -269,6 +278,36 @@ class TrainConfig(Recipe):
         if self.expansion_factor is None:
             return self
         return replace(self, d_sae=self.expansion_factor * d_in, expansion_factor=None)
+
+    def _check_cross_layer(self) -> None:
+        if self.decoder_tying not in DECODER_TYINGS:
+            raise ValueError(
+                f"TrainConfig: decoder_tying must be one of {', '.join(DECODER_TYINGS)}, got {self.decoder_tying!r}"
+            )
+        if not self.cross_layer:
+            if self.decoder_tying != "none":
+                raise ValueError("TrainConfig: decoder_tying goes with cross_layer=True; leave it out, or set that")
+            return
+        if self.matryoshka_widths is not None:
+            raise ValueError(
+                "TrainConfig: matryoshka_widths nest the reconstruction of one layer, which those of several layers "
+                "depend on; leave them out with cross_layer=True"
+            )
+        if self.loss == "reference":
+            raise ValueError(
+                'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
+                'choose "fvu" or "paper"'
+            )
+        if self.normalize_activations != "none" or self.micro_batch_size is not None:
+            raise ValueError(
+                "TrainConfig: normalize_activations and micro_batch_size are for per-layer transcoders; with "
+                'cross_layer=True leave them out (loss "fvu" serves layers of any scale)'
+            )
+        if self.autoencodes:
+            raise ValueError(
+                "TrainConfig: an autoencoder writes what it reads, to no other layer; with cross_layer=True let "
+                "hook_name and hook_name_out differ"
+            )
 
     @property
     def trained_activation(self) -> Activation:

@@ -8,13 +8,15 @@ from torch import Tensor
 from pullback.ops import decode_csr, sampled_dot
 from pullback.ops.sparse import SparseActivations
 from pullback.training.loss import Part
-from pullback.transcoders import Transcoder
+from pullback.transcoders import FeatureLayer
 
 # Every token meets every dead feature here, so there is a limit to how many are treated at a time.
 MOST_FEATURES = 4096
 
 
-def ghost_part(tc: Transcoder, x: Tensor, left: Tensor, errors: Tensor, dead: Tensor, step: int) -> tuple[Tensor, Part]:
+def ghost_part(
+    tc: FeatureLayer, x: Tensor, left: Tensor, errors: Tensor, dead: Tensor, step: int
+) -> tuple[Tensor, Part]:
     """The loss of ghosts exp(h) of dead features, and its gradient.
 
     Their reconstruction is brought to half the norm of what is `left`, and each element of its loss to the size of the

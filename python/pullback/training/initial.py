@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pullback.ops import on_huge_pages
+from pullback.transcoders import Activation, BatchTopK, JumpReLU, TopK
 
 FEATURES_AT_ONCE = 1024
 MEDIAN_STEPS = 100
@@ -58,6 +60,17 @@ def _drawn(rows: Tensor, d_sae: int, held: slice, random: torch.Generator) -> Te
         if first < last:
             rows[first - held.start : last - held.start] = chunk[first - start : last - start]
     return rows
+
+
+def initial_rule(activation: Activation, d_sae: int, held: slice, dtype: torch.dtype) -> Activation:
+    """What the features `held`, of d_sae, start with: of a JumpReLU, one theta a feature."""
+    n = held.stop - held.start
+    if isinstance(activation, JumpReLU):
+        theta = torch.as_tensor(activation.theta, dtype=dtype, device="cpu")
+        return JumpReLU((theta.expand(d_sae) if theta.ndim == 0 else theta)[held].clone())
+    if isinstance(activation, TopK | BatchTopK) and n < d_sae:  # k may exceed what is held here
+        return dataclasses.replace(activation, k=min(activation.k, n))
+    return activation
 
 
 def center(rows: Tensor, method: str) -> Tensor:

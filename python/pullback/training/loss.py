@@ -18,7 +18,7 @@ from pullback.ops import (
     topk_select,
 )
 from pullback.training.share import WHOLE, Share
-from pullback.transcoders import Transcoder
+from pullback.transcoders import FeatureLayer
 
 # Dead features encoded at a time: their rows are copied together, and a copy of all could be as large as the encoder.
 DEAD_AT_ONCE = 4096
@@ -106,17 +106,22 @@ def per_entry(weight: Tensor, rows: Tensor) -> Tensor:
 
 
 def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGradient:
-    """All parts as one gradient; what a part's g lacks to a multiple of the rows of x is filled up with zeros."""
+    """All parts as one gradient; what a part's g lacks to a multiple of the rows of x is filled up with zeros. Parts
+    that hold the same g share its rows."""
 
     def joined(tensors: list[Tensor]) -> Tensor:
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     rows, below, gs = [], 0, []
+    places: dict[int, int] = {}
     for part in parts:
-        missing = -len(part.g) % len(x)
-        gs.append(torch.nn.functional.pad(part.g, (0, 0, 0, missing)) if missing else part.g)
-        rows.append(part.rows + below if below else part.rows)
-        below += len(gs[-1])
+        if id(part.g) not in places:
+            places[id(part.g)] = below
+            missing = -len(part.g) % len(x)
+            gs.append(torch.nn.functional.pad(part.g, (0, 0, 0, missing)) if missing else part.g)
+            below += len(gs[-1])
+        place = places[id(part.g)]
+        rows.append(part.rows + place if place else part.rows)
     starts, order = feature_order(joined([part.features for part in parts]), n_features)
     return SparseGradient(
         starts,
@@ -130,7 +135,13 @@ def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGrad
 
 
 def auxk_reconstruction(
-    transcoder: Transcoder, x: Tensor, residual: Tensor, dead: Tensor, k: int, share: Share = WHOLE
+    transcoder: FeatureLayer,
+    x: Tensor,
+    residual: Tensor,
+    dead: Tensor,
+    k: int,
+    share: Share = WHOLE,
+    relu: bool = True,
 ) -> Reconstruction:
     """The top k of the dead features against what the living ones left over, without b_dec.
 
@@ -139,25 +150,28 @@ def auxk_reconstruction(
         residual: Float[Tensor, "n d_out"], reconstruction minus target.
         dead: Int64[Tensor, "n_dead"], of the features held here.
         k: at most the number of dead features in all.
+        relu: without it pre-activations count as they are: those of a feature that a threshold keeps dead are below it,
+            and nothing would be left of them.
     """
-    values, places = _encode_rows(transcoder, x, dead, min(k, len(dead)))
-    values, ids = share.best(values, k, relu=True), dead[places.long()].int()
-    return Reconstruction.of_slots(values, ids, transcoder.W_dec, None, -residual, relu=True, share=share)
+    values, ids = encode_rows(transcoder, x, dead, min(k, len(dead)), relu)
+    values = share.best(values, k, relu=relu)
+    return Reconstruction.of_slots(values, ids, transcoder.W_dec, None, -residual, relu=relu, share=share)
 
 
-def _encode_rows(transcoder: Transcoder, x: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of the features, as places in `features`: the top k of the top k of every chunk."""
+def encode_rows(transcoder: FeatureLayer, x: Tensor, features: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
+    """The k largest of some features Int64[Tensor, "m"], values Float[Tensor, "n k"] and ids Int32[Tensor, "n k"]: the
+    top k of the top k of every chunk."""
     chunks = []
     # A GPU has more memory to spare than time for many small kernels.
     at_once = DEAD_AT_ONCE if x.is_cpu else 8 * DEAD_AT_ONCE
     for start in range(0, len(features), at_once):
         ids = features[start : start + at_once]
-        values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)))
+        values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)), relu=relu)
         chunks.append((values, places + start))
     if not chunks:
-        return x.new_empty(len(x), 0), features.new_empty(len(x), 0)
-    if len(chunks) == 1:
-        return chunks[0]
+        return x.new_empty(len(x), 0), features.new_empty(len(x), 0, dtype=torch.int32)
     values, places = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
-    values, best = topk_select(values, k)
-    return values, places.gather(1, best.long())
+    if len(chunks) > 1:
+        values, best = topk_select(values, k, relu)
+        places = places.gather(1, best.long())
+    return values, features[places.long()].int()

@@ -18,7 +18,7 @@ from pullback.ops import (
 )
 from pullback.ops.screen import Screen
 from pullback.training.share import WHOLE, Share
-from pullback.transcoders import Transcoder
+from pullback.transcoders import FeatureLayer
 
 
 class Gradient(NamedTuple):
@@ -65,7 +65,7 @@ class Adam:
 
     def __init__(
         self,
-        transcoder: Transcoder,
+        transcoder: FeatureLayer,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
@@ -97,7 +97,7 @@ class Adam:
         common, more = (_squares(parts, gradient.b_dec) for parts in (gradient.common(), gradient.more))
         # A bound of a part says nothing of the sum where other parts are held elsewhere.
         limit = enough - common - more if self.share.whole else torch.zeros_like(common)
-        own = more + gradient_norm(gradient.features, self.transcoder.W_dec, self.decoder_norm, limit)
+        own = more + gradient_norm(gradient.features, self.transcoder.W_dec.flatten(1), self.decoder_norm, limit)
         return common + self.share.sum(own)
 
     def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
@@ -173,4 +173,5 @@ def _squares(parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _features(tensors: Mapping[str, Tensor]) -> DictionaryParams:
-    return DictionaryParams(*(tensors[name] for name in DictionaryParams._fields))
+    W_enc, b_enc, W_dec = (tensors[name] for name in DictionaryParams._fields)
+    return DictionaryParams(W_enc, b_enc, W_dec.flatten(1))  # one row a feature, whatever the layers it writes to

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from pullback.training.config import TrainConfig
+from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.normalize import Scale
 from pullback.training.plan import trained_bytes
 from pullback.training.share import WHOLE, Share
 from pullback.training.state import target_variance
-from pullback.training.step import TrainingDiverged, TrainStep
+from pullback.training.step import TrainStep
 from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, ModelReading, Transcoder, TranscoderSet
 
 Trained = TranscoderSet | CrossLayerTranscoder
@@ -139,12 +140,10 @@ class PerLayerRun(Run):
         return TranscoderSet({layer: self.transcoder(layer) for layer in self.layers})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        found = self.whole_state()
-        for layer, own in zip(self.layers, found.values(), strict=True):
-            if layer in self._scales:  # whose weights are not those of the dictionary, to the bit
-                own["scale"] = self._scales[layer]._asdict()
-            else:
-                del own["weights"]
+        found = states_of(self.steps)
+        for layer, scale in self._scales.items():  # whose weights are not those of the dictionary, to the bit
+            weights = self.steps[layer].transcoder.named_parameters()
+            found[str(layer)] |= {"scale": scale._asdict(), "weights": {name: w.detach() for name, w in weights}}
         return found
 
     def whole_state(self) -> dict[str, dict[str, Any]]:
@@ -152,15 +151,8 @@ class PerLayerRun(Run):
         return {str(layer): step.state_dict() for layer, step in self.steps.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        if sorted(map(int, state)) != self.layers:
-            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
-        for layer, step in self.steps.items():
-            own = dict(state[str(layer)])
-            if "scale" in own:
-                self._scales[layer] = Scale(**own["scale"])
-            else:
-                own["weights"] = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
-            step.load_state_dict(own)
+        load_states(self.steps, state, dictionary)
+        self._scales = {int(layer): Scale(**own["scale"]) for layer, own in state.items() if "scale" in own}
 
     def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continue from a `whole_state`."""
@@ -169,9 +161,7 @@ class PerLayerRun(Run):
 
     @property
     def memory(self) -> float:
-        every = [weight for step in self.steps.values() for weight in step.transcoder.parameters()]
-        encoder = sum(step.transcoder.W_enc.numel() for step in self.steps.values())
-        return trained_bytes(encoder, sum(map(Tensor.numel, every)) - encoder, self.config.torch_dtype.itemsize)
+        return memory_of(self.steps, self.config)
 
     @contextmanager
     def _naming(self, layer: int) -> Iterator[None]:
@@ -182,18 +172,30 @@ class PerLayerRun(Run):
             raise TrainingDiverged(f"layer {layer}: {error}", transcoder=self.transcoder(layer)) from None
 
 
-def new_run(
-    config: TrainConfig, widths: Widths, device: torch.device, readings: Mapping[int, ModelReading | None]
-) -> Run:
-    """A run of these layers, at its beginning."""
-    config = config.sized(next(iter(widths.values()))[0])
-    return PerLayerRun(
-        config,
-        {
-            layer: new_step(config, d_in, d_out, device, seed=config.seed + layer, reading=readings.get(layer))
-            for layer, (d_in, d_out) in widths.items()
-        },
-    )
+def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
+    """{layer: what a resumed run needs of it beside the weights}"""
+    found = {str(layer): one.state_dict() for layer, one in learners.items()}
+    for own in found.values():
+        del own["weights"]
+    return found
+
+
+def load_states(
+    learners: Mapping[int, Learner], state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary
+) -> None:
+    """Continue from `states_of` and a dictionary. Raises ValueError where they are of other layers or sizes."""
+    if sorted(map(int, state)) != list(learners):
+        raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {list(learners)}")
+    for layer, one in learners.items():
+        weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+        one.load_state_dict({"weights": weights, **state[str(layer)]})
+
+
+def memory_of(learners: Mapping[int, Learner], config: TrainConfig) -> float:
+    """Bytes of weights and of what the optimizer keeps."""
+    every = sum(weight.numel() for one in learners.values() for weight in one.features.parameters())
+    encoder = sum(one.features.W_enc.numel() for one in learners.values())
+    return trained_bytes(encoder, every - encoder, config.torch_dtype.itemsize)
 
 
 def new_step(
@@ -232,7 +234,7 @@ def new_step(
     )
 
 
-def step_figures(step: TrainStep, loss: Tensor, scale: Scale | None = None) -> dict[str, float]:
+def step_figures(step: Learner, loss: Tensor, scale: Scale | None = None) -> dict[str, float]:
     """Those of a step that has just trained. The squared error is that of raw targets, whatever they were scaled by."""
     stats = step.stats
     assert stats is not None

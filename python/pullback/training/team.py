@@ -13,7 +13,8 @@ import torch.distributed as dist
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.config import TrainConfig
 from pullback.training.harvest import Harvest, Harvester
-from pullback.training.run import Run, Widths, new_run
+from pullback.training.run import Run, Widths
+from pullback.training.runs import new_run
 from pullback.training.source import Batch
 from pullback.transcoders import ModelReading
 

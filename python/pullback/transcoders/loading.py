@@ -18,6 +18,7 @@ READERS = {name: name.replace("-", "_") for name in READABLE} | {
     "pullback": "native",
     "gemmascope2": "gemmascope",
     "circuit-tracer-clt": "crosslayer",
+    "gemmascope2-clt": "gemmascope_clt",
 }
 
 

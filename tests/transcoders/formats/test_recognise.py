@@ -33,6 +33,8 @@ def touch(tmp_path):
         (["config.yaml", "layer_0.safetensors", "features/index.json.gz", "wanb-config.yaml"], "pullback"),
         (["config.yaml"], "circuit-tracer"),
         (["config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"], "circuit-tracer-clt"),
+        (["params_layer_0.safetensors", "config.json"], "gemmascope2-clt"),
+        (["clt_cfg.json", "clt_weights.safetensors"], "clt-forge"),
         (["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json"], "saelens"),
         (["release/layer_1/cfg.json", "release/layer_1/sae_weights.safetensors"], "saelens"),
         (["cfg.json", "sae.safetensors"], "sparsify"),
@@ -54,8 +56,6 @@ def test_every_layout_is_known_by_its_files(touch, names, layout):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["params_layer_0.safetensors", "config.json"], "GemmaScope 2 CLT .* not supported yet"),
-        (["clt_cfg.json", "clt_weights.safetensors"], "CLT-Forge .* not supported"),
         (["config.yaml", "checkpoint.safetensors"], "crosslayer-transcoder .* not supported"),
         (["cfg.json", "model.safetensors"], "crosslayer-coding .* not supported"),
         (["config.json", "sae_weights.safetensors"], "llamascopium .* not supported"),

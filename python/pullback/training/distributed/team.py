@@ -29,6 +29,11 @@ class SharedTeam(Team):
     def run(
         self, config: TrainConfig, widths: Widths, device: torch.device, readings: Mapping[int, ModelReading | None]
     ) -> SharedRun:
+        if config.cross_layer:
+            raise ValueError(
+                "training: the layers of a cross-layer transcoder share their residuals, so that one process trains "
+                'them all; set parallel="none", and start one'
+            )
         return SharedRun(config, self.layout, widths, device, readings)
 
     def harvest(

@@ -10,12 +10,12 @@ from pullback.training.rules.relu import ReLURule
 from pullback.training.rules.rule import Batch, Penalty, Rule, Slots
 from pullback.training.rules.topk import TopKRule
 from pullback.training.share import WHOLE, Share
-from pullback.transcoders import Activation, BatchTopK, JumpReLU, ReLU, TopK, Transcoder
+from pullback.transcoders import Activation, BatchTopK, FeatureLayer, JumpReLU, ReLU, TopK
 
-__all__ = ["Batch", "Penalty", "Rule", "Slots", "check_recipe", "rule_for"]
+__all__ = ["Batch", "Penalty", "Rule", "Slots", "check_recipe", "keeps_unit_norm", "rule_for"]
 
 
-def rule_for(trained: Activation, recipe: Recipe, tc: Transcoder, d_sae: int, share: Share = WHOLE) -> Rule:
+def rule_for(trained: Activation, recipe: Recipe, tc: FeatureLayer, d_sae: int, share: Share = WHOLE) -> Rule:
     """The rule that trains an activation on the weights of `tc`, a share of d_sae features."""
     if isinstance(trained, ReLU):
         return ReLURule(trained, recipe, share)
@@ -29,6 +29,11 @@ def rule_for(trained: Activation, recipe: Recipe, tc: Transcoder, d_sae: int, sh
         return chooser
     widths = [width for width in recipe.matryoshka_widths if width < d_sae]
     return MatryoshkaRule(chooser, [*widths, d_sae])
+
+
+def keeps_unit_norm(trained: Activation, recipe: Recipe, asked: bool) -> bool:
+    """Whether decoder rows are kept at unit norm, `asked` for or not."""
+    return asked or recipe.loss == "reference" or (isinstance(trained, ReLU) and not recipe.weight_by_decoder_norm)
 
 
 def check_recipe(trained: Activation, recipe: Recipe, d_in: int, d_out: int, d_sae: int, decoder_norm: bool) -> None:

@@ -14,7 +14,7 @@ from pullback.ops.screen import Screen
 from pullback.training.recipe import Recipe
 from pullback.training.rules.rule import Batch, Rule
 from pullback.training.share import WHOLE, Share
-from pullback.transcoders import BatchTopK, Transcoder
+from pullback.transcoders import BatchTopK, FeatureLayer
 
 
 class BatchTopKRule(Rule):
@@ -37,12 +37,12 @@ class BatchTopKRule(Rule):
         mass = float(self._mass)
         return BatchTopK(self.trained.k, float(self._sum) / mass if mass > 0 else self.trained.threshold)
 
-    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> SparseActivations:
+    def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> SparseActivations:
         k = self.recipe.k_at(step, self.trained.k)
         candidates = batch_topk_encode(x, tc.W_enc, tc.b_enc, self.share.batch_k(k, len(x)), screen)
         return self.share.best_of_batch(candidates, k)
 
-    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:  # noqa: ARG002
+    def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:  # noqa: ARG002
         assert isinstance(batch, SparseActivations)
         own = batch.values.min() if batch.nnz else batch.values.new_full((), math.inf)
         smallest = self.share.smallest(own.double())
@@ -54,6 +54,6 @@ class BatchTopKRule(Rule):
     def state_dict(self) -> dict[str, Any]:
         return {"threshold_sum": self._sum, "threshold_mass": self._mass}
 
-    def load_state_dict(self, state: Mapping[str, Any], tc: Transcoder) -> None:  # noqa: ARG002
+    def load_state_dict(self, state: Mapping[str, Any], tc: FeatureLayer) -> None:  # noqa: ARG002
         self._sum.copy_(state["threshold_sum"])
         self._mass.copy_(state["threshold_mass"])

@@ -23,7 +23,7 @@ from pullback.training.loss import Reconstruction
 from pullback.training.recipe import Recipe
 from pullback.training.rules.rule import Batch, Penalty, Rule, feature_sums
 from pullback.training.share import WHOLE, Share
-from pullback.transcoders import JumpReLU, Transcoder
+from pullback.transcoders import FeatureLayer, JumpReLU
 
 
 class JumpReLURule(Rule):
@@ -31,7 +31,7 @@ class JumpReLURule(Rule):
 
     trained: JumpReLU
 
-    def __init__(self, trained: JumpReLU, recipe: Recipe, tc: Transcoder, share: Share = WHOLE) -> None:
+    def __init__(self, trained: JumpReLU, recipe: Recipe, tc: FeatureLayer, share: Share = WHOLE) -> None:
         super().__init__(trained, recipe, share)
         assert tc.theta is not None
         if not bool((tc.theta > 0).all()):
@@ -47,7 +47,7 @@ class JumpReLURule(Rule):
 
     def encode(
         self,
-        tc: Transcoder,
+        tc: FeatureLayer,
         x: Tensor,
         step: int,  # noqa: ARG002
         screen: Screen | None = None,
@@ -56,22 +56,21 @@ class JumpReLURule(Rule):
         assert tc.theta is not None
         return threshold_encode(x, tc.W_enc, tc.b_enc, tc.theta - self.recipe.jumprelu_bandwidth / 2, screen)
 
-    def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
+    def activations(self, batch: Batch, tc: FeatureLayer) -> SparseActivations:
         assert isinstance(batch, SparseActivations)
         assert tc.theta is not None
         h = batch.values
         z = torch.where(h <= tc.theta[batch.indices.long()], 0, h)
-        acts = SparseActivations(batch.indptr, batch.indices, z, batch.n_features)
-        return Reconstruction.of_entries(acts, tc.W_dec, tc.b_dec, target, self.share)
+        return SparseActivations(batch.indptr, batch.indices, z, batch.n_features)
 
     def penalty(
-        self, batch: Batch, made: Reconstruction, by_value: Tensor, tc: Transcoder, x: Tensor, dead: Tensor, step: int
+        self, batch: Batch, made: Reconstruction, by_value: Tensor, tc: FeatureLayer, x: Tensor, dead: Tensor, step: int
     ) -> Penalty:
         assert isinstance(batch, SparseActivations)
         assert tc.theta is not None
         recipe, theta, f, z = self.recipe, tc.theta, made.features.long(), made.values
         share, eps = recipe.l0_at(step) / len(x), recipe.jumprelu_bandwidth
-        norms = tc.W_dec.norm(dim=1) if recipe.weight_by_decoder_norm else torch.ones_like(theta)
+        norms = self.norms(tc) if recipe.weight_by_decoder_norm else torch.ones_like(theta)
         by_norm = torch.zeros_like(theta)
         window = ((batch.values - theta[f]) / eps).abs() < 0.5
         if recipe.jumprelu_sparsity_loss_mode == "step":
@@ -99,17 +98,17 @@ class JumpReLURule(Rule):
         by_norm = by_norm if recipe.weight_by_decoder_norm else None
         return Penalty(loss, by_h, by_norm, by_mean, {"log_theta": theta * by_theta})
 
-    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:  # noqa: ARG002
+    def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:  # noqa: ARG002
         assert tc.theta is not None
         tc.theta.copy_(self.weights["log_theta"].exp())
 
-    def load_state_dict(self, state: Mapping[str, Any], tc: Transcoder) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], tc: FeatureLayer) -> None:
         super().load_state_dict(state, tc)
         assert tc.theta is not None
         tc.theta.copy_(self.weights["log_theta"].exp())
 
 
-def _below_theta(acts: SparseActivations, active: Tensor, tc: Transcoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _below_theta(acts: SparseActivations, active: Tensor, tc: FeatureLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How far features lie below theta, without their pre-activations: theta - h is linear in the rows, so its mean is
     that of the mean row, and max(theta - h, 0) differs from it at active entries only.
 

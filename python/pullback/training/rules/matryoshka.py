@@ -12,7 +12,7 @@ from pullback.ops import SparseActivations, decode_csr, sampled_dot
 from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.rules.rule import Batch, Rule, Slots
-from pullback.transcoders import Activation, Transcoder
+from pullback.transcoders import Activation, FeatureLayer
 
 
 class MatryoshkaRule(Rule):
@@ -35,11 +35,11 @@ class MatryoshkaRule(Rule):
     def activation(self) -> Activation:
         return self.chooser.activation()
 
-    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> SparseActivations:
+    def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> SparseActivations:
         batch = self.chooser.encode(tc, x, step, screen)
         return SparseActivations.from_topk(*batch, tc.d_sae) if isinstance(batch, Slots) else batch
 
-    def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
+    def reconstruct(self, batch: Batch, tc: FeatureLayer, target: Tensor) -> Reconstruction:
         assert isinstance(batch, SparseActivations)
         ends = torch.tensor(self.widths, dtype=torch.int32, device=target.device)
         group = torch.bucketize(batch.indices, ends, right=True, out_int32=True)
@@ -66,11 +66,11 @@ class MatryoshkaRule(Rule):
             squares[-1],
         )
 
-    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:
+    def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:
         self.chooser.after(batch, health, tc)
 
     def state_dict(self) -> dict[str, Any]:
         return self.chooser.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any], tc: Transcoder) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], tc: FeatureLayer) -> None:
         self.chooser.load_state_dict(state, tc)

@@ -8,7 +8,7 @@ from pullback.ops import SparseActivations, threshold_encode
 from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.rules.rule import Batch, Penalty, Rule, feature_sums
-from pullback.transcoders import ReLU, Transcoder
+from pullback.transcoders import FeatureLayer, ReLU
 
 
 class ReLURule(Rule):
@@ -18,7 +18,7 @@ class ReLURule(Rule):
 
     def encode(
         self,
-        tc: Transcoder,
+        tc: FeatureLayer,
         x: Tensor,
         step: int,  # noqa: ARG002
         screen: Screen | None = None,
@@ -30,7 +30,7 @@ class ReLURule(Rule):
         batch: Batch,
         made: Reconstruction,
         by_value: Tensor,
-        tc: Transcoder,
+        tc: FeatureLayer,
         x: Tensor,
         dead: Tensor,  # noqa: ARG002
         step: int,
@@ -39,7 +39,7 @@ class ReLURule(Rule):
         share = self.recipe.l1_at(step) / len(x)
         if not self.recipe.weight_by_decoder_norm:
             return Penalty(share * made.values.double().sum(), by_value + share)
-        norms = tc.W_dec.norm(dim=1)
+        norms = self.norms(tc)
         sums = feature_sums(batch, made.values)
         return Penalty(
             share * (sums * norms).double().sum(),

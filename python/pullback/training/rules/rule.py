@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pullback.ops import SparseActivations, segment_outer
@@ -13,7 +14,7 @@ from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.recipe import Recipe
 from pullback.training.share import WHOLE, Share
-from pullback.transcoders import Activation, Transcoder
+from pullback.transcoders import Activation, FeatureLayer
 
 
 class Slots(NamedTuple):
@@ -23,6 +24,12 @@ class Slots(NamedTuple):
     """Float[Tensor, "n k"]; 0 in an empty slot"""
     indices: Tensor
     """Int32[Tensor, "n k"]"""
+
+    def entries(self, n_features: int) -> SparseActivations:
+        """Every slot an entry, empty ones too."""
+        n, k = self.values.shape
+        indptr = torch.arange(n + 1, device=self.values.device) * k
+        return SparseActivations(indptr, self.indices.flatten(), self.values.flatten(), n_features)
 
 
 Batch: TypeAlias = Slots | SparseActivations
@@ -36,7 +43,7 @@ class Penalty(NamedTuple):
     dvalues: Tensor
     """Float[Tensor, "nnz"]: derivative of error and penalty by the pre-activation of every entry"""
     by_norm: Tensor | None = None
-    """Float[Tensor, "F"]: derivative of the penalty by ||W_dec[f]||"""
+    """Float[Tensor, "F"]: derivative of the penalty by the norms of `Rule.norms`"""
     by_mean: Tensor | None = None
     """Float[Tensor, "F"]: derivative of the penalty by the pre-activation of the mean row"""
     by_weights: Mapping[str, Tensor] = {}
@@ -47,9 +54,11 @@ class Rule(ABC):
     """One way to choose the features of a token, and how it learns.
 
     Attributes:
-        revives: the auxiliary loss of Gao et al. revives dead features.
+        revives: the auxiliary loss of Gao et al. revives dead features unless it is switched off; with other rules it
+            has to be asked for.
         weights: weights of its own, by name, one number a feature each, which the optimizer moves.
         share: the features that are held here.
+        norms: the size of what each feature writes, Float[Tensor, "F"], by which penalties are weighted.
     """
 
     revives = False
@@ -59,26 +68,31 @@ class Rule(ABC):
         self.recipe = recipe
         self.share = share
         self.weights: dict[str, Tensor] = {}
+        self.norms: Callable[[FeatureLayer], Tensor] = row_norms
 
     def activation(self) -> Activation:
         """The rule for inference, as learned so far."""
         return self.trained
 
     @abstractmethod
-    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> Batch:
+    def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> Batch:
         """The entries of a batch x Float[Tensor, "n d_in"] at step 0, 1, ..."""
 
-    def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
-        """What they make of the target Float[Tensor, "n d_out"]."""
+    def activations(self, batch: Batch, tc: FeatureLayer) -> SparseActivations:  # noqa: ARG002
+        """The entries with the values that are decoded, zeros among them."""
         assert isinstance(batch, SparseActivations)
-        return Reconstruction.of_entries(batch, tc.W_dec, tc.b_dec, target, self.share)
+        return batch
+
+    def reconstruct(self, batch: Batch, tc: FeatureLayer, target: Tensor) -> Reconstruction:
+        """What they make of the target Float[Tensor, "n d_out"]."""
+        return Reconstruction.of_entries(self.activations(batch, tc), tc.W_dec, tc.b_dec, target, self.share)
 
     def penalty(
         self,
         batch: Batch,  # noqa: ARG002
         made: Reconstruction,  # noqa: ARG002
         by_value: Tensor,  # noqa: ARG002
-        tc: Transcoder,  # noqa: ARG002
+        tc: FeatureLayer,  # noqa: ARG002
         x: Tensor,  # noqa: ARG002
         dead: Tensor,  # noqa: ARG002
         step: int,  # noqa: ARG002
@@ -93,17 +107,22 @@ class Rule(ABC):
         """
         return None
 
-    def after(self, batch: Batch, health: Tensor, tc: Transcoder) -> None:  # noqa: B027  (most rules have nothing to do)
+    def after(self, batch: Batch, health: Tensor, tc: FeatureLayer) -> None:  # noqa: B027  (most rules have nothing to do)
         """Once the weights have moved; they have not where the scalar `health` is not finite."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of the rule; the tensors are the live ones."""
         return dict(self.weights)
 
-    def load_state_dict(self, state: Mapping[str, Any], tc: Transcoder) -> None:  # noqa: ARG002
+    def load_state_dict(self, state: Mapping[str, Any], tc: FeatureLayer) -> None:  # noqa: ARG002
         """Continue from a `state_dict`."""
         for name, weight in self.weights.items():
             weight.copy_(state[name])
+
+
+def row_norms(tc: FeatureLayer) -> Tensor:
+    """Float[Tensor, "F"]: ||W_dec[f]||"""
+    return tc.W_dec.flatten(1).norm(dim=1)
 
 
 def feature_sums(acts: SparseActivations, values: Tensor) -> Tensor:

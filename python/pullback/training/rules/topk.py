@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pullback.ops import topk_encode
+from pullback.ops import SparseActivations, topk_encode
 from pullback.ops.screen import Screen
 from pullback.training.loss import Reconstruction
 from pullback.training.rules.rule import Batch, Rule, Slots
-from pullback.transcoders import TopK, Transcoder
+from pullback.transcoders import FeatureLayer, TopK
 
 
 class TopKRule(Rule):
@@ -17,11 +17,15 @@ class TopKRule(Rule):
     trained: TopK
     revives = True
 
-    def encode(self, tc: Transcoder, x: Tensor, step: int, screen: Screen | None = None) -> Slots:
+    def encode(self, tc: FeatureLayer, x: Tensor, step: int, screen: Screen | None = None) -> Slots:
         k, relu = self.recipe.k_at(step, self.trained.k), self.trained.relu
         values, ids = topk_encode(x, tc.W_enc, tc.b_enc, min(k, tc.d_sae), relu=relu, screen=screen)
         return Slots(self.share.best(values, k, relu), ids)
 
-    def reconstruct(self, batch: Batch, tc: Transcoder, target: Tensor) -> Reconstruction:
+    def activations(self, batch: Batch, tc: FeatureLayer) -> SparseActivations:
+        assert isinstance(batch, Slots)
+        return batch.entries(tc.d_sae)
+
+    def reconstruct(self, batch: Batch, tc: FeatureLayer, target: Tensor) -> Reconstruction:
         assert isinstance(batch, Slots)
         return Reconstruction.of_slots(*batch, tc.W_dec, tc.b_dec, target, self.trained.relu, self.share)

@@ -5,6 +5,7 @@
 2: w_enc (d_in, F), b_enc, w_dec (F, d_out), b_dec, threshold, and for the affine ones affine_skip_connection
    (d_in, d_out): the other way round than our W_skip.
 
+
 Both cut off negative features before the threshold is applied.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from pullback.transcoders.formats.build import Options, build, one_per_layer, relu_then_threshold
 from pullback.transcoders.formats.files import read_json, read_npz, read_safetensors
@@ -99,6 +101,11 @@ def _hooks_2(file: Path, options: Options, has_skip: bool) -> tuple[str, str]:
             f"{file}: config.json says affine_connection={config['affine_connection']}, but the file "
             f"{'has' if has_skip else 'lacks'} affine_skip_connection"
         )
+    return hooks_of(config, file, options)
+
+
+def hooks_of(config: dict[str, Any], file: Path, options: Options) -> tuple[str, str]:
+    """The hooks that a configuration of GemmaScope 2 names, or that are given."""
     hooks = []
     for key, given in (("hf_hook_point_in", options.hook_in), ("hf_hook_point_out", options.hook_out)):
         match = IN_BLOCK.fullmatch(str(config.get(key) or ""))

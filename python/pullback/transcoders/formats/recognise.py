@@ -36,6 +36,7 @@ def _all(*wanted: str) -> Callable[[set[str]], bool]:
 
 _LAYER = _any(r"layer_\d+\.safetensors")
 _CLT_LAYER = _any(r"W_(enc|dec)_\d+\.safetensors")
+_GEMMA_CLT_LAYER = _any(r"params_layer_\d+\.safetensors")
 
 LAYOUTS = (
     Layout(
@@ -67,18 +68,8 @@ LAYOUTS = (
         ),
     ),
     Layout("circuit-tracer-clt", "W_enc_0.safetensors and W_dec_0.safetensors", _CLT_LAYER),
-    Layout(
-        "GemmaScope 2 CLT",
-        "params_layer_0.safetensors",
-        _any(r"params_layer_\d+\.safetensors"),
-        "cross-layer transcoders are not supported yet; per-layer sets are",
-    ),
-    Layout(
-        "CLT-Forge",
-        "clt_cfg.json and clt_weights.safetensors",
-        _any(r"clt_cfg\.json|clt_weights\.safetensors"),
-        "cross-layer transcoders of CLT-Forge are not supported; export them as circuit-tracer does",
-    ),
+    Layout("gemmascope2-clt", "params_layer_0.safetensors", _GEMMA_CLT_LAYER),
+    Layout("clt-forge", "clt_cfg.json and clt_weights.safetensors", _any(r"clt_cfg\.json|clt_weights\.safetensors")),
     Layout(
         "crosslayer-coding",
         "cfg.json and model.safetensors or clt_checkpoint_latest.safetensors",
@@ -99,7 +90,7 @@ LAYOUTS = (
     ),
 )
 # Files of one layer among several.
-PARTS = {"pullback": _LAYER, "circuit-tracer-clt": _CLT_LAYER}
+PARTS = {"pullback": _LAYER, "circuit-tracer-clt": _CLT_LAYER, "gemmascope2-clt": _GEMMA_CLT_LAYER}
 READABLE = tuple(layout.name for layout in LAYOUTS if layout.refused is None)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from pullback.transcoders.activations import JumpReLU
 from pullback.transcoders.features import FeatureLayer
 
-# Ours have their axes in this order; t counts the layers that a feature writes to.
-AXES = ("F", "t", "d_out", "d_in")
+# Ours have their axes in this order: of layers L, or of pairs N of layers, where a file holds several; of features; of
+# the t layers that a feature writes to.
+AXES = ("L", "N", "F", "t", "d_out", "d_in")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,23 @@ CIRCUIT_TRACER_CLT = Convention(  # without the "_{layer}" behind every name
     },
     frozenset({"W_skip", "theta"}),
 )
+GEMMASCOPE2_CLT = Convention(
+    "GemmaScope 2 CLT",
+    dict(GEMMASCOPE2.tensors) | {"W_dec": ("w_dec", "F t d_out")},
+    GEMMASCOPE2.optional,
+)
+CLT_FORGE = Convention(
+    "CLT-Forge",
+    {
+        "W_enc": ("W_enc", "L d_in F"),
+        "b_enc": ("b_enc", "L F"),
+        "W_dec": ("W_dec", "N F d_out"),
+        "b_dec": ("b_dec", "N d_out"),
+        "theta": ("log_threshold", "L F"),
+        "scale_in": ("estimated_norm_scaling_factor_in", "L"),
+        "scale_out": ("estimated_norm_scaling_factor_out", "L"),
+    },
+)
 # Those of one transcoder, which a file without settings may be told by.
 CONVENTIONS = (
     CIRCUIT_TRACER,
@@ -205,27 +223,27 @@ def to_table(features: FeatureLayer, convention: Convention) -> dict[str, Tensor
 
 def _sizes(tensors: Mapping[str, Tensor], convention: Convention) -> dict[str, int]:
     # Vectors cannot be transposed, so F and d_out are read off them; d_in is what W_enc has besides F.
-    biases = [convention.tensors[ours] for ours in ("b_enc", "b_dec", "b_in") if ours in convention.tensors]
-    sizes = {axis: _length(tensors[theirs]) for theirs, axis in biases}
+    sizes: dict[str, int] = {}
+    for ours in ("b_enc", "b_dec", "b_in"):
+        if ours in convention.tensors:
+            theirs, axes = convention.tensors[ours]
+            sizes |= _read_off(tensors[theirs], axes.split())
     theirs, axes = convention.tensors["W_enc"]
-    shape = list(tensors[theirs].shape)
-    if "d_in" not in sizes:
-        at = axes.split().index("d_in")
-        turned = len(shape) == 2 and shape[1 - at] != sizes["F"] and shape[at] == sizes["F"]
-        sizes["d_in"] = shape[1 - at if turned else at] if len(shape) == 2 else 0
+    found = _read_off(tensors[theirs], axes.split())
+    turned = found["d_in"] == sizes["F"] != found["F"]
+    sizes.setdefault("d_in", found["F"] if turned else found["d_in"])
     theirs, axes = convention.tensors["W_dec"]
     if "t" in axes.split():
-        shape = tensors[theirs].shape
-        sizes["t"] = shape[axes.split().index("t")] if len(shape) == 3 else 0
+        sizes["t"] = _read_off(tensors[theirs], axes.split())["t"]
     return sizes
+
+
+def _read_off(tensor: Tensor, axes: list[str]) -> dict[str, int]:
+    return dict(zip(axes, tensor.shape, strict=True)) if tensor.ndim == len(axes) else dict.fromkeys(axes, 0)
 
 
 def _ours(axes: str) -> str:
     return " ".join(sorted(axes.split(), key=AXES.index))
-
-
-def _length(vector: Tensor) -> int:
-    return vector.shape[0] if vector.ndim == 1 else 0
 
 
 def _turned(tensor: Tensor, axes: str, wanted: str) -> Tensor:
