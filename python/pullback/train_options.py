@@ -11,8 +11,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("topk", "batchtopk", "standard", "jumprelu", "matryoshka_batchtopk")
-TYINGS = ("none", "per_source", "per_target")
 NORMALIZATIONS = ("none", "expected_average_only_in")
+TYINGS = ("none", "per_source", "per_target")
 SCHEDULERS = ("linear", "cosine", "constant")
 
 

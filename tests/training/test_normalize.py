@@ -9,7 +9,7 @@ import torch
 
 from pullback.training import TrainConfig, TrainingDiverged, train, train_on_activations
 from pullback.training.normalize import Scale
-from pullback.training.run import new_run
+from pullback.training.runs import new_run
 from pullback.transcoders import load_transcoders
 from tests.training.test_rules import rows
 

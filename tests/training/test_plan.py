@@ -11,7 +11,7 @@ from tools import scale
 from pullback.cli import main
 from pullback.training import TrainConfig
 from pullback.training.plan import Dictionary, costs
-from pullback.training.run import new_run
+from pullback.training.runs import new_run
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

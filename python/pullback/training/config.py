@@ -76,10 +76,6 @@ class TrainConfig(Recipe):
         exclude_padding: leave out the tokenizer's padding token where it fills a prompt up, on either side.
         exclude_special_tokens: leave out special tokens wherever they stand: True for all that the tokenizer names, or
             a list of ids.
-        cross_layer: train one cross-layer transcoder instead: features of a layer write to it and to all layers above
-            it that are trained.
-        decoder_tying: of a cross-layer transcoder: "none", "per_source" (one decoder of a layer for all it writes to)
-            or "per_target" (one decoder of a layer for all that write to it).
         normalize_activations: "none"; or "expected_average_only_in": inputs and targets are multiplied by factors with
             which a row of d has norm sqrt(d) on average over the first step, so that one learning rate and one penalty
             serve activations of any size. The factors are in the weights of the set that is returned and saved.
@@ -87,6 +83,10 @@ class TrainConfig(Recipe):
             activations of that precision.
         act_store_dtype: how rows wait in the mixing buffer: "bfloat16" halves its memory; None for `dtype`. The step
             computes in `dtype`.
+        cross_layer: train one cross-layer transcoder instead: features of a layer write to it and to all layers above
+            it that are trained.
+        decoder_tying: of a cross-layer transcoder: "none", "per_source" (one decoder of a layer for all it writes to)
+            or "per_target" (one decoder of a layer for all that write to it).
         prefetch: forward passes that a background thread runs ahead of training, which changes no number; None for 2
             where transcoders are trained on a GPU, and 0 on a CPU, where both would compete for the same cores.
         parallel: how several processes, started by `torchrun`, divide the work (see docs/TRAINING.md): "layers", each
@@ -135,11 +135,11 @@ class TrainConfig(Recipe):
     jumprelu_init_threshold: float = 0.1
     exclude_padding: bool = True
     exclude_special_tokens: bool | Sequence[int] = False
-    cross_layer: bool = False
-    decoder_tying: str = "none"
     normalize_activations: str = "none"
     autocast_lm: bool = False
     act_store_dtype: str | None = None
+    cross_layer: bool = False
+    decoder_tying: str = "none"
     prefetch: int | None = None
     parallel: str | Sequence[int] | None = None
 
@@ -292,15 +292,15 @@ class TrainConfig(Recipe):
                 "TrainConfig: matryoshka_widths nest the reconstruction of one layer, which those of several layers "
                 "depend on; leave them out with cross_layer=True"
             )
-        for name, only in (("normalize_activations", "none"), ("grad_acc_steps", 1), ("micro_acc_steps", 1)):
-            if getattr(self, name) != only:
-                raise ValueError(
-                    f"TrainConfig: {name} goes with per-layer transcoders; leave it out with cross_layer=True"
-                )
         if self.loss == "reference":
             raise ValueError(
                 'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
                 'choose "fvu" or "paper"'
+            )
+        if self.normalize_activations != "none" or self.micro_batch_size is not None:
+            raise ValueError(
+                "TrainConfig: normalize_activations and micro_batch_size are for per-layer transcoders; with "
+                'cross_layer=True leave them out (loss "fvu" serves layers of any scale)'
             )
         if self.autoencodes:
             raise ValueError(

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pullback.ops import on_huge_pages
+from pullback.training.accumulate import Found
 from pullback.training.config import TrainConfig
 from pullback.training.initial import initial_rule, initial_weights
 from pullback.training.joint import JointObjective
 from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.rules import check_recipe, keeps_unit_norm
-from pullback.training.run import Run, Widths, memory_of, step_figures
+from pullback.training.run import Run, Widths, load_states, memory_of, states_of, step_figures
 from pullback.training.wiring import WIRINGS, Wiring
 from pullback.transcoders import CrossLayerTranscoder, FeatureLayer, LayeredDictionary, ModelReading, SourceLayer
 
@@ -65,24 +66,24 @@ class CrossLayerRun(Run):
         if every[0].late:
             self.check()
         found = JointObjective(every, self.wiring, xs, ys, batches, [v.variance for v in variances]).found()
-        squares = [one.squared_norm(outcome.gradient) for one, outcome in zip(every, found, strict=True)]
-        own = [outcome.loss + square.to(outcome.loss.dtype) for outcome, square in zip(found, squares, strict=True)]
+        squares = [one.squared_norm(layer.gradient) for one, layer in zip(every, found, strict=True)]
+        own = [layer.loss + square.to(layer.loss.dtype) for layer, square in zip(found, squares, strict=True)]
         # No layer moves unless all are well: what one writes is part of the others' residuals.
         health = torch.stack(own).sum()
         if not every[0].late and not bool(health.isfinite()):
             raise self._blamed(own, found, xs, ys)
         for i, (layer, one) in enumerate(self.learners.items()):
             one.lr = lr
-            one.finish(found[i], [batches[i]], squares[i], health, variances[i])
+            one.finish([batches[i]], found[i], squares[i], health, variances[i])
             self._losses[layer] = found[i].loss
 
     def _blamed(
-        self, own: Sequence[Tensor], found: Sequence[Any], xs: Sequence[Tensor], ys: Sequence[Tensor]
+        self, own: Sequence[Tensor], found: Sequence[Found], xs: Sequence[Tensor], ys: Sequence[Tensor]
     ) -> TrainingDiverged:
         """What to raise, of the layer that is not well."""
         data = [torch.stack([x.sum(), y.sum()]) for x, y in zip(xs, ys, strict=True)]
         # NaN in one layer spreads to the gradients of those that write to it: where it is in the data comes first.
-        suspects = [*enumerate(data), *enumerate(outcome.loss for outcome in found), *enumerate(own)]
+        suspects = [*enumerate(data), *enumerate(layer.loss for layer in found), *enumerate(own)]
         i = next((i for i, value in suspects if not bool(value.isfinite().all())), 0)
         layer, one = list(self.learners.items())[i]
         error = one.blame(found[i].loss, xs[i], ys[i])
@@ -108,17 +109,10 @@ class CrossLayerRun(Run):
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         self.check()
-        found = {str(layer): one.state_dict() for layer, one in self.learners.items()}
-        for own in found.values():
-            del own["weights"]
-        return found
+        return states_of(self.learners)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        if sorted(map(int, state)) != self.layers:
-            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
-        for layer, one in self.learners.items():
-            weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
-            one.load_state_dict({**state[str(layer)], "weights": weights})
+        load_states(self.learners, state, dictionary)
 
     @property
     def memory(self) -> float:

@@ -60,7 +60,7 @@ class JointObjective:
         self.along: list[Tensor | None] = [None for _ in learners]
 
     def found(self) -> list[Found]:
-        """Of every layer: its share of the loss, the gradient by its weights, figures and entries."""
+        """Of each layer: its share of the loss, the gradient by its weights, the figures, and what fired."""
         shares = [self._layer(i) for i in range(len(self.learners))]
         for i, along in enumerate(self.along):
             if along is not None:

@@ -83,7 +83,6 @@ class Learner(Generic[Layer]):
         self.optimizer = OPTIMIZERS[optimizer](features, lr, betas, decoder_norm=unit, more=own, share=share)
         self.max_grad_norm = max_grad_norm
         self.objective = Objective(self.rule, auxk_alpha, auxk_k)
-        self.micro_batch_size: int | None = None
         self.n_steps = 0
         self.stats: StepStats | None = None
         self.screen: Screen | None = None
@@ -139,10 +138,20 @@ class Learner(Generic[Layer]):
         return self._late
 
     def begin(self, x: Tensor, y: Tensor) -> RunningVariance:
-        """The variance of targets with y Float[Tensor, 'n d_out'], of inputs x Float[Tensor, 'n d_in']."""
+        """The variance of targets with y Float[Tensor, 'n d_out'] too; the first batch also sets the biases."""
         if self.n_tokens == 0:
             self._start_at_mean(x, y)
         return self._variance.after(y)
+
+    def encode(self, x: Tensor) -> Batch:
+        """The entries of x Float[Tensor, 'n d_in']."""
+        W_enc = self.features.W_enc
+        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
+            if self.screen is None:
+                self.screen = Screen(W_enc)
+            elif not self.screen.follows(W_enc):
+                self.screen.refresh(W_enc)
+        return self.share.encoded(lambda rows: self.rule.encode(self.features, rows, self.n_steps, self.screen), x)
 
     def dead(self) -> Dead:
         """The features that were dead after the step before."""
@@ -159,15 +168,17 @@ class Learner(Generic[Layer]):
         return self.optimizer.squared_norm(gradient, min(limit**2, torch.finfo(self.features.dtype).max))
 
     def finish(
-        self,
-        found: Found,
-        batches: Sequence[Batch],
-        square: Tensor,
-        health: Tensor,
-        variance: RunningVariance,
+        self, batches: Sequence[Batch], found: Found, square: Tensor, health: Tensor, variance: RunningVariance
     ) -> None:
-        """Move the weights, and remember the batch, whose parts had the entries `batches`. A `health` that is not
-        finite moves nothing."""
+        """Move the weights, and remember the batch.
+
+        Args:
+            batches: the entries of all parts of it.
+            found: what the loss said of them.
+            square: of `squared_norm`.
+            health: Float[Tensor, ""]; one that is not finite moves nothing.
+            variance: of `begin`.
+        """
         clip = torch.ones_like(square)
         if self.max_grad_norm is not None:
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
@@ -232,16 +243,6 @@ class Learner(Generic[Layer]):
 
     def diverged(self, message: str) -> TrainingDiverged:
         return TrainingDiverged(f"{message}. The weights are those of the step before.", transcoder=self.trained)
-
-    def encode(self, x: Tensor) -> Batch:
-        """The entries of x Float[Tensor, 'n d_in']."""
-        W_enc = self.features.W_enc
-        if x.is_cpu and x.dtype == torch.float32 and multiplies_bf16():
-            if self.screen is None:
-                self.screen = Screen(W_enc)
-            elif not self.screen.follows(W_enc):
-                self.screen.refresh(W_enc)
-        return self.share.encoded(lambda rows: self.rule.encode(self.features, rows, self.n_steps, self.screen), x)
 
     def _start_at_mean(self, x: Tensor, y: Tensor) -> None:
         own, recipe = self.features, self.recipe

@@ -140,12 +140,10 @@ class PerLayerRun(Run):
         return TranscoderSet({layer: self.transcoder(layer) for layer in self.layers})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        found = self.whole_state()
-        for layer, own in zip(self.layers, found.values(), strict=True):
-            if layer in self._scales:  # whose weights are not those of the dictionary, to the bit
-                own["scale"] = self._scales[layer]._asdict()
-            else:
-                del own["weights"]
+        found = states_of(self.steps)
+        for layer, scale in self._scales.items():  # whose weights are not those of the dictionary, to the bit
+            weights = self.steps[layer].transcoder.named_parameters()
+            found[str(layer)] |= {"scale": scale._asdict(), "weights": {name: w.detach() for name, w in weights}}
         return found
 
     def whole_state(self) -> dict[str, dict[str, Any]]:
@@ -153,15 +151,8 @@ class PerLayerRun(Run):
         return {str(layer): step.state_dict() for layer, step in self.steps.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        if sorted(map(int, state)) != self.layers:
-            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {self.layers}")
-        for layer, step in self.steps.items():
-            own = dict(state[str(layer)])
-            if "scale" in own:
-                self._scales[layer] = Scale(**own["scale"])
-            else:
-                own["weights"] = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
-            step.load_state_dict(own)
+        load_states(self.steps, state, dictionary)
+        self._scales = {int(layer): Scale(**own["scale"]) for layer, own in state.items() if "scale" in own}
 
     def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continue from a `whole_state`."""
@@ -179,6 +170,25 @@ class PerLayerRun(Run):
             yield
         except TrainingDiverged as error:
             raise TrainingDiverged(f"layer {layer}: {error}", transcoder=self.transcoder(layer)) from None
+
+
+def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
+    """{layer: what a resumed run needs of it beside the weights}"""
+    found = {str(layer): one.state_dict() for layer, one in learners.items()}
+    for own in found.values():
+        del own["weights"]
+    return found
+
+
+def load_states(
+    learners: Mapping[int, Learner], state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary
+) -> None:
+    """Continue from `states_of` and a dictionary. Raises ValueError where they are of other layers or sizes."""
+    if sorted(map(int, state)) != list(learners):
+        raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {list(learners)}")
+    for layer, one in learners.items():
+        weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+        one.load_state_dict({"weights": weights, **state[str(layer)]})
 
 
 def memory_of(learners: Mapping[int, Learner], config: TrainConfig) -> float:

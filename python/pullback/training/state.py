@@ -26,7 +26,6 @@ def step_state(step: Learner) -> dict[str, Any]:
         "targets": {"n": variance.n, "mean": variance.mean, "scatter": variance.scatter},
         "idle": step.tokens_since_fired,
         "n_steps": step.n_steps,
-        "micro_batch_size": step.micro_batch_size,
     }
 
 
@@ -51,7 +50,6 @@ def load_step_state(step: Learner, state: Mapping[str, Any]) -> None:
     step._variance_before, step._last = step._variance, Readback()
     step.screen = None  # a shadow of the weights that were
     step.n_steps = int(state["n_steps"])
-    step.micro_batch_size = state.get("micro_batch_size", step.micro_batch_size)
     step.stats = None
 
 

@@ -18,6 +18,9 @@ their encoder rows as well.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -165,7 +168,7 @@ class TrainStep(Learner[Transcoder]):
         health = found.loss + square.to(found.loss.dtype)
         if not self.late and not bool(health.isfinite()):
             raise self.blame(found.loss, x, y)
-        self.finish(found, batches, square, health, variance)
+        self.finish(batches, found, square, health, variance)
         return found.loss
 
     def _worked_through(self, x: Tensor, y: Tensor, variance: Tensor) -> tuple[Found, list[Batch]]:
@@ -177,7 +180,7 @@ class TrainStep(Learner[Transcoder]):
                 return self._in_parts(x, y, variance, size)
             except (RuntimeError, MemoryError) as error:
                 # Others that share the features have not failed, and would wait for the parts that they know.
-                if not out_of_memory(error) or size == 1 or self.share is not WHOLE:
+                if not out_of_memory(error) or size == 1 or not self.share.whole:
                     raise
             # Out of the except block, so that what failed holds no memory any more.
             self.micro_batch_size = -(-size // 2)
@@ -197,6 +200,13 @@ class TrainStep(Learner[Transcoder]):
             for inputs, targets, batch in zip(x.split(size), y.split(size), batches, strict=True)
         ]
         return together(parts, self.features.d_sae), batches
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"micro_batch_size": self.micro_batch_size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.micro_batch_size = state.get("micro_batch_size", self.micro_batch_size)
 
     def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tc = self.features
