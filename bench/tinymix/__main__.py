@@ -11,7 +11,7 @@ from pathlib import Path
 from pullback.viz import pareto
 
 from ..environment import ROOT
-from . import measure, report
+from . import across, measure, report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in options.seeds:
             measure.transcoders_and_autoencoders(options.work, seed)
         report.collect(options.work)
+        across.measure(options.work, report.RESULTS / report.CROSS_LAYER)
     report.PAGE.write_text(report.page())
     if pareto.can_draw():
         content = json.loads((report.RESULTS / report.SWEEP).read_text())

@@ -1,23 +1,26 @@
-"""Cross-layer against per-layer transcoders at equal parameters and equal L0 per token.
-
-`compare` measures trained dictionaries and writes what the report's second section is made of.
-"""
+"""Cross-layer against per-layer transcoders at equal parameters and equal L0 per token: the report's second section."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pullback.attribution import attribute
 from pullback.demo import answered
-from pullback.training import evaluate
+from pullback.training import evaluate, train_on_cache
 from pullback.training.sweep.matched import mean_over_layers
+from pullback.transcoders import load_transcoders
+from pullback.zoo import tinymix
 from pullback.zoo.tinymix import tasks
 
-from .measure import EVALUATION_BATCHES, MEASURED_ON
+from .measure import EVALUATION_BATCHES, MEASURED_ON, SEEDS, config
+
+AT_K, N_LAYERS = 16, 4
+PER_LAYER, CROSS_LAYER = "per-layer", "cross-layer"
 
 # Name, and what it is, of every figure in the section's table.
 FIGURES = {
@@ -39,8 +42,37 @@ def equal_features(per_layer: int, n_layers: int, d_model: int) -> int:
     return round(per_layer * own / across)
 
 
+def measure(work: Path, path: Path) -> None:
+    """Train cross-layer transcoders on the cache of the sweeps in `work`, an arm for every seed of theirs, and write
+    the figures of both kinds to `path`. What is trained already is not trained again."""
+    model = tinymix.load()
+    own = {
+        seed: load_transcoders(work / f"seed{seed}" / "sets" / f"transcoder-topk-k{AT_K}-seed{seed}") for seed in SEEDS
+    }
+    across = {seed: _trained(work, seed, own[seed].d_model) for seed in SEEDS}
+    compare(model, {PER_LAYER: list(own.values()), CROSS_LAYER: list(across.values())}, path)
+
+
+def _trained(work: Path, seed: int, d_model: int) -> Any:
+    folder = work / "cross_layer" / f"seed{seed}"
+    if not (folder / "config.yaml").exists():
+        base = config()
+        settings = replace(
+            base,
+            k=AT_K,
+            seed=seed,
+            architecture="topk",
+            cross_layer=True,
+            d_sae=equal_features(base.d_sae, N_LAYERS, d_model),
+        )
+        train_on_cache(
+            work / "cache", settings, output_path=folder, checkpoint_path=folder.with_suffix(".run"), resume=True
+        )
+    return load_transcoders(folder)
+
+
 def figures(
-    model: Any, dictionary: Any, n_batches: int = EVALUATION_BATCHES, n_answers: int = 128, n_graphs: int = 24
+    model: Any, dictionary: Any, n_batches: int = EVALUATION_BATCHES, n_answers: int = 128, n_graphs: int = 12
 ) -> dict[str, float]:
     """The figures of one dictionary, of either kind; `n_answers` prompts of every task."""
     tokens = evaluate(model, dictionary, list(tasks.training_batches(MEASURED_ON, n_batches)))
@@ -75,8 +107,8 @@ def section(path: Path) -> list[str]:
     lines = [
         "## Cross-layer against per-layer transcoders",
         "",
-        f"At equal parameters and equal L0 per token, summed over layers; mean and standard deviation over {n_seeds} "
-        "seeds. Graphs are of two-hop prompts.",
+        f"At equal parameters and equal L0 per token, summed over layers: TopK({AT_K}) in every layer, trained as "
+        f"above; mean and standard deviation over {n_seeds} seeds. Graphs are of two-hop prompts, one of each state.",
         "",
         f"| figure | {' | '.join(kinds)} |",
         f"| --- |{' ---: |' * len(kinds)}",

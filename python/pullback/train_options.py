@@ -69,6 +69,9 @@ TABLES = {
         ),
     ),
     "sparsity rules": (
+        Option("auxk_alpha", float, None, "weight of AuxK for dead features (default: 1/32; standard, jumprelu: 0)"),
+        Option("auxk_k", int, 32, "dead features that AuxK uses on a token"),
+        Option("dead_feature_window", int, None, "tokens after which a feature is dead (default: 1/50 of the run)"),
         Option("l1_coefficient", float, 1e-3, "standard (ReLU): weight of the L1 penalty", several=True),
         Option("l1_warm_up_steps", int, 0, "steps over which it rises from 0"),
         Option("l0_coefficient", float, 1e-3, "jumprelu: weight of the number of active features", several=True),

@@ -64,9 +64,9 @@ def dense_loss(step, x, y, seen=None):
         scale = y.norm(dim=1, keepdim=True) * y.numel()
     total = sum(((y - one).square() / scale).sum() for one in made) + penalty
     left = (y - made[-1]).detach()
-    if dead.any() and isinstance(rule, TopK | BatchTopK) and step.auxk_alpha:
+    if dead.any() and step.auxk_alpha:
         k = min(step.auxk_k, int(dead.sum()))
-        aux = TopK(k).dense(h[:, dead]) @ W["W_dec"][dead]
+        aux = TopK(k, isinstance(rule, TopK | BatchTopK)).dense(h[:, dead]) @ W["W_dec"][dead]
         total = total + step.auxk_alpha * ((left - aux).square() / scale).sum() * (k / step.auxk_k)
     if dead.any() and isinstance(rule, ReLU) and loss == "reference":
         left = left if recipe.residual == "target" else (x - made[-1]).detach()

@@ -398,3 +398,38 @@ def test_the_encoder_is_rounded_once_for_the_whole_run(case, monkeypatch):
     assert counts[0][0] > 0
     for a, b in zip(*(step.transcoder.parameters() for step in steps), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_auxk_is_on_where_it_always_was_and_elsewhere_if_asked_for(case):
+    topk = isinstance(RECIPES[case][0], TopK | BatchTopK)
+    found = {}
+    for alpha in (None, 0.0, 1 / 32):
+        step = a_step(case, auxk_alpha=alpha, dead_feature_window=60, d_sae=40)
+        step(rows(20, 6), rows(20, 6, 1))
+        step.tokens_since_fired[:5] = 60
+        step(rows(20, 6, 2), rows(20, 6, 3))
+        found[alpha] = float(step.stats.auxk), step.transcoder.W_enc.clone()
+    default, same, other = found[None], *((found[1 / 32], found[0.0]) if topk else (found[0.0], found[1 / 32]))
+    assert default[0] == same[0]
+    assert torch.equal(default[1], same[1])
+    assert not torch.equal(default[1], other[1])
+    assert found[1 / 32][0] > 0 == found[0.0][0]
+
+
+@pytest.mark.parametrize("case", ["relu", "jumprelu"])
+def test_auxk_reaches_features_below_their_threshold(case):
+    """Of which a ReLU would leave nothing."""
+    gradients = []
+    for alpha in (None, 0.5):
+        step = a_step(case, auxk_alpha=alpha, auxk_k=3, dead_feature_window=60)
+        step(rows(40, 6), rows(40, 6, 1))
+        step.transcoder.b_enc[:5] = -20.0
+        step.tokens_since_fired[:5] = 60
+        seen = captured(step)
+        step(rows(40, 6, 2), rows(40, 6, 3))
+        gradients += seen
+    for name in ("W_enc", "b_enc", "W_dec"):
+        change = (gradients[1][name] - gradients[0][name]).reshape(13, -1).abs().amax(1)
+        assert (change[:5] > 0).all(), name
+        assert (change[5:] == 0).all(), name

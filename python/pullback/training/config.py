@@ -62,8 +62,9 @@ class TrainConfig(Recipe):
         decoder_norm: decoder rows have unit norm, and their gradient no component along them. With ReLU they do in any
             case, unless `weight_by_decoder_norm`; with the reference loss too.
         max_grad_norm: gradients of a layer are scaled down to this norm; None never.
-        auxk_alpha: TopK, BatchTopK: weight of the auxiliary loss that lets dead features explain the residual; 0
-            switches it off.
+        auxk_alpha: weight of the auxiliary loss that lets dead features explain the residual; None for 1/32 with TopK
+            and BatchTopK, and 0, which is none, with ReLU and JumpReLU: there it takes pre-activations as they are,
+            negative ones too, since those of a dead feature are below its threshold.
         auxk_k: dead features that may do so on one token.
         dead_feature_window: tokens without firing after which a feature counts as dead; None for a fiftieth of
             `training_tokens`.
@@ -125,7 +126,7 @@ class TrainConfig(Recipe):
     optimizer: str = "adam"
     decoder_norm: bool = False
     max_grad_norm: float | None = 1.0
-    auxk_alpha: float = 1 / 32
+    auxk_alpha: float | None = None
     auxk_k: int = 32
     dead_feature_window: int | None = None
     seed: int = 0
@@ -159,7 +160,7 @@ class TrainConfig(Recipe):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr_warm_up_steps", "auxk_alpha"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"TrainConfig: {name} must not be negative, got {getattr(self, name)}")
         for name in ("context_size", "lr_decay_steps", "dead_feature_window", "max_grad_norm"):
             value = getattr(self, name)

@@ -106,7 +106,7 @@ class JointObjective:
                     self.along[m] = along if before is None else before + along
         self._add(i, acts, dvalues, g)
         auxk = torch.zeros_like(loss)
-        if dead.n > 0 and one.rule.revives and one.auxk_alpha > 0:
+        if dead.n > 0 and one.auxk_alpha > 0:
             auxk = self._auxk(i, dead.ids)
             loss = loss + one.auxk_alpha * auxk
         stats = StepStats(
@@ -122,7 +122,7 @@ class JointObjective:
         one = self.learners[i]
         k = min(one.auxk_k, len(dead))
         share = k / one.auxk_k  # weighted down while fewer than auxk_k features are dead
-        acts = Slots(*encode_rows(one.features, self.xs[i], dead, k)).entries(one.features.d_sae)
+        acts = Slots(*encode_rows(one.features, self.xs[i], dead, k, relu=one.rule.revives)).entries(one.features.d_sae)
         left = Blocks.of(self.wiring.write(i, acts) + self.residual.since(i).matrix, self.d)
         g = self._scaled(left.matrix, self.factors[i:] * (one.auxk_alpha * share))
         self._add(i, acts, self._pulled(i, acts, g, empty=True), g)

@@ -68,7 +68,7 @@ class Learner(Generic[Layer]):
         optimizer: str,
         unit: bool,
         max_grad_norm: float | None,
-        auxk_alpha: float,
+        auxk_alpha: float | None,
         auxk_k: int,
         dead_feature_window: int,
         share: Share = WHOLE,

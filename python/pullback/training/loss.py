@@ -135,7 +135,13 @@ def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGrad
 
 
 def auxk_reconstruction(
-    transcoder: FeatureLayer, x: Tensor, residual: Tensor, dead: Tensor, k: int, share: Share = WHOLE
+    transcoder: FeatureLayer,
+    x: Tensor,
+    residual: Tensor,
+    dead: Tensor,
+    k: int,
+    share: Share = WHOLE,
+    relu: bool = True,
 ) -> Reconstruction:
     """The top k of the dead features against what the living ones left over, without b_dec.
 
@@ -144,13 +150,15 @@ def auxk_reconstruction(
         residual: Float[Tensor, "n d_out"], reconstruction minus target.
         dead: Int64[Tensor, "n_dead"], of the features held here.
         k: at most the number of dead features in all.
+        relu: without it pre-activations count as they are: those of a feature that a threshold keeps dead are below it,
+            and nothing would be left of them.
     """
-    values, ids = encode_rows(transcoder, x, dead, min(k, len(dead)))
-    values = share.best(values, k, relu=True)
-    return Reconstruction.of_slots(values, ids, transcoder.W_dec, None, -residual, relu=True, share=share)
+    values, ids = encode_rows(transcoder, x, dead, min(k, len(dead)), relu)
+    values = share.best(values, k, relu=relu)
+    return Reconstruction.of_slots(values, ids, transcoder.W_dec, None, -residual, relu=relu, share=share)
 
 
-def encode_rows(transcoder: FeatureLayer, x: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_rows(transcoder: FeatureLayer, x: Tensor, features: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor]:
     """The k largest of some features Int64[Tensor, "m"], values Float[Tensor, "n k"] and ids Int32[Tensor, "n k"]: the
     top k of the top k of every chunk."""
     chunks = []
@@ -158,12 +166,12 @@ def encode_rows(transcoder: FeatureLayer, x: Tensor, features: Tensor, k: int) -
     at_once = DEAD_AT_ONCE if x.is_cpu else 8 * DEAD_AT_ONCE
     for start in range(0, len(features), at_once):
         ids = features[start : start + at_once]
-        values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)))
+        values, places = topk_encode(x, transcoder.W_enc[ids], transcoder.b_enc[ids], min(k, len(ids)), relu=relu)
         chunks.append((values, places + start))
     if not chunks:
         return x.new_empty(len(x), 0), features.new_empty(len(x), 0, dtype=torch.int32)
     values, places = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
     if len(chunks) > 1:
-        values, best = topk_select(values, k)
+        values, best = topk_select(values, k, relu)
         places = places.gather(1, best.long())
     return values, features[places.long()].int()

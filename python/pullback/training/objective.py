@@ -14,6 +14,8 @@ from pullback.training.recipe import Recipe
 from pullback.training.rules import Batch, Penalty, Rule
 from pullback.transcoders import Activation, FeatureLayer, ReLU
 
+AUXK_ALPHA = 1 / 32  # of Gao et al.
+
 
 class StepStats(NamedTuple):
     """Of the last batch, as scalar tensors that cost no synchronisation until they are read."""
@@ -44,12 +46,12 @@ class Objective:
 
     Args:
         rule: the sparsity rule, with its recipe.
-        auxk_alpha, auxk_k: the auxiliary loss, see TrainConfig.
+        auxk_alpha, auxk_k: the auxiliary loss, see TrainConfig; its weight with the default filled in.
     """
 
-    def __init__(self, rule: Rule, auxk_alpha: float, auxk_k: int) -> None:
+    def __init__(self, rule: Rule, auxk_alpha: float | None, auxk_k: int) -> None:
         self.rule = rule
-        self.auxk_alpha = auxk_alpha
+        self.auxk_alpha = (AUXK_ALPHA if rule.revives else 0.0) if auxk_alpha is None else auxk_alpha
         self.auxk_k = auxk_k
         self.loss = loss_of(rule.trained, rule.recipe)
 
@@ -85,10 +87,10 @@ class Objective:
             if penalty.by_mean is not None:
                 parts.append(mean_part(penalty.by_mean, tc, n))
         auxk = torch.zeros_like(loss)
-        if dead.n > 0 and self.rule.revives and self.auxk_alpha > 0:
+        if dead.n > 0 and self.auxk_alpha > 0:
             # Weighted down while fewer than auxk_k features are dead.
             k = min(self.auxk_k, dead.n)
-            aux = auxk_reconstruction(tc, x, made.residual, dead.ids, k, share)
+            aux = auxk_reconstruction(tc, x, made.residual, dead.ids, k, share, relu=self.rule.revives)
             auxk = aux.loss(scale) * (k / self.auxk_k)
             parts.append(Part.of(aux, weight * self.auxk_alpha * (k / self.auxk_k)))
             loss = loss + self.auxk_alpha * auxk

@@ -55,7 +55,7 @@ class TrainStep(Learner[Transcoder]):
         device, dtype: of the weights; float32 on the CPU by default. float64 is the other choice.
         betas: Adam's decays.
         max_grad_norm: gradients are scaled down to this norm; None never.
-        auxk_alpha, auxk_k, dead_feature_window: the auxiliary loss of TopK and BatchTopK, see TrainConfig.
+        auxk_alpha, auxk_k, dead_feature_window: the auxiliary loss, see TrainConfig.
         skip_connection: learn W_skip too, from zero.
         optimizer: "adam", or "lazy_adam", which moves only the features that fired (see LazyAdam for how it differs).
         decoder_norm: keep decoder rows at unit norm; they then start there too. The gradient's component along a row is
@@ -87,7 +87,7 @@ class TrainStep(Learner[Transcoder]):
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         max_grad_norm: float | None = 1.0,
-        auxk_alpha: float = 1 / 32,
+        auxk_alpha: float | None = None,
         auxk_k: int = 32,
         dead_feature_window: int = 100_000,
         skip_connection: bool = False,

@@ -54,7 +54,8 @@ class Rule(ABC):
     """One way to choose the features of a token, and how it learns.
 
     Attributes:
-        revives: the auxiliary loss of Gao et al. revives dead features.
+        revives: the auxiliary loss of Gao et al. revives dead features unless it is switched off; with other rules it
+            has to be asked for.
         weights: weights of its own, by name, one number a feature each, which the optimizer moves.
         share: the features that are held here.
         norms: the size of what each feature writes, Float[Tensor, "F"], by which penalties are weighted.
