@@ -96,9 +96,9 @@ def dense_loss(run, given, seen):
     scales = [n * ((y - y.mean(0)).square().sum(1).mean() if fvu else 1) for y in seen]
     total = penalty + sum((y - one).square().sum() / scale for y, one, scale in zip(ys, made, scales, strict=True))
     for i, one in enumerate(every):
-        if dead[i].any() and one.rule.revives and one.auxk_alpha:
+        if dead[i].any() and one.auxk_alpha:
             k = min(one.auxk_k, int(dead[i].sum()))
-            z = TopK(k).dense(h[i][:, dead[i]])
+            z = TopK(k, relu=one.rule.revives).dense(h[i][:, dead[i]])
             for m, W_dec in enumerate(decoders(run, W, i), i):
                 left = (ys[m] - made[m]).detach() - z @ W_dec[dead[i]]
                 total = total + one.auxk_alpha * (k / one.auxk_k) * left.square().sum() / scales[m]

@@ -298,10 +298,10 @@ class TrainConfig(Recipe):
                 'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
                 'choose "fvu" or "paper"'
             )
-        for name, alone in (("normalize_activations", "none"), ("grad_acc_steps", 1), ("micro_acc_steps", 1)):
-            if getattr(self, name) != alone:
+        for name, only in (("normalize_activations", "none"), ("micro_acc_steps", 1)):
+            if getattr(self, name) != only:
                 raise ValueError(
-                    f"TrainConfig: {name} goes with per-layer transcoders; with cross_layer=True leave it out"
+                    f"TrainConfig: {name} goes with per-layer transcoders; leave it out with cross_layer=True"
                 )
         if self.autoencodes:
             raise ValueError(

@@ -28,7 +28,7 @@ RULES = {
     "topk": {},
     "topk-wide": {"k": 30, "k_start": 40, "k_anneal_steps": 10},  # more than one process holds
     "topk-negative": {"activation": TopK(8, relu=False), "skip_connection": True},
-    "norm": {"decoder_norm": True, "max_grad_norm": 0.05},
+    "norm": {"decoder_norm": True, "max_grad_norm": 0.05, "expansion_factor": 3},
     "batch-topk": {"activation": BatchTopK(8)},
     "relu": {"activation": ReLU(), "weight_by_decoder_norm": True},
     "jumprelu": {"activation": JumpReLU(0.1), "pre_act_loss_coefficient": 1e-3, "max_grad_norm": 0.05},
@@ -51,7 +51,10 @@ def weights(sets):
 
 
 def run(parallel="none", lens=None, tokens=None, options=None, **settings):
-    config = TrainConfig(**(SETTINGS | settings), parallel=parallel)
+    settings = SETTINGS | settings
+    if "expansion_factor" in settings:
+        del settings["d_sae"]
+    config = TrainConfig(**settings, parallel=parallel)
     tokens = prompts() if tokens is None else tokens
     return weights(train(lens or ToyLens(), tokens, config, verbose=False, **(options or {})))
 

@@ -42,9 +42,10 @@ class SharedRun(PerLayerRun):
     ) -> None:
         if config.normalize_activations != "none":
             raise ValueError(
-                "normalize_activations is for one process: each would take its factors from other rows. Loss 'fvu' "
-                "needs none; or cache the activations and train on the cache with parallel='none'"
+                "normalize_activations is for one process so far: its factors are not shared. Loss 'fvu' needs none; "
+                "or give parallel='none'"
             )
+        config = config.sized(next(iter(widths.values()))[0])
 
         def step(layer: int) -> Any:
             seed, reading = config.seed + layer, readings.get(layer)
