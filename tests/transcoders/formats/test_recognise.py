@@ -45,6 +45,9 @@ def touch(tmp_path):
         (["layer_0/width_16k/average_l0_76/params.npz"], "gemmascope"),
         (["layer_0_width_16k_l0_small/params.safetensors", "layer_0_width_16k_l0_small/config.json"], "gemmascope2"),
         (["trainer_0/ae.pt", "trainer_0/config.json", "trainer_0/checkpoints/ae_100.pt"], "dictionary_learning"),
+        (["config.yaml", "checkpoint.safetensors"], "crosslayer-transcoder"),
+        (["cfg.json", "model.safetensors", "trainer_state.pt"], "crosslayer-coding"),
+        (["cfg.json", "clt_checkpoint_latest.safetensors"], "crosslayer-coding"),
         (["final_sparse_autoencoder_gpt2-small_blocks.3.ln2.hook_normalized_24576.pt"], "transcoder_circuits"),
     ],
     ids=str,
@@ -56,8 +59,6 @@ def test_every_layout_is_known_by_its_files(touch, names, layout):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["config.yaml", "checkpoint.safetensors"], "crosslayer-transcoder .* not supported"),
-        (["cfg.json", "model.safetensors"], "crosslayer-coding .* not supported"),
         (["config.json", "sae_weights.safetensors"], "llamascopium .* not supported"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -74,13 +74,11 @@ LAYOUTS = (
         "crosslayer-coding",
         "cfg.json and model.safetensors or clt_checkpoint_latest.safetensors",
         lambda names: "cfg.json" in names and bool(names & {"model.safetensors", "clt_checkpoint_latest.safetensors"}),
-        "cross-layer transcoders of crosslayer-coding are not supported",
     ),
     Layout(
         "crosslayer-transcoder",
         "config.yaml and checkpoint.safetensors",
         _all("config.yaml", "checkpoint.safetensors"),
-        "cross-layer transcoders of crosslayer-transcoder are not supported",
     ),
     Layout(
         "llamascopium",

@@ -17,9 +17,9 @@ from torch import Tensor
 from pullback.transcoders.activations import JumpReLU
 from pullback.transcoders.features import FeatureLayer
 
-# Ours have their axes in this order: of layers L, or of pairs N of layers, where a file holds several; of features; of
-# the t layers that a feature writes to.
-AXES = ("L", "N", "F", "t", "d_out", "d_in")
+# Ours have their axes in this order: one that is always 1; of layers L, or of pairs N of layers, where a file holds
+# several; of features; of the t layers that a feature writes to.
+AXES = ("1", "L", "N", "F", "t", "d_out", "d_in")
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,32 @@ CLT_FORGE = Convention(
         "scale_out": ("estimated_norm_scaling_factor_out", "L"),
     },
 )
+CROSSLAYER_TRANSCODER = Convention(  # decoder.W is the decoder.W_{target} of all targets, one after the other
+    "crosslayer-transcoder",
+    {
+        "W_enc": ("encoder.W", "L d_in F"),
+        "b_enc": ("encoder.b", "L F"),
+        "W_dec": ("decoder.W", "N F d_out"),
+        "b_dec": ("decoder.b", "L d_out"),
+        "theta": ("nonlinearity.theta", "1 L F"),
+        "mean_in": ("input_standardizer.mean", "L d_in"),
+        "std_in": ("input_standardizer.std", "L d_in"),
+        "mean_out": ("output_standardizer.mean", "L d_out"),
+        "std_out": ("output_standardizer.std", "L d_out"),
+    },
+    frozenset({"theta", "mean_in", "std_in", "mean_out", "std_out"}),
+)
+CROSSLAYER_CODING = Convention(  # every tensor but the last is that of all layers, or decoders, under one name
+    "crosslayer-coding",
+    {
+        "W_enc": ("encoder_module.encoders.weight", "L F d_in"),
+        "b_enc": ("encoder_module.encoders.bias_param", "L F"),
+        "W_dec": ("decoder_module.decoders.weight", "N d_out F"),
+        "b_dec": ("decoder_module.decoders.bias_param", "N d_out"),
+        "theta": ("log_threshold", "L F"),
+    },
+    frozenset({"theta"}),
+)
 # Those of one transcoder, which a file without settings may be told by.
 CONVENTIONS = (
     CIRCUIT_TRACER,
@@ -223,7 +249,7 @@ def to_table(features: FeatureLayer, convention: Convention) -> dict[str, Tensor
 
 def _sizes(tensors: Mapping[str, Tensor], convention: Convention) -> dict[str, int]:
     # Vectors cannot be transposed, so F and d_out are read off them; d_in is what W_enc has besides F.
-    sizes: dict[str, int] = {}
+    sizes = {"1": 1}
     for ours in ("b_enc", "b_dec", "b_in"):
         if ours in convention.tensors:
             theirs, axes = convention.tensors[ours]
@@ -233,8 +259,8 @@ def _sizes(tensors: Mapping[str, Tensor], convention: Convention) -> dict[str, i
     turned = found["d_in"] == sizes["F"] != found["F"]
     sizes.setdefault("d_in", found["F"] if turned else found["d_in"])
     theirs, axes = convention.tensors["W_dec"]
-    if "t" in axes.split():
-        sizes["t"] = _read_off(tensors[theirs], axes.split())["t"]
+    for axis in {"t", "N"} & set(axes.split()):
+        sizes.setdefault(axis, _read_off(tensors[theirs], axes.split())[axis])
     return sizes
 
 
