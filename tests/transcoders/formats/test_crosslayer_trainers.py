@@ -1,4 +1,4 @@
-"""crosslayer-transcoder and crosslayer-coding: read as their forward passes are described."""
+"""crosslayer-transcoder, crosslayer-coding, llamascopium: read as their forward passes are described."""
 
 from __future__ import annotations
 
@@ -308,4 +308,85 @@ def test_statistics_and_checkpoints_of_crosslayer_coding_must_be_the_ones(coding
         load(folder)
     coding(name="clt_checkpoint_latest.safetensors")
     with pytest.raises(ValueError, match="leave one of them beside cfg.json"):
+        load(folder)
+
+
+# llamascopium ---------------------------------------------------------------------------------------------------------
+
+NORM = "dataset_average_activation_norm.blocks"
+
+
+@pytest.fixture
+def scope(tmp_path, draw):
+    """scope(tensors changed or, where None, left out, **configuration) -> a folder, and its tensors"""
+    tensors = {
+        "W_E": draw(L, D, F),
+        "b_E": draw(L, F),
+        **{f"W_D.{m}": draw(m + 1, F, D) for m in range(L)},
+        **{f"b_D.{m}": draw(D) for m in range(L)},
+        "activation_function.log_jumprelu_threshold": draw(L, F),
+        **{f"{NORM}.{l}.ln2.hook_normalized": draw(1)[0].exp() * 5 for l in range(L)},
+        **{f"{NORM}.{l}.hook_mlp_out": draw(1)[0].exp() * 5 for l in range(L)},
+    }
+
+    def make(changed=None, **changes):
+        config = {
+            "sae_type": "clt",
+            "d_model": D,
+            "expansion_factor": F / D,
+            "act_fn": "jumprelu",
+            "norm_activation": "dataset-wise",
+            "sparsity_include_decoder_norm": True,
+            "hook_points_in": [f"blocks.{l}.ln2.hook_normalized" for l in range(L)],
+            "hook_points_out": [f"blocks.{l}.hook_mlp_out" for l in range(L)],
+        } | changes
+        own = {name: tensor for name, tensor in (tensors | (changed or {})).items() if tensor is not None}
+        save_file({name: tensor.contiguous() for name, tensor in own.items()}, tmp_path / "sae_weights.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path, own
+
+    return make
+
+
+def of_scope(t, x, scaled, with_norm):
+    z = []
+    for l in range(L):
+        own = x[l] * D**0.5 / t[f"{NORM}.{l}.ln2.hook_normalized"] if scaled else x[l]
+        written = torch.cat([t[f"W_D.{m}"][l] for m in range(l, L)], 1).norm(dim=1) if with_norm else torch.ones(())
+        h = (own @ t["W_E"][l] + t["b_E"][l]) * written
+        z.append(h * (h > t["activation_function.log_jumprelu_threshold"][l].exp()) / written)
+    y = [sum(z[l] @ t[f"W_D.{m}"][l] for l in range(m + 1)) + t[f"b_D.{m}"] for m in range(L)]
+    return [own * t[f"{NORM}.{m}.hook_mlp_out"] / D**0.5 if scaled else own for m, own in enumerate(y)]
+
+
+@pytest.mark.parametrize("with_norm", [False, True], ids=["thresholds", "thresholds of norms"])
+@pytest.mark.parametrize("scaled", [False, True], ids=["inference", "dataset-wise"])
+def test_llamascopium_runs_as_there(scope, x, scaled, with_norm):
+    folder, tensors = scope(
+        norm_activation="dataset-wise" if scaled else "inference", sparsity_include_decoder_norm=with_norm
+    )
+    clt = load(folder)
+    agrees(clt, of_scope(tensors, x, scaled, with_norm), x)
+    assert (clt.hook_in(1), clt.hook_out(1)) == ("ln2.hook_normalized", "hook_mlp_out")
+
+
+@pytest.mark.parametrize(
+    ("changed", "changes", "sentence"),
+    [
+        ({}, {"sae_type": "sae"}, "sae_type 'sae' is not supported"),
+        ({}, {"act_fn": "batchtopk"}, "act_fn 'batchtopk' is not supported"),
+        ({}, {"norm_activation": "token-wise"}, "norm_activation 'token-wise' is not supported"),
+        ({}, {"expansion_factor": 2}, f"the configuration says F={2 * D}, the tensors have {F}"),
+        ({}, {"hook_points_in": ["blocks.1.a", "blocks.2.a", "blocks.3.a"]}, "one place in every block from 0 on"),
+        ({f"{NORM}.1.hook_mlp_out": None}, {}, "are missing"),
+        ({f"{NORM}.1.hook_mlp_out": torch.zeros(())}, {}, "must be one positive number each"),
+        ({"activation_function.log_jumprelu_threshold": None}, {}, "has no thresholds"),
+        ({"W_E": torch.zeros(L, F, D)}, {}, "W_E must be "),
+        ({f"W_D.{m}": torch.zeros(m + 1, D, F) for m in range(L)}, {}, "W_D must be "),
+        ({"W_D.0": torch.zeros(3, F, D), "W_D.2": torch.zeros(1, F, D)}, {}, "up to its target i, got {'W_D.0'"),
+    ],
+)
+def test_what_llamascopium_files_cannot_say_is_refused(scope, changed, changes, sentence):
+    folder, _ = scope(changed, **changes)
+    with pytest.raises(ValueError, match=sentence):
         load(folder)

@@ -32,6 +32,23 @@ def gather(
         raise ValueError(f"{source}: tensors of different layers do not fit together: {shapes}") from error
 
 
+def gather_by_target(
+    tensors: dict[str, Tensor], name: str, n_layers: int, source: str | os.PathLike[str]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Take `name` + i (i + 1, F, d_out), what layers 0 to i write to layer i, out of `tensors` for all layers i: as
+    W_dec and pairs of `assemble`. Raises ValueError as `gather`, or if one is not of i + 1 layers."""
+    names = [f"{name}{target}" for target in range(n_layers)]
+    wrong = {
+        own: list(tensors[own].shape)
+        for number, own in enumerate(names, 1)
+        if own in tensors and tensors[own].shape[:1] != (number,)
+    }
+    if wrong:
+        raise ValueError(f"{source}: {name}i must be of the i + 1 layers up to its target i, got {wrong}")
+    targets, sources = torch.tril_indices(n_layers, n_layers)
+    return gather(tensors, names, source, torch.cat), (sources, targets)
+
+
 def hooks_given(source: str | os.PathLike[str], options: Options) -> tuple[str, str]:
     """The hooks of a layout whose files name none. Raises ValueError unless both are given."""
     if options.hook_in is None or options.hook_out is None:

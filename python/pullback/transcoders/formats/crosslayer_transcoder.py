@@ -14,13 +14,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pullback.transcoders.activations import ReLU
 from pullback.transcoders.crosslayer import CrossLayerTranscoder
 from pullback.transcoders.formats import native
-from pullback.transcoders.formats.assemble import assemble, gather, hooks_given
+from pullback.transcoders.formats.assemble import assemble, gather_by_target, hooks_given
 from pullback.transcoders.formats.build import Options, relu_then_threshold
 from pullback.transcoders.formats.crosslayer import KIND, must_be_whole
 from pullback.transcoders.formats.files import read_safetensors
@@ -52,15 +51,17 @@ def load(path: str | os.PathLike[str], options: Options) -> CrossLayerTranscoder
             raise ValueError(f"{file}: {part} {name!r} is not supported; it must be one of {known}")
     sizes = _arguments(parts["encoder"])
     declared = {"L": sizes.get("n_layers"), "F": sizes.get("d_features"), "d_in": sizes.get("d_acts")}
-    weights = _read(folder / WEIGHTS, declared)
+    if not isinstance(declared["L"], int):
+        raise ValueError(f"{file}: n_layers of the encoder must be a number, got {declared['L']!r}")
+    tensors = {name: tensor for name, tensor in read_safetensors(folder / WEIGHTS).items() if name != BANDWIDTH}
+    tensors["decoder.W"], pairs = gather_by_target(tensors, "decoder.W_", declared["L"], folder / WEIGHTS)
+    weights = from_table(tensors, CROSSLAYER_TRANSCODER, folder / WEIGHTS, declared)
     _agree(classes, weights, folder / WEIGHTS)
     if "theta" in weights:
         weights["theta"] = relu_then_threshold(weights["theta"][0])
-    n_layers = len(weights["W_enc"])
-    targets, sources = torch.tril_indices(n_layers, n_layers)
     return assemble(
         weights,
-        (sources, targets),
+        pairs,
         activation=ReLU() if classes["nonlinearity"] == "ReLU" else None,
         hooks=hooks_given(folder, options),
         options=options,
@@ -75,22 +76,6 @@ def _class(settings: Any) -> str | None:
 
 def _arguments(settings: Any) -> dict[str, Any]:
     return settings.get("init_args") or {}
-
-
-def _read(file: Path, declared: dict[str, int | None]) -> dict[str, Tensor]:
-    tensors = {name: tensor for name, tensor in read_safetensors(file).items() if name != BANDWIDTH}
-    names = [
-        f"decoder.W_{target}" for target in range(declared["L"] or sum(n.startswith("decoder.W_") for n in tensors))
-    ]
-    wrong = {
-        name: list(tensors[name].shape)
-        for n, name in enumerate(names, 1)
-        if name in tensors and len(tensors[name]) != n
-    }
-    if wrong:
-        raise ValueError(f"{file}: decoder.W_i must be of the i + 1 layers up to its target i, got {wrong}")
-    tensors["decoder.W"] = gather(tensors, names, file, torch.cat)
-    return from_table(tensors, CROSSLAYER_TRANSCODER, file, declared)
 
 
 def _agree(classes: dict[str, str | None], weights: dict[str, Tensor], file: Path) -> None:

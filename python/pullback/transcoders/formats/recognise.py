@@ -17,12 +17,11 @@ OF_A_RUN = re.compile(r"(state|optimizer_\d+|lr_scheduler_\d+|rank_\d+_state|ae_
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout, the files that show it, and, where it cannot be read, why."""
+    """A layout, and the files that show it."""
 
     name: str
     shown_by: str
     matches: Callable[[set[str]], bool]
-    refused: str | None = None
 
 
 def _any(pattern: str) -> Callable[[set[str]], bool]:
@@ -84,12 +83,11 @@ LAYOUTS = (
         "llamascopium",
         "config.json and sae_weights.safetensors",
         lambda names: {"config.json", "sae_weights.safetensors"} <= names and "cfg.json" not in names,
-        "dictionaries of llamascopium are not supported; convert them to SAELens with its own exporter",
     ),
 )
 # Files of one layer among several.
 PARTS = {"pullback": _LAYER, "circuit-tracer-clt": _CLT_LAYER, "gemmascope2-clt": _GEMMA_CLT_LAYER}
-READABLE = tuple(layout.name for layout in LAYOUTS if layout.refused is None)
+READABLE = tuple(layout.name for layout in LAYOUTS)
 
 
 def recognise(path: str | os.PathLike[str]) -> str:
@@ -99,7 +97,7 @@ def recognise(path: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: no layout or several fit, or the one that fits cannot be read; the sentence names them.
+        ValueError: no layout or several fit; the sentence names them.
     """
     path = Path(path)
     if path.is_file():
@@ -115,14 +113,11 @@ def recognise(path: str | os.PathLike[str]) -> str:
             said = "; ".join(f"{layout.name} ({layout.shown_by})" for layout in found.values())
             raise ValueError(f"{path} fits {len(found)} layouts: {said}. Say which with format=")
         if found:
-            (layout,) = found.values()
-            if layout.refused is not None:
-                raise ValueError(f"{path} is of {layout.name} ({layout.shown_by}): {layout.refused}")
-            return layout.name
+            return next(iter(found))
     loose = sorted(path.glob("*.safetensors"))
     if loose:
         raise ValueError(_loose(loose[0]))
-    layouts = "; ".join(f"{layout.name}: {layout.shown_by}" for layout in LAYOUTS if layout.refused is None)
+    layouts = "; ".join(f"{layout.name}: {layout.shown_by}" for layout in LAYOUTS)
     raise ValueError(f"{path} has no layout that is known here. Known are {layouts}")
 
 
@@ -138,10 +133,8 @@ def _recognise_file(file: Path) -> str:
         for layout in LAYOUTS
         if layout.matches(beside) and not layout.matches(beside - {file.name}) or _is_layer_of(layout, file, beside)
     ]
-    if len(found) == 1 and found[0].refused is None:
-        return found[0].name
     if len(found) == 1:
-        raise ValueError(f"{file} is of {found[0].name} ({found[0].shown_by}): {found[0].refused}")
+        return found[0].name
     if file.suffix == ".safetensors":
         raise ValueError(_loose(file))
     raise ValueError(f"{file} has no layout that is known here; known are {', '.join(READABLE)}")

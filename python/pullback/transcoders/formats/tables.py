@@ -162,6 +162,17 @@ CROSSLAYER_CODING = Convention(  # every tensor but the last is that of all laye
     },
     frozenset({"theta"}),
 )
+LLAMASCOPIUM_CLT = Convention(  # W_D is the W_D.{target} of all targets, one after the other; b_D that of all layers
+    "llamascopium CLT",
+    {
+        "W_enc": ("W_E", "L d_in F"),
+        "b_enc": ("b_E", "L F"),
+        "W_dec": ("W_D", "N F d_out"),
+        "b_dec": ("b_D", "L d_out"),
+        "theta": ("activation_function.log_jumprelu_threshold", "L F"),
+    },
+    frozenset({"theta"}),
+)
 # Those of one transcoder, which a file without settings may be told by.
 CONVENTIONS = (
     CIRCUIT_TRACER,
