@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from torch import Tensor
 
 from bench.interop.sizes import D, F
 from pullback._util.atomic import atomic_save
-from pullback.transcoders import JumpReLU, ReLU, TopK, Transcoder, TranscoderSet, load_transcoders
+from pullback.transcoders import (
+    CrossLayerTranscoder,
+    JumpReLU,
+    ReLU,
+    SourceLayer,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+    load_transcoders,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -52,7 +62,7 @@ def exchange(neighbour: str, folder: Path, python: Path, path: Path) -> list[dic
         sets.save(folder / "ours" / case, neighbour.replace("_", "-"), **options)
         # A calibrated set is compared as it was written: with its thresholds.
         written = load_transcoders(folder / "ours" / case)
-        ours |= {f"{case}/{layer}": transcoder(x) for layer, transcoder in written.items()}
+        ours |= {f"{case}/{layer}": y for layer, y in outputs_of(written, x).items()}
     save_file({"x": x}, folder / "inputs.safetensors")
     command = [str(python), str(HERE / f"in_{neighbour}.py"), str(folder)]
     environment = {"PYTHONPATH": str(path), "PATH": "", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
@@ -63,9 +73,16 @@ def exchange(neighbour: str, folder: Path, python: Path, path: Path) -> list[dic
     rows = [compare(name, "to them", case, y, there[case]) for case, y in sorted(ours.items())]
     outputs = load_file(folder / "outputs_of_theirs.safetensors")
     for case, options in theirs["options"].items():
-        for layer, transcoder in load_transcoders(folder / "theirs" / case, **options).items():
-            rows.append(compare(name, "from them", f"{case}/{layer}", transcoder(x), outputs[f"{case}/{layer}"]))
+        for layer, y in outputs_of(load_transcoders(folder / "theirs" / case, **options), x).items():
+            rows.append(compare(name, "from them", f"{case}/{layer}", y, outputs[f"{case}/{layer}"]))
     return rows
+
+
+def outputs_of(loaded: TranscoderSet | CrossLayerTranscoder, x: Tensor) -> dict[int, Tensor]:
+    """{layer: output}, where every layer reads x."""
+    if isinstance(loaded, CrossLayerTranscoder):
+        return loaded(dict.fromkeys(loaded.layers, x))
+    return {layer: transcoder(x) for layer, transcoder in loaded.items()}
 
 
 def compare(neighbour: str, direction: str, case: str, here: Tensor, there: Tensor) -> dict[str, Any]:
@@ -79,8 +96,8 @@ def compare(neighbour: str, direction: str, case: str, here: Tensor, there: Tens
     }
 
 
-def ours_for(neighbour: str, x: Tensor) -> dict[str, tuple[TranscoderSet, dict[str, Any]]]:
-    """Sets that the neighbour's layout can hold, and how they are saved."""
+def ours_for(neighbour: str, x: Tensor) -> dict[str, tuple[TranscoderSet | CrossLayerTranscoder, dict[str, Any]]]:
+    """Dictionaries that the neighbour's layout can hold, and how they are saved."""
     theta = torch.linspace(0, 2, F)
     inputs = {"calibrate": dict.fromkeys(range(LAYERS), x)}
     relu = {"relu": (a_set(ReLU()), {}), "relu skip": (a_set(ReLU(), skip=True), {})}
@@ -90,7 +107,14 @@ def ours_for(neighbour: str, x: Tensor) -> dict[str, tuple[TranscoderSet, dict[s
         return topk | {"topk, names of GPT-2": (a_set(TopK(16)), {"hookpoint": "h.{layer}.mlp"})}
     calibrated = {"topk, calibrated": (a_set(TopK(16)), inputs)}
     if neighbour == "circuit_tracer":
-        return relu | jump | calibrated
+        across = {
+            "cross-layer, relu": (across_layers(ReLU()), {}),
+            "cross-layer, jumprelu": (across_layers(JumpReLU(theta)), {}),
+            "cross-layer, topk, calibrated": (across_layers(TopK(16)), inputs),
+            "cross-layer, tied per source": (across_layers(JumpReLU(theta), "per_source"), {}),
+            "cross-layer, tied per target": (across_layers(JumpReLU(theta), "per_target"), {}),
+        }
+        return relu | jump | calibrated | across
     autoencoders = {
         f"autoencoder, {rule.name}": (a_set(rule, hook_in="hook_resid_post", hook_out="hook_resid_post"), {})
         for rule in (ReLU(), JumpReLU(theta), TopK(16))
@@ -98,11 +122,21 @@ def ours_for(neighbour: str, x: Tensor) -> dict[str, tuple[TranscoderSet, dict[s
     return relu | jump | calibrated | autoencoders
 
 
-def a_set(rule: Any, *, skip: bool = False, **hooks: str) -> TranscoderSet:
+def drawing() -> Callable[..., Tensor]:
+    """draw(*shape): random weights, about as large as trained ones."""
     g = torch.Generator().manual_seed(1)
+    return lambda *shape: torch.randn(*shape, generator=g) / D**0.5
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g) / D**0.5
+
+def across_layers(rule: Any, tying: str = "none") -> CrossLayerTranscoder:
+    draw = drawing()
+    blocks = range(LAYERS, 0, -1) if tying == "none" else [1] * LAYERS
+    layers = [SourceLayer(draw(F, D), draw(F), draw(F, n, D), draw(D), activation=rule) for n in blocks]
+    return CrossLayerTranscoder(dict(enumerate(layers)), tying)
+
+
+def a_set(rule: Any, *, skip: bool = False, **hooks: str) -> TranscoderSet:
+    draw = drawing()
 
     def transcoder() -> Transcoder:
         weights = (draw(F, D), draw(F), draw(F, D), draw(D), draw(D, D) if skip else None)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 from circuit_tracer.transcoder.activation_functions import JumpReLU
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import (
     SingleLayerTranscoder,
     TranscoderSet,
@@ -21,7 +22,7 @@ from circuit_tracer.transcoder.single_layer_transcoder import (
 from safetensors.torch import load_file, save_file
 from sizes import D, F, fill, finish
 
-CPU = torch.device("cpu")
+CPU, LAYERS = torch.device("cpu"), 2
 HOOKS = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
 
 
@@ -33,6 +34,10 @@ def main(folder: Path) -> None:
         # What its loader of local sets does, which itself needs an older hub client than the other neighbours have.
         config = yaml.safe_load((case / "config.yaml").read_text())
         hooks = {name: config[name] for name in HOOKS}
+        if (case / "W_enc_0.safetensors").exists():
+            clt = load_clt(str(case), scan="toy", device=CPU, dtype=torch.float32, lazy_decoder=False, **hooks)
+            outputs |= {f"{case.name}/{layer}": y for layer, y in enumerate(clt(x.expand(clt.n_layers, *x.shape)))}
+            continue
         paths = {int(file.stem.split("_")[1]): str(file) for file in case.glob("layer_*.safetensors")}
         loaded = load_transcoder_set(paths, scan=config["scan"], device=CPU, lazy_decoder=False, **hooks)
         outputs |= {f"{case.name}/{layer}": loaded[layer](x) for layer in range(len(loaded))}
@@ -51,7 +56,15 @@ def main(folder: Path) -> None:
         TranscoderSet({0: one}, scan="toy", **HOOKS).to_safetensors(str(place))
         (place / "config.yaml").write_text(yaml.safe_dump({"model_kind": "transcoder_set", **HOOKS}))
         outputs[f"{case}/0"] = one(x)
-    options = {case: {} for case in ("relu", "relu skip", "jumprelu")}
+    for rule in ("relu", "jump_relu"):
+        clt = CrossLayerTranscoder(LAYERS, F, D, activation_function=rule, lazy_decoder=False, dtype=torch.float32)
+        fill(clt)
+        place = folder / "theirs" / f"cross-layer, {rule}"
+        place.mkdir(parents=True)
+        clt.to_safetensors(str(place))
+        (place / "config.yaml").write_text(yaml.safe_dump({"model_kind": "cross_layer_transcoder", **HOOKS}))
+        outputs |= {f"{place.name}/{layer}": y for layer, y in enumerate(clt(x.expand(LAYERS, *x.shape)))}
+    options = {place.name: {} for place in (folder / "theirs").iterdir()}
     theta = torch.rand(F)
     weights = {
         "W_enc": torch.randn(D, F) / D**0.5,
