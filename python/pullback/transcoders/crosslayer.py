@@ -7,10 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pullback.transcoders.activations import Activation
 from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.layered import LayeredDictionary
-from pullback.transcoders.reading import ModelReading
 
 DECODER_TYINGS = ("none", "per_source", "per_target")
 
@@ -33,21 +31,6 @@ class SourceLayer(FeatureLayer):
     """
 
     decoder_axes = ("F", "t", "d_out")
-
-    def __init__(
-        self,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        W_skip: Tensor | None = None,
-        *,
-        activation: Activation,
-        hook_in: str = "mlp.hook_in",
-        hook_out: str = "hook_mlp_out",
-        reading: ModelReading | None = None,
-    ) -> None:
-        super().__init__(W_enc, b_enc, W_dec, b_dec, W_skip, activation, hook_in, hook_out, reading)
 
 
 class CrossLayerTranscoder(LayeredDictionary[SourceLayer]):

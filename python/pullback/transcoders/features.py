@@ -44,11 +44,12 @@ class FeatureLayer(nn.Module):
         b_enc: Tensor,
         W_dec: Tensor,
         b_dec: Tensor,
-        W_skip: Tensor | None,
+        W_skip: Tensor | None = None,
+        *,
         activation: Activation,
-        hook_in: str,
-        hook_out: str,
-        reading: ModelReading | None,
+        hook_in: str = "mlp.hook_in",
+        hook_out: str = "hook_mlp_out",
+        reading: ModelReading | None = None,
     ) -> None:
         super().__init__()
         weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}

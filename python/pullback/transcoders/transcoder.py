@@ -6,9 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pullback.ops import SparseActivations, decode_csr
-from pullback.transcoders.activations import Activation
 from pullback.transcoders.features import FeatureLayer
-from pullback.transcoders.reading import ModelReading
 
 
 class Transcoder(FeatureLayer):
@@ -34,21 +32,6 @@ class Transcoder(FeatureLayer):
     """
 
     decoder_axes = ("F", "d_out")
-
-    def __init__(
-        self,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        W_skip: Tensor | None = None,
-        *,
-        activation: Activation,
-        hook_in: str = "mlp.hook_in",
-        hook_out: str = "hook_mlp_out",
-        reading: ModelReading | None = None,
-    ) -> None:
-        super().__init__(W_enc, b_enc, W_dec, b_dec, W_skip, activation, hook_in, hook_out, reading)
 
     def decode(self, acts: SparseActivations) -> Tensor:
         """n rows of features -> Float[Tensor, 'n d_out'], without the skip path. Differentiable in values, W_dec and
