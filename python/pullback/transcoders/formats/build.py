@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -29,23 +30,6 @@ class Options:
     hook_out: str | None = None
     activation: Activation | None = None
     subtract_b_dec: bool | None = None
-
-
-def build(
-    weights: Mapping[str, Tensor],
-    *,
-    activation: Activation | None,
-    hook_in: str,
-    hook_out: str,
-    options: Options,
-    source: str | os.PathLike[str],
-    reading: ModelReading | None = None,
-) -> Transcoder:
-    """A transcoder from weights in our orientation; see `build_layer`."""
-    hooks = {"hook_in": hook_in, "hook_out": hook_out}
-    return build_layer(
-        Transcoder, weights, activation=activation, **hooks, options=options, source=source, reading=reading
-    )
 
 
 def build_layer(
@@ -91,6 +75,10 @@ def build_layer(
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+build = partial(build_layer, Transcoder)
+"""A transcoder; see `build_layer`."""
 
 
 def relu_then_threshold(theta: Tensor) -> Tensor:
