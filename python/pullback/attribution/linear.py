@@ -21,11 +21,6 @@ def bytes_per_target(local: LocalModel) -> int:
     return (local.n_pos * (at_stream + at_heads) + edges) * local.trace.embed.element_size()
 
 
-def sweep_order(local: LocalModel, layer: Tensor, pos: Tensor) -> Tensor:
-    """The order in which targets share most of a sweep: by causal cone, and within one from the highest layer down."""
-    return torch.argsort(_cone(local, pos) * (local.n_layers + 1) + local.n_layers - layer, stable=True)
-
-
 def _cone(local: LocalModel, pos: Tensor) -> Tensor:
     """The group of neighbouring positions that each target belongs to."""
     return pos // -(-local.n_pos // CONES)
@@ -36,9 +31,9 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
 
     edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
     through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
-    Targets in `sweep_order` spare a copy of the result.
     """
-    order = sweep_order(local, targets.layer, targets.pos)
+    # By causal cone, and within one from the highest layer down.
+    order = torch.argsort(_cone(local, targets.pos) * (local.n_layers + 1) - targets.layer, stable=True)
     ordered = targets[order]
     edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
     zeroed = targets.vectors.new_zeros(len(targets))
@@ -47,8 +42,6 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
         rows = slice(start, start + size)
         _Sweep(local, ordered[rows], edges[rows], zeroed[rows]).run()
         start += size
-    if bool((order[1:] > order[:-1]).all()):
-        return edges, zeroed
     back = torch.argsort(order)
     return edges[back], zeroed[back]
 
