@@ -9,7 +9,7 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, Scores, attribute
+    from pullback.attribution import Graph, HeadLoadings, Scores, attribute, head_loadings
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
@@ -30,6 +30,7 @@ __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
     "Graph",
+    "HeadLoadings",
     "JumpReLU",
     "Lens",
     "ModelReading",
@@ -47,6 +48,7 @@ __all__ = [
     "attribution",
     "causal",
     "evaluate",
+    "head_loadings",
     "interchange",
     "intervene",
     "lens",
@@ -61,7 +63,7 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "Scores", "attribute"),
+    "attribution": ("Graph", "HeadLoadings", "Scores", "attribute", "head_loadings"),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),

@@ -72,6 +72,13 @@ class LayerTrace:
             return v
         return self.weights.ln2.pullback(v, self.ln2_scale[positions], affine=hook_in != "ln2.hook_normalized")
 
+    def read_linear(self, hook_in: str, x: Tensor, positions: Tensor) -> Tensor:
+        """What vectors x (B, d) of the stream, at positions (B), add to the value at the site, (B, d)."""
+        if hook_in == "hook_resid_mid":
+            return x
+        ln2 = self.weights.ln2
+        return (ln2.centre(x) if hook_in == "ln2.hook_normalized" else ln2.linear(x)) / self.ln2_scale[positions]
+
     def read_bias(self, hook_in: str) -> Tensor:
         """The constant in the value at the site, (d): the norm's bias where the site lies behind the affine."""
         if hook_in in ("hook_resid_mid", "ln2.hook_normalized"):
