@@ -9,7 +9,15 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, HeadLoadings, Scores, attribute, head_loadings
+    from pullback.attribution import (
+        Graph,
+        HeadLoadings,
+        QKAttribution,
+        Scores,
+        attribute,
+        head_loadings,
+        qk_attribution,
+    )
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
@@ -34,6 +42,7 @@ __all__ = [
     "JumpReLU",
     "Lens",
     "ModelReading",
+    "QKAttribution",
     "ReLU",
     "Scores",
     "SparseActivations",
@@ -54,6 +63,7 @@ __all__ = [
     "lens",
     "load_transcoders",
     "ops",
+    "qk_attribution",
     "train",
     "training",
     "transcoders",
@@ -63,7 +73,7 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "HeadLoadings", "Scores", "attribute", "head_loadings"),
+    "attribution": ("Graph", "HeadLoadings", "QKAttribution", "Scores", "attribute", "head_loadings", "qk_attribution"),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),
