@@ -22,6 +22,24 @@ def test_linear_engine_equals_autograd_and_sums_to_its_targets(name: str) -> Non
     assert_same_edges(linear, pb.attribute(lens, sets, tokens_of(6), max_n_logits=2, engine="autograd"), 1e-9)
 
 
+@pytest.mark.parametrize("name", families.DELEGATED)
+def test_attention_that_hooks_cannot_hold_leaves_the_linear_engine(name: str) -> None:
+    lens = as_lens(families.build(name))
+    sets = models.random_set(lens)
+    assert pb.attribute(lens, sets, tokens_of(6), max_n_logits=2).check() <= 1e-9
+    with pytest.raises(ValueError, match="is not frozen or not linear, so this graph would be wrong"):
+        pb.attribute(lens, sets, tokens_of(6), max_n_logits=2, engine="autograd")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("cohere", "the logits differ from the model's"), ("olmo", r"'input_layernorm' \(OlmoLayerNorm\) has no weights")],
+)
+def test_families_that_are_something_else_are_refused(name: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"{sentence}.*not supported yet"):
+        trace(as_lens(families.build(name)), tokens_of(6))
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
 def test_norms_behind_attention_and_mlp(name: str) -> None:
     """Cross-layer features, skip paths and the perturbation oracle, where what is written is normed once more."""

@@ -32,13 +32,9 @@ def freeze_edits(base: Trace, freeze: str | None) -> list[tuple[str, rec.Edit]]:
     for i, layer in enumerate(base.layers):
         edits.append((f"blocks.{i}.attn.hook_pattern", hold(layer.pattern)))
         if freeze == "all":
-            norms = layer.weights.norms().items()
-            scales = (layer.ln1_scale, layer.ln1_post_scale, layer.ln2_scale)
-            edits += [
-                (f"blocks.{i}.{name}.hook_scale", hold(scale))
-                for (name, norm), scale in zip(norms, scales, strict=True)
-                if norm.kind != NO_NORM
-            ]
+            norms = layer.weights.norms()
+            held = {name: scale for name, scale in layer.scales().items() if norms[name].kind != NO_NORM}
+            edits += [(f"blocks.{i}.{name}.hook_scale", hold(scale)) for name, scale in held.items()]
             edits.append((f"blocks.{i}.hook_mlp_out", hold(layer.mlp_out)))
     if freeze == "all" and base.ln_final.kind != NO_NORM:
         edits.append(("ln_final.hook_scale", hold(base.final_scale)))

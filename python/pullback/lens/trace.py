@@ -30,6 +30,10 @@ class LayerTrace:
     ln2_scale: Tensor  # (T, 1)
     mlp_out: Tensor  # (T, d), behind a norm behind the MLP
 
+    def scales(self) -> dict[str, Tensor]:
+        """Frozen denominators by the names of their modules, as `LayerWeights.norms`."""
+        return {"ln1": self.ln1_scale, "ln1_post": self.ln1_post_scale, self.weights.ln2_at: self.ln2_scale}
+
     @cached_property
     def mixing(self) -> Tensor:
         """How values become what attention writes, (n_heads, T_dst, T_src): the pattern, over the frozen denominators
@@ -139,16 +143,16 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
     final_scale = at.get("ln_final.hook_scale", ones)
 
     def layer(i: int) -> LayerTrace:
-        block = f"blocks.{i}."
+        block, weights = f"blocks.{i}.", lens.layer_weights(i).to(dtype)
         return LayerTrace(
-            weights=lens.layer_weights(i).to(dtype),
+            weights=weights,
             parallel=lens.parallel,
             x_pre=at[block + "hook_resid_pre"],
             ln1_scale=at.get(block + "ln1.hook_scale", ones),
             pattern=at[block + "attn.hook_pattern"],
             ln1_post_scale=at.get(block + "ln1_post.hook_scale", ones),
             attn_out=at[block + "hook_attn_out"],
-            ln2_scale=at.get(block + "ln2.hook_scale", ones),
+            ln2_scale=at.get(f"{block}{weights.ln2_at}.hook_scale", ones),
             mlp_out=at[block + "hook_mlp_out"],
         )
 

@@ -11,10 +11,10 @@ import pullback as pb
 from pullback.attribution import nodes as k
 from pullback.attribution.local import local_model
 from pullback.lens import Lens, as_lens
-from tests import models
+from tests import families, models
 from tests.attribution.test_identities import tokens_of
 
-WIRINGS = ["gpt2", "gpt2-folded", "llama", "RMS-gqa-rotary-gated", "neox-parallel", "LNPre-mha-standard-plain"]
+WIRINGS = ["gpt2", "gpt2-folded", "llama", "RMS-gqa-rotary-gated", "neox-parallel"]
 
 
 def graph_of(lens: Lens, sets: Any, **options: Any) -> pb.Graph:
@@ -38,6 +38,16 @@ def test_parts_sum_to_every_edge_of_a_graph(name: str, skip: bool, hop: str) -> 
     assert float((found.weights - edges_of(graph)).abs().max()) <= 1e-9 * scale
     assert float(found.heads.abs().max()) > 1e-3
     assert float(found.bypass.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi"])
+def test_norms_behind_attention_and_norms_for_two(name: str) -> None:
+    lens = as_lens(families.build(name))
+    sets = models.random_set(lens)
+    graph = graph_of(lens, sets)
+    for hop in ("last", "first"):
+        found = pb.head_loadings(lens, sets, graph, hop=hop)
+        assert float((found.weights - edges_of(graph)).abs().max()) <= 1e-9 * float(graph.weights.abs().max())
 
 
 @pytest.mark.parametrize("hop", ["last", "first"])
