@@ -10,13 +10,19 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
     from pullback.attribution import (
+        ExpectedAttributions,
         Graph,
         HeadLoadings,
+        Interference,
         QKAttribution,
         Scores,
+        VirtualWeights,
         attribute,
+        expected_attributions,
         head_loadings,
+        interference,
         qk_attribution,
+        virtual_weights,
     )
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
@@ -37,8 +43,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
+    "ExpectedAttributions",
     "Graph",
     "HeadLoadings",
+    "Interference",
     "JumpReLU",
     "Lens",
     "ModelReading",
@@ -52,13 +60,16 @@ __all__ = [
     "TrainStep",
     "Transcoder",
     "TranscoderSet",
+    "VirtualWeights",
     "as_lens",
     "attribute",
     "attribution",
     "causal",
     "evaluate",
+    "expected_attributions",
     "head_loadings",
     "interchange",
+    "interference",
     "intervene",
     "lens",
     "load_transcoders",
@@ -67,13 +78,28 @@ __all__ = [
     "train",
     "training",
     "transcoders",
+    "virtual_weights",
     "viz",
     "zoo",
 ]
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "HeadLoadings", "QKAttribution", "Scores", "attribute", "head_loadings", "qk_attribution"),
+    "attribution": (
+        "ExpectedAttributions",
+        "Graph",
+        "HeadLoadings",
+        "Interference",
+        "QKAttribution",
+        "Scores",
+        "VirtualWeights",
+        "attribute",
+        "expected_attributions",
+        "head_loadings",
+        "interference",
+        "qk_attribution",
+        "virtual_weights",
+    ),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),
