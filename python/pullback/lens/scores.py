@@ -169,7 +169,7 @@ def _rotary(lens: Lens, attn: Any, seen: dict[str, Tensor], T: int) -> Rotary | 
         if adjacent:  # tables of halves that repeat, for pairs side by side
             cos, sin = (table[:, : table.shape[1] // 2].repeat_interleave(2, -1) for table in (cos, sin))
         adjacent = adjacent or bool(getattr(cfg, "rotary_interleaved_cos_sin", False))
-    elif hasattr(native, "cos_cached"):
+    elif native is not None and hasattr(native, "cos_cached"):
         cos, sin, adjacent = native.cos_cached[:T], native.sin_cached[:T], True
     elif hasattr(attn, "rotary_cos"):
         cos, sin = attn.rotary_cos[:T], attn.rotary_sin[:T]

@@ -51,7 +51,8 @@ class HeadLoadings:
         """(layer, head, loading) of the n heads that carry most of one edge, in absolute value."""
         flat = self.heads[edge].flatten()
         best = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(*divmod(place, self.heads.shape[2]), float(flat[place])) for place in best]
+        H = self.heads.shape[2]
+        return [(place // H, place % H, float(flat[place])) for place in best]
 
     def to_pandas(self) -> pd.DataFrame:
         """source, target, layer, head, loading; the bypass as layer and head -1."""
@@ -104,8 +105,10 @@ def head_loadings(
     if hop not in HOPS:
         raise ValueError(f"head_loadings: hop must be one of {', '.join(HOPS)}, got {hop!r}")
     lens = as_lens(model)
-    graph = graph_or_prompt if isinstance(graph_or_prompt, Graph) else None
-    prompt = graph.meta["tokens"] if isinstance(graph_or_prompt, Graph) else graph_or_prompt
+    if isinstance(graph_or_prompt, Graph):
+        graph, prompt = graph_or_prompt, graph_or_prompt.meta["tokens"]
+    else:
+        graph, prompt = None, graph_or_prompt
     if edges is None:
         if graph is None:
             raise ValueError("head_loadings: a prompt alone has no edges; give edges=[(source, target)] or a graph")
