@@ -43,20 +43,17 @@ def test_families_that_are_something_else_are_refused(name: str, sentence: str) 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
 def test_norms_behind_attention_and_mlp(name: str) -> None:
     """Cross-layer features, skip paths and the perturbation oracle, where what is written is normed once more."""
-    lens = as_lens(families.build(name))
-    sets = models.random_clt(lens, skip=True)
-    tokens = tokens_of(6)
+    lens, tokens = as_lens(families.build(name)), tokens_of(6)
+    skipping = models.random_clt(lens, skip=True)
+    graphs = [pb.attribute(lens, skipping, tokens, max_n_logits=2, engine=engine) for engine in ("linear", "autograd")]
+    assert_same_edges(*graphs, 1e-9)
+    sets = models.random_clt(lens)
     graph = pb.attribute(lens, sets, tokens, max_n_logits=2)
-    assert_same_edges(graph, pb.attribute(lens, sets, tokens, max_n_logits=2, engine="autograd"), 1e-9)
-    nodes = graph.nodes
-    source = int((graph.of_kind(k.FEATURE) & (nodes.layer == 0) & (nodes.pos == 2)).nonzero()[0])
-    z = float(nodes.activation[source])
-    without_skip = models.random_clt(lens)
-    graph = pb.attribute(lens, without_skip, tokens, max_n_logits=2)
-    base = run_interventions(lens, without_skip, tokens, [], freeze="all")
-    moved = run_interventions(lens, without_skip, tokens, [(0, 2, int(nodes.feature[source]), 2 * z)], freeze="all")
-    change = moved.logits[-1] - base.logits[-1]
     ids, nodes = graph.node_ids(), graph.nodes
+    source = int((graph.of_kind(k.FEATURE) & (nodes.layer == 0) & (nodes.pos == 2)).nonzero()[0])
+    twice = (0, 2, int(nodes.feature[source]), 2 * float(nodes.activation[source]))
+    base, moved = (run_interventions(lens, sets, tokens, edits, freeze="all") for edits in ([], [twice]))
+    change = moved.logits[-1] - base.logits[-1]
     for target in graph.of_kind(k.LOGIT).nonzero()[:, 0].tolist():
         edge = graph.edge(ids[source], ids[target])
         if lens.logit_soft_cap is None:

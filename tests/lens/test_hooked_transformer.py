@@ -35,6 +35,22 @@ WIRINGS: dict[str, dict[str, Any]] = {
         "final_rms": True,
     },
     "RMSPre-gated": {"normalization_type": "RMSPre", "gated_mlp": True, "final_rms": True},
+    "RMS-post-norms-rotary-gqa": {
+        "normalization_type": "RMS",
+        "use_normalization_before_and_after": True,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 4,
+        "n_key_value_heads": 2,
+        "attn_scores_soft_cap": 2.0,
+        "final_rms": True,
+    },
+    "RMS-qk-norm-rotary": {
+        "normalization_type": "RMS",
+        "use_qk_norm": True,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 4,
+        "final_rms": True,
+    },
     "none": {"normalization_type": None},
     "LN-rotary-parallel": {"positional_embedding_type": "rotary", "rotary_dim": 4, "parallel_attn_mlp": True},
     "LN-soft-cap": {"output_logits_soft_cap": 3.0},
@@ -89,7 +105,9 @@ def test_mlp_io_is_what_enters_and_leaves_the_mlp(name: str) -> None:
     io = lens.mlp_io(TOKENS[None])
     assert "blocks.0.mlp.hook_in" not in lens.model.hook_dict
     for i, (x, y) in io.items():
-        assert torch.allclose(lens.model.blocks[i].mlp(x), y, atol=1e-12)
+        block = lens.model.blocks[i]
+        out = block.mlp(x) if not hasattr(block, "ln2_post") else block.ln2_post(block.mlp(x))
+        assert torch.allclose(out, y, atol=1e-12)
         also_x, also_y = lens.mlp_io(TOKENS[None], [i], hook_in="ln2.hook_out", hook_out="mlp.hook_out")[i]
         assert torch.equal(x, also_x)
         assert torch.equal(y, also_y)

@@ -115,7 +115,7 @@ def head_scores(lens: Lens, t: Trace, layer: int, head: int) -> HeadScores:
         b = W.new_zeros(n, W.shape[-1]) if b is None else b.detach().to(dtype).reshape(n, -1)
         norm = read_norm(getattr(attn, f"{letter.lower()}_norm", None)).to(dtype)
         scale = seen.get(f"{letter.lower()}_norm.hook_scale")
-        of_head = t.embed.new_ones(t.n_pos, 1) if scale is None else _of_head(scale[0].to(dtype), norm, at)
+        of_head = t.embed.new_ones(t.n_pos, 1) if scale is None else _of_head(scale.to(dtype), norm, at, t.n_pos)
         return Projection(W[at], b[at], _norm_of_head(norm, at, W.shape[-1]), of_head, rotary)
 
     found = HeadScores(
@@ -142,12 +142,14 @@ def _recorded(lens: Lens, t: Trace, layer: int) -> dict[str, Tensor]:
     return {name: seen[prefix + name] for name in there}
 
 
-def _of_head(scale: Tensor, norm: Norm, head: int) -> Tensor:
-    """The denominator of one head, (T, 1), of (heads, T, 1); of (T, heads, 1) where each head has weights of its own;
-    of (T, 1) where all heads share it."""
+def _of_head(scale: Tensor, norm: Norm, head: int, T: int) -> Tensor:
+    """The denominator of one head, (T, 1), of (1, heads, T, 1); of (1, T, heads, 1) where each head has weights of its
+    own; of (1, T, 1) where all heads share it; of (T heads, 1) in a HookedTransformer."""
     if scale.ndim == 2:
-        return scale
-    return scale[:, head] if norm.w is not None and norm.w.ndim == 2 else scale[head]
+        return scale.view(T, -1, 1)[:, head]
+    if scale.ndim == 3:
+        return scale[0]
+    return scale[0, :, head] if norm.w is not None and norm.w.ndim == 2 else scale[0, head]
 
 
 def _norm_of_head(norm: Norm, head: int, d_head: int) -> Norm:
