@@ -14,7 +14,14 @@ from pullback.lens import Lens, as_lens
 from tests import families, models
 from tests.attribution.test_identities import tokens_of
 
-WIRINGS = ["gpt2", "gpt2-folded", "llama", "RMS-gqa-rotary-gated", "neox-parallel"]
+WIRINGS = [
+    ("gpt2", True),
+    ("gpt2-folded", False),
+    ("llama", False),
+    ("RMS-gqa-rotary-gated", True),
+    ("neox-parallel", False),
+    ("neox-parallel", True),
+]
 
 
 def graph_of(lens: Lens, sets: Any, **options: Any) -> pb.Graph:
@@ -27,8 +34,7 @@ def edges_of(graph: pb.Graph) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("hop", ["last", "first"])
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("name", WIRINGS)
+@pytest.mark.parametrize(("name", "skip"), WIRINGS)
 def test_parts_sum_to_every_edge_of_a_graph(name: str, skip: bool, hop: str) -> None:
     lens = as_lens(models.build(name))
     sets = models.random_set(lens, skip=skip)

@@ -59,24 +59,22 @@ def test_an_edge_through_one_head_is_its_pattern_times_the_virtual_weight(name: 
     sets = models.random_clt(lens)
     local = local_model(lens, sets, TOKENS)
     wiring = Wiring(lens, sets)
-    heads = wiring.heads_between(0, 2)
-    assert heads == [(layer, head) for layer in ([1] if lens.parallel else [1, 2]) for head in range(4)]
+    layer, target = (1, 2) if lens.parallel else (1, 1)  # one layer of attention between, so one path a head
+    heads = wiring.heads_between(0, target)
+    assert heads == [(layer, head) for head in range(4)]
     i, a = (part[0] for part in local.acts[0].row(1))
-    j = int(local.acts[2].row(4)[0][0])
-    found = pb.head_loadings(lens, sets, TOKENS, [(f"0_{i}_1", f"2_{j}_4")], hop="last")
-    layer, head = heads[-1]
-    if lens.parallel:  # the only layer between: the loading is this path alone
-        at = local.trace.layers[layer]
-        V = dense(wiring, 0, 2, (layer, head))[int(i), j]
-        scales = at.ln1_scale[1, 0] * local.trace.layers[2].ln2_scale[4, 0]
-        assert float(found.heads[0, layer, head]) == pytest.approx(
-            float(a * at.mixing[head, 4, 1] * V / scales), abs=1e-10
-        )
+    j = int(local.acts[target].row(4)[0][0])
+    found = pb.head_loadings(lens, sets, TOKENS, [(f"0_{i}_1", f"{target}_{j}_4")])
+    at = local.trace.layers[layer]
+    scales = at.ln1_scale[1, 0] * local.trace.layers[target].ln2_scale[4, 0]
+    for head in range(4):
+        V = dense(wiring, 0, target, (layer, head))[int(i), j]
+        carried = a * at.mixing[head, 4, 1] * V / scales
+        assert float(found.heads[0, layer, head]) == pytest.approx(float(carried), abs=1e-10)
+    assert len(wiring.heads_between(0, 2)) == (4 if lens.parallel else 8)
     x = torch.randn(3, lens.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     g = x.flip(1)
-    assert torch.allclose(
-        wiring.through((layer, head), x) @ g.T, x @ wiring.back_through((layer, head), g).T, atol=1e-10
-    )
+    assert torch.allclose(wiring.through((1, 3), x) @ g.T, x @ wiring.back_through((1, 3), g).T, atol=1e-10)
     assert torch.allclose(
         wiring.as_read(2, x) @ sets[2].W_enc[:5].T, x @ wiring.reads(2, torch.arange(5)).T, atol=1e-10
     )
