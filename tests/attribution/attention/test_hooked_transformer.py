@@ -6,7 +6,9 @@ import pytest
 
 import pullback as pb
 from tests import models
-from tests.lens.test_hooked_transformer import TOKENS, WIRINGS, lens_of
+from tests.hooked import TOKENS, WIRINGS, lens_of, must_have_hooked_transformer
+
+must_have_hooked_transformer()
 
 
 @pytest.mark.parametrize("name", WIRINGS)

@@ -9,6 +9,7 @@ import torch
 
 import pullback as pb
 from pullback.attribution import nodes as k
+from pullback.attribution.attention import loadings
 from pullback.attribution.local import local_model
 from pullback.lens import Lens, as_lens
 from tests import families, models
@@ -133,8 +134,6 @@ def test_without_heads_all_is_bypass(hop: str) -> None:
 
 @pytest.mark.parametrize("hop", ["last", "first"])
 def test_a_few_ends_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch, hop: str) -> None:
-    from pullback.attribution.attention import loadings
-
     lens = as_lens(models.build("llama"))
     sets = models.random_set(lens)
     graph = graph_of(lens, sets).prune()
@@ -179,7 +178,7 @@ def test_names_that_are_no_nodes_get_a_sentence(edge: tuple[str, str], sentence:
         pb.head_loadings(lens, models.random_set(lens), tokens_of(5), [edge])
 
 
-def test_what_cannot_be_split_is_refused() -> None:
+def test_what_cannot_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = as_lens(models.build("gpt2"))
     sets = models.random_set(lens)
     graph = graph_of(lens, sets)
@@ -189,6 +188,10 @@ def test_what_cannot_be_split_is_refused() -> None:
         pb.head_loadings(lens, sets, tokens_of(5))
     with pytest.raises(ValueError, match="edges is empty"):
         pb.head_loadings(lens, sets, graph, [])
+    monkeypatch.setattr(loadings, "LARGEST", 1000)
+    with pytest.raises(ValueError, match=r"edges, whose loadings would take 0 GiB; prune it first"):
+        pb.head_loadings(lens, sets, graph)
+    monkeypatch.undo()
     inactive = next(f for f in range(40) if f not in local_model(lens, sets, tokens_of(5)).acts[0].row(1)[0])
     with pytest.raises(ValueError, match="is not active at position"):
         pb.head_loadings(lens, sets, graph, [(f"0_{inactive}_1", "4_1_4")])

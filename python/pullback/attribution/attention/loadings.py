@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HOPS = ("last", "first")
 WORKING_MEMORY = 2**28
+LARGEST = 2**31  # bytes of loadings that nobody asked for edge by edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +100,8 @@ def head_loadings(
         loadings, whose `weights` are the edges of the graph.
 
     Raises:
-        ValueError: a name that is no node of this prompt, another hop, a prompt without edges, or a graph whose edges
-            are not those of this model and set.
+        ValueError: a name that is no node of this prompt, another hop, a prompt without edges, a graph of so many that
+            their loadings take more than 2 GiB, or one whose edges are not those of this model and set.
     """
     if hop not in HOPS:
         raise ValueError(f"head_loadings: hop must be one of {', '.join(HOPS)}, got {hop!r}")
@@ -112,6 +113,12 @@ def head_loadings(
     if edges is None:
         if graph is None:
             raise ValueError("head_loadings: a prompt alone has no edges; give edges=[(source, target)] or a graph")
+        bytes_each = lens.n_layers * lens.n_heads * graph.weights.element_size()
+        if graph.n_edges * bytes_each > LARGEST:
+            raise ValueError(
+                f"head_loadings: the graph has {graph.n_edges} edges, whose loadings would take "
+                f"{graph.n_edges * bytes_each / 2**30:.0f} GiB; prune it first, or name edges"
+            )
         edges = _all_edges(graph)
     named = [(str(s), str(t)) for s, t in edges]
     if not named:

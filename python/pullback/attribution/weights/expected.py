@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pullback.attribution.weights.wiring import Wiring
 from pullback.lens import Lens, as_lens
@@ -137,6 +138,7 @@ def expected_attributions(
     exclude_bos: bool = True,
     into: ExpectedAttributions | None = None,
     strict: bool = True,
+    verbose: bool = False,
 ) -> ExpectedAttributions:
     """One pass over tokens that counts every pair of features of chosen layers that meet on a token.
 
@@ -150,6 +152,7 @@ def expected_attributions(
         into: sums to go on with: `pairs` are its own, and as many prompts as it has seen are passed over. So a run that
             was interrupted goes on from the `state_dict` of its last batch.
         strict: False accepts transcoders of a fine-tuned sibling.
+        verbose: show a progress bar.
 
     Raises:
         ValueError: a set that does not fit the model, tokens it cannot read, a mask of another shape.
@@ -170,7 +173,7 @@ def expected_attributions(
     else:
         batches = ((batch, None) for batch in tokens)
     passed = found.n_prompts
-    for batch, kept in batches:
+    for batch, kept in tqdm(batches, desc="expected attributions", unit="batch", disable=not verbose):
         left = min(passed, len(batch))
         passed -= left
         if left < len(batch):
