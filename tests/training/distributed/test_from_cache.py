@@ -87,7 +87,8 @@ def test_a_stopped_run_goes_on(two, path, kind, first, then):
 
 def test_all_leave_out_what_is_damaged(two, path):
     flip(path / "shard_00002.safetensors")
-    alone, _, corrupt = run(path, "none", on_corrupt="skip")
+    with pytest.warns(UserWarning, match="it is left out"):
+        alone, _, corrupt = run(path, "none", on_corrupt="skip")
     assert corrupt == ["shard_00002.safetensors"]
     for found, _, left_out in two(run, path, "features", on_corrupt="skip"):
         assert left_out == corrupt
