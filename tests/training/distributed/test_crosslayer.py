@@ -17,7 +17,7 @@ RULES = {
     "norm": {"k": 30, "decoder_norm": True, "decoder_tying": "per_target"},  # k is more than a process holds
     "batch-topk": {"activation": BatchTopK(8), "k_start": 20, "k_anneal_steps": 10},
     "relu": {"activation": ReLU(), "weight_by_decoder_norm": True, "decoder_tying": "per_target"},
-    "jumprelu": {"activation": JumpReLU(0.1), "pre_act_loss_coefficient": 1e-3, "auxk_alpha": 0.1},
+    "jumprelu": {"activation": JumpReLU(2.0), "pre_act_loss_coefficient": 1e-3, "auxk_alpha": 0.1},  # some die
     "tanh": {
         "activation": JumpReLU(0.1), "jumprelu_sparsity_loss_mode": "tanh", "weight_by_decoder_norm": True,
         "decoder_tying": "per_source", "max_grad_norm": 0.05,
