@@ -2,11 +2,13 @@
 
 from pullback.attribution.asked import DirectionTarget, FeatureTarget, LogitDifference, LogitTarget
 from pullback.attribution.build import attribute, attribute_local
+from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
 from pullback.attribution.settings import Settings
 
 __all__ = [
     "DirectionTarget",
+    "Effects",
     "FeatureTarget",
     "Graph",
     "LogitDifference",
