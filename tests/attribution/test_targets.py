@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,20 @@ def test_a_position_of_its_own_for_the_whole_graph() -> None:
     for node in shorter.node_ids():
         if node.startswith("4_"):
             assert row(graph, node) == pytest.approx(row(shorter, node), abs=1e-9)
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "ATTRIBUTION.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names: dict[str, Any] = {
+        "pb": pb,
+        "model": pb.zoo.load("tiny-mix"),
+        "sets": pb.zoo.transcoders("tiny-mix"),
+        "prompt": "the capital of the state containing dallas is",
+        "probe": torch.ones(128),
+    }
+    exec(compile(example, "ATTRIBUTION.md", "exec"), names)
+    assert sorted(names["graph"].labels().values()) == ["austin", "austin - sacramento", "is a city", "texas"]
 
 
 @pytest.mark.parametrize(
