@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
@@ -114,6 +114,26 @@ def test_a_difference_is_the_difference_of_rows() -> None:
     constant = float(lens.b_U[7] - lens.b_U[9])
     assert found.pop("own") == pytest.approx(both.pop("own") - constant, abs=1e-9)
     assert found == pytest.approx(both, abs=1e-9)
+
+
+class CustomTarget(NamedTuple):
+    """As circuit-tracer has it."""
+
+    token_str: str
+    prob: float
+    vec: Tensor
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_custom_targets_of_circuit_tracer_are_directions(several: bool) -> None:
+    lens = as_lens(models.build(PLAIN))
+    sets, tokens = models.random_set(lens), tokens_of(6)
+    theirs = CustomTarget("concept", 0.5, vector(lens))
+    graph = pb.attribute(lens, sets, tokens, attribution_targets=[theirs] if several else theirs)
+    ours = pb.attribute(lens, sets, tokens, attribution_targets=DirectionTarget(vector(lens)))
+    assert_same_edges(graph, ours, 0.0)
+    assert list(graph.labels().values()) == ["concept"]
+    assert float(graph.target_weights.sum()) == 0.5
 
 
 @pytest.mark.parametrize("name", [PLAIN, "neox-parallel"])

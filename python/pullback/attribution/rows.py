@@ -56,13 +56,14 @@ class EdgeRows:
         counted = self._counted.to(block.device)
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
         for part in block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources)):
-            kept = self.rule.kept(part)
-            places = kept.flatten().nonzero()[:, 0]
-            sources.append((places % self.layout.n_sources).to(torch.int32).cpu())
-            weights.append(part.flatten()[places].cpu())
             totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu())
-            lost.append(part.masked_fill(kept, 0).sum(1).cpu())
-            counts.append(kept.sum(1).cpu())
+            thin, mass = self.rule.thinned(part)
+            flat = thin.flatten()
+            places = flat.nonzero()[:, 0]
+            sources.append((places % self.layout.n_sources).to(torch.int32).cpu())
+            weights.append(flat[places].cpu())
+            lost.append(mass.cpu())
+            counts.append(thin.count_nonzero(1).cpu())
         self._blocks.append(
             Rows(
                 names=names.cpu(),

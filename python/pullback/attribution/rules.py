@@ -30,10 +30,15 @@ class EdgeRule:
     def keeps_all(self) -> bool:
         return self.mass == 1 and self.per_target is None
 
+    def thinned(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges (B, n_sources) with zeros for what does not stay, and the signed mass of that, (B)."""
+        if self.keeps_all:
+            return block, block.new_zeros(len(block))
+        stays = self.kept(block)
+        return block.where(stays, 0), block.masked_fill(stays, 0).sum(1)
+
     def kept(self, block: Tensor) -> Tensor:
         """Mask of what stays of edges (B, n_sources); among equal sizes, the earlier source."""
-        if self.keeps_all:
-            return block != 0
         size = block.abs()
         total = size.sum(1, keepdim=True, dtype=torch.float64)
         largest, sources = self._largest(size)
