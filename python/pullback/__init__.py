@@ -10,10 +10,14 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
     from pullback.attribution import (
+        DirectionTarget,
         ExpectedAttributions,
+        FeatureTarget,
         Graph,
         HeadLoadings,
         Interference,
+        LogitDifference,
+        LogitTarget,
         QKAttribution,
         Scores,
         VirtualWeights,
@@ -43,12 +47,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
+    "DirectionTarget",
     "ExpectedAttributions",
+    "FeatureTarget",
     "Graph",
     "HeadLoadings",
     "Interference",
     "JumpReLU",
     "Lens",
+    "LogitDifference",
+    "LogitTarget",
     "ModelReading",
     "QKAttribution",
     "ReLU",
@@ -86,10 +94,14 @@ __all__ = [
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
     "attribution": (
+        "DirectionTarget",
         "ExpectedAttributions",
+        "FeatureTarget",
         "Graph",
         "HeadLoadings",
         "Interference",
+        "LogitDifference",
+        "LogitTarget",
         "QKAttribution",
         "Scores",
         "VirtualWeights",

@@ -101,6 +101,26 @@ def test_a_single_head_is_its_formula() -> None:
     assert float(found.heads[0, :2].abs().max()) == 0, "no head of a lower layer is on the way"
 
 
+def test_features_that_are_not_active_and_logits_anywhere_are_targets_too() -> None:
+    """Directions are not: a graph does not hold their vectors."""
+    lens = as_lens(models.build("llama"))
+    sets = models.random_set(lens)
+    active = local_model(lens, sets, tokens_of(5)).acts[2].row(3)[0].tolist()
+    asked = [
+        pb.FeatureTarget(2, 3, next(f for f in range(40) if f not in active)),
+        pb.LogitTarget(7, position=2),
+        pb.DirectionTarget(torch.ones(lens.d_model, dtype=torch.float64)),
+    ]
+    graph = pb.attribute(lens, sets, tokens_of(5), attribution_targets=asked)
+    found = pb.head_loadings(lens, sets, graph)
+    kept = [(s, t) for s, t in found.edges if t in (graph.node_ids()[-3], graph.node_ids()[-2])]
+    assert kept
+    assert not any(t.startswith("D_") for _, t in found.edges)
+    for (source, target), weight in zip(found.edges, found.weights.tolist(), strict=True):
+        if target in graph.node_ids()[-3:]:
+            assert weight == pytest.approx(graph.edge(source, target), abs=1e-9)
+
+
 def without_output(silent: dict[int, list[int]]) -> Lens:
     """GPT-2 with heads that write nothing."""
     model = models.gpt2(seed=3)
@@ -167,7 +187,7 @@ def test_tables() -> None:
         (("E_99_0", "4_1_4"), "the token at position 0 is"),
         (("9_-1_0", "4_1_4"), "layers are 0..2"),
         (("own_4_1_4", "4_1_4"), "'own_4_1_4' is no source"),
-        (("P_0", "5_1_4"), "no features of layer 5"),
+        (("P_0", "5_1_4"), "'5_1_4' is no feature of the set"),
         (("nonsense", "4_1_4"), "'nonsense' is no source"),
         (("P_0", "E_1_0"), "'E_1_0' is no feature or logit"),
     ],

@@ -54,7 +54,7 @@ def sources_of(local: LocalModel, names: Sequence[str]) -> Sources:
 
 
 def reads_of(local: LocalModel, names: Sequence[str]) -> Reads:
-    """How the targets read. Raises ValueError for a name that is neither an active feature nor a logit."""
+    """How the targets read. Raises ValueError for a name that is neither a feature, active or not, nor a logit."""
     layers, positions, vectors = zip(*(_read(local, name) for name in names), strict=True)
     device = local.trace.embed.device
     return Reads(torch.tensor(layers, device=device), torch.tensor(positions, device=device), torch.stack(vectors))
@@ -96,7 +96,8 @@ def _read(local: LocalModel, name: str) -> tuple[int, int, Tensor]:
     if layer == local.n_layers + 1:
         direction = (t.W_U[:, feature] - t.W_U.mean(1))[None]
         return local.n_layers, pos, t.ln_final.pullback(direction, t.final_scale[at])[0]
-    _activation(local, layer, pos, feature)
+    if layer not in local.sets or not 0 <= feature < local.sets[layer].d_sae:
+        raise ValueError(f"head loadings: '{name}' is no feature of the set, which has layers {local.sets.layers}")
     row = local.sets.encoder_rows(layer, [feature])
     return layer, pos, t.layers[layer].read_pullback(local.sets.hook_in(layer), row, at)[0]
 

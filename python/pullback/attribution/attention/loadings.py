@@ -92,7 +92,8 @@ def head_loadings(
         model, sets: what the graph was made with.
         graph_or_prompt: a graph of `attribute`, pruned or not; or its prompt.
         edges: (source, target) pairs of node ids, as `graph.node_ids()` has them, whether or not the graph kept them.
-            None: all edges of the graph between nodes with a path (an own leaf has none).
+            None: all edges of the graph between nodes with a path (an own leaf has none), except into directions, whose
+            vectors a graph does not hold.
         hop: which head of a path it counts for: "last" or "first"; see `HeadLoadings`.
         strict: False accepts transcoders of a fine-tuned sibling.
 
@@ -133,7 +134,8 @@ def head_loadings(
 def _all_edges(graph: Graph) -> list[tuple[str, str]]:
     ids = graph.node_ids()
     pairs = zip(graph.sources.tolist(), graph.rows().tolist(), strict=True)
-    return [(ids[s], ids[t]) for s, t in pairs if not ids[s].startswith("own_")]
+    named = ((ids[s], ids[t]) for s, t in pairs)
+    return [(s, t) for s, t in named if not s.startswith("own_") and not t.startswith("D_")]
 
 
 def _split(local: LocalModel, edges: list[tuple[str, str]], hop: str) -> HeadLoadings:
