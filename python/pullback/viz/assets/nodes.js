@@ -9,10 +9,11 @@ const SHAPES = {
   error: "M0-1.18L1.18 0 0 1.18-1.18 0z",
   bias: "M0-.95L.9.65H-.9z",
   own: "M0 .85L.75-.55H-.75z",
+  group: "M-1.1-1h2.2a1 1 0 0 1 0 2h-2.2a1 1 0 0 1 0-2z",
 };
 const KIND_NAMES = {
   feature: "Feature", embedding: "Token embedding", position: "Position embedding", error: "Error of the transcoder",
-  bias: "Bias", own: "Own bias", logit: "Output logit",
+  bias: "Bias", own: "Own bias", logit: "Output logit", group: "Supernode",
 };
 const elements = new Array(graph.nodes.length);
 let lit = [];
@@ -27,7 +28,9 @@ function svg(tag, attributes, parent) {
 function elementOf(i) {
   if (elements[i]) return elements[i];
   const n = graph.nodes[i];
-  const attributes = { class: `node ${n.kind}`, tabindex: "-1", role: "button", "aria-label": spoken(n) };
+  const side = n.side ? ` only-${n.side}` : "";
+  const tint = n.kind === "group" ? ` tint-${(i - graph.size) % 5}` : "";
+  const attributes = { class: `node ${n.kind}${side}${tint}`, tabindex: "-1", role: "button", "aria-label": spoken(n) };
   const element = svg(n.kind === "logit" ? "g" : "path", attributes);
   if (n.kind !== "logit") element.setAttribute("d", SHAPES[n.kind]);
   element.dataset.i = i;
@@ -40,6 +43,7 @@ function spoken(n) {
   const where = n.row === ROW_EMBED || n.kind === "logit" ? "" : `, layer ${n.row}`;
   const what = n.feature === null ? "" : ` ${n.feature}`;
   const share = n.kind === "logit" ? `, probability ${percent(n.probability)}` : "";
+  if (n.kind === "group") return `Supernode ${n.label}, ${n.members.length} nodes${where}`;
   const name = n.kind === "position" || n.kind === "error" || n.kind === "bias" || n.kind === "own" ? "" : ` ${n.label}`;
   return `${KIND_NAMES[n.kind]}${what}${name}${share}${where}, position ${n.pos}, token ${visible(graph.tokens[n.pos])}`;
 }
@@ -69,6 +73,7 @@ function makeDoor(i) {
 
 // The more of the output a feature carries, the larger it is drawn; leaves stay small.
 function sizeOf(n, radius) {
+  if (n.kind === "group") return radius * 1.45;
   if (n.kind === "bias" || n.kind === "own" || n.kind === "position") return radius * 0.85;
   if (n.kind !== "feature" || n.influence === null) return radius;
   return radius * (1.12 - 0.34 * n.influence);
@@ -93,14 +98,15 @@ function markNodes(shown) {
     const element = elements[n.i];
     element.classList.toggle("selected", n.i === state.selected);
     element.classList.toggle("pinned", state.pinned.has(n.i));
+    element.classList.toggle("chosen", state.chosen.has(n.i));
     element.classList.toggle("hit", state.hitSet.has(n.i));
     element.classList.toggle("off", !inFocus(n.i));
     element.setAttribute("aria-pressed", String(n.i === state.selected));
   }
 }
 
-// Dims all but a node and its neighbours; these take the colour of the link, by its share.
-function litNeighbours(i) {
+// Dims all but a node and its neighbours, which take the colour of their link, by its share.
+function litNeighbours(i, list) {
   for (const element of lit) {
     element.classList.remove("lit", "positive", "negative");
     element.style.removeProperty("--share");
@@ -117,9 +123,10 @@ function litNeighbours(i) {
     }
     lit.push(elements[j]);
   };
-  for (const e of graph.inputs.of(i)) light(graph.links.source[e], e);
-  for (const e of graph.outputs.of(i)) light(graph.links.target[e], e);
-  light(i, -1);
+  const centre = new Set(stands(i) ? [i] : graph.nodes[i].members ?? [i]);
+  const { source, target } = graph.links;
+  for (const e of list) light(centre.has(target[e]) ? source[e] : target[e], e);
+  for (const j of centre) light(j, -1);
 }
 
 // The node whose symbol is at, or close to, a point of the graph; small symbols get a generous reach.
