@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _eval(commands)
     _graph(commands)
+    _serve(commands)
     _convert(commands)
     _doctor(commands)
     return parser
@@ -307,6 +308,13 @@ def _run_graph(args: argparse.Namespace) -> None:
     print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
     print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
     print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
+
+
+def _serve(commands: Any) -> None:
+    from pullback import serve
+
+    summary = "show the graphs of a folder in a browser, and keep what is noted on them"
+    serve.add_arguments(_command(commands, "serve", serve.run, summary))
 
 
 def _convert(commands: Any) -> None:

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -145,9 +146,12 @@ class Tab:
     def open(self, url: str) -> None:
         """Load a page and wait until it has run."""
         self.loaded = False
-        self.call("Page.navigate", url=url)
-        while not self.loaded:
-            self.call("Runtime.evaluate", expression="1")
+        # Only another document is loaded; another fragment of the same is there at once.
+        until = time.monotonic() + 60
+        if "loaderId" in self.call("Page.navigate", url=url):
+            while not self.loaded:
+                assert time.monotonic() < until, f"{url} does not load"
+                self.call("Runtime.evaluate", expression="1")
 
     def run(self, script: str, *, in_frame: bool = False) -> Any:
         """The value that `script`, the body of an asynchronous function, returns in the page or in its first frame."""
@@ -183,6 +187,24 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=name, **text, **extra, **more)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=name, **extra, **more)
 
+    def downloads(self, folder: Path, name: str) -> bytes:
+        """A file that the page has saved into `folder`, which `save_into` named; waits until it is whole."""
+        path = folder / name
+        for _ in range(300):
+            if path.is_file() and not list(folder.glob("*.crdownload")):
+                return path.read_bytes()
+            self.run("await soon();")
+        raise AssertionError(f"nothing was saved as {name}, but {[found.name for found in folder.iterdir()]}")
+
+    def save_into(self, folder: Path) -> None:
+        """Where files go that the page saves."""
+        self.chromium.call(
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            downloadPath=str(folder),
+            browserContextId=self.context,
+        )
+
     def screenshot(self, path: Path) -> None:
         """The visible part as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -206,13 +228,19 @@ def tab(size: tuple[int, int] = (1280, 800)) -> Iterator[Tab]:
     try:
         yield page
         page.run("")  # hears what has been said until now
-        assert page.problems == []
+        assert not page.problems, page.problems
     finally:
         page.close()
 
 
 def drive(
-    page: str, script: str, folder: Path, *, fragment: str = "", size: tuple[int, int] = (1280, 800), frame: bool = False
+    page: str,
+    script: str,
+    folder: Path,
+    *,
+    fragment: str = "",
+    size: tuple[int, int] = (1280, 800),
+    frame: bool = False,
 ) -> Any:
     """Open the text of a page, run `script` in it (or in the frame it holds), and return what it returned."""
     path = folder / "page.html"

@@ -339,34 +339,3 @@ def test_page_works_in_a_notebook_frame(tmp_path: Path) -> None:
     return {{ selected: $("#nodes .selected").dataset.id, pinned: $$("#pinned li").length, origin: self.origin }};"""
     got = browser.drive(notebook_html(CAPITAL), script, tmp_path, frame=True)
     assert got == {"selected": target, "pinned": 1, "origin": "null"}
-
-
-def test_large_graph_opens_and_answers(tmp_path: Path) -> None:
-    script = """
-    const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-    const times = {};
-    const timed = (name, act) => {
-      const start = performance.now();
-      act();
-      // Have layout and drawing done, not only asked for.
-      document.body.offsetHeight;
-      probe.drawImage($("#links"), 0, 0);
-      probe.getImageData(0, 0, 1, 1);
-      times[name] = performance.now() - start;
-    };
-    times.load = Number(document.documentElement.dataset.ready);
-    const some = $$("#nodes .feature").slice(0, 40).map((e) => e.dataset.id);
-    timed("hover", () => some.forEach((id) => point("pointermove", id)));
-    timed("click", () => point("click", some[7]));
-    timed("search", () => setTo("#search", "tok1"));
-    return { times, nodes: shownIds().length, counts: $("#counts").textContent };
-    """
-    got = browser.drive(graph_page(payloads.large()), script, tmp_path)
-    print({name: round(ms) for name, ms in got["times"].items()})
-    assert "of 3,000 nodes" in got["counts"]
-    assert "of 100,000 links (5,000 strongest drawn)" in got["counts"]
-    assert got["nodes"] > 2000
-    # Wide bounds: a machine under load must not fail, a quadratic step must.
-    assert got["times"]["load"] < 10_000
-    assert got["times"]["hover"] / 40 < 300
-    assert got["times"]["click"] < 3_000

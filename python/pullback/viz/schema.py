@@ -111,7 +111,11 @@ def validate_payload(payload: Any) -> None:
             )
         first[node_id] = i
         if node["ctx_idx"] >= n_tokens:
-            fail("graph payload", f"nodes[{i}].ctx_idx", f"must be a position of the {n_tokens} prompt tokens, got {node['ctx_idx']}")
+            fail(
+                "graph payload",
+                f"nodes[{i}].ctx_idx",
+                f"must be a position of the {n_tokens} prompt tokens, got {node['ctx_idx']}",
+            )
     for i, link in enumerate(payload["links"]):
         for end in ("source", "target"):
             if link[end] not in first:

@@ -1,10 +1,10 @@
 // Two graphs in one: what is only in A, only in B, or in both, and by how much the links differ.
 
-const sideSeen = () => (state.view === "difference" ? null : state.view);
+const differing = () => graph.compared !== null && state.view === "difference";
 
 // A node that only the other graph has is not in view.
 function inView(n) {
-  return !n.side || !sideSeen() || n.side === sideSeen();
+  return !n.side || state.view === "difference" || n.side === state.view;
 }
 
 // What the links are drawn by: weights, those of one of two graphs, or their difference B - A.
@@ -23,7 +23,7 @@ function sizesInView() {
 
 function colourOf(e) {
   const { a, b, weight } = graph.links;
-  if (graph.compared && state.view === "difference") {
+  if (differing()) {
     if (b[e] === 0) return "only-a";
     if (a[e] === 0) return "only-b";
     return "ink-soft";
@@ -31,8 +31,14 @@ function colourOf(e) {
   return weight[e] < 0 ? "negative" : "positive";
 }
 
+// Whether a link suppresses: in the graph that has it, in B where both do.
+function suppresses(e) {
+  const { a, b, weight } = graph.links;
+  return (differing() ? b[e] || a[e] : weight[e]) < 0;
+}
+
 function linkVerb(e) {
-  if (!graph.compared || state.view !== "difference") return graph.links.weight[e] < 0 ? "inhibits" : "excites";
+  if (!differing()) return graph.links.weight[e] < 0 ? "inhibits" : "excites";
   if (graph.links.b[e] === 0) return "only in A";
   if (graph.links.a[e] === 0) return "only in B";
   return graph.links.weight[e] < 0 ? "in both, lower in B" : "in both, higher in B";
@@ -48,15 +54,20 @@ function comparedFacts(n) {
   return rows;
 }
 
+// A link's weight in A, in B, and their difference; a dash where a graph does not have it.
+function threeNumbers(e) {
+  const { a, b } = graph.links;
+  return [a[e], b[e], b[e] - a[e]].map((x) => h("td", { class: "number" }, x === 0 ? "–" : signed(x)));
+}
+
 // The overview of a comparison: the links that differ most, and the leading features of one graph only.
 function comparison() {
-  const { source, target, a, b } = graph.links;
+  const { source, target } = graph.links;
   const most = [...graph.links.order].filter((e) => e < graph.given.count).slice(0, 15);
   const only = (side) => graph.nodes.filter((n) => n.kind === "feature" && n.side === side)
     .sort((m, n) => (m.influence ?? 1) - (n.influence ?? 1)).slice(0, 8);
-  const number = (x) => h("td", { class: "number" }, x === 0 ? "–" : signed(x));
   const pair = (e) => h("tr", { "data-go": target[e], class: "pair" },
-    h("td", {}, nodeButton(source[e]), nodeButton(target[e])), number(a[e]), number(b[e]), number(b[e] - a[e]));
+    h("td", {}, nodeButton(source[e]), nodeButton(target[e])), ...threeNumbers(e));
   const head = h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "link"), ...["A", "B", "B − A"].map((t) => h("th", { scope: "col", class: "number" }, t))));
   const list = (side) => {
     const nodes = only(side);
@@ -75,6 +86,7 @@ function comparison() {
 function drawCompared() {
   $("compare").hidden = !graph.compared;
   if (!graph.compared) return;
+  document.body.classList.add("comparing");
   const { a, b, counts } = graph.compared;
   $("source").replaceChildren(
     h("b", { class: "only-a" }, "A "), h("bdi", {}, clip(visible(a.prompt), 120)), h("b", { class: "only-b" }, " B "),

@@ -9,7 +9,7 @@ function chosenList(typed) {
   return h("section", { id: "chosen", class: "listed", "aria-label": "Chosen nodes" },
     h("h2", {}, "Chosen ", h("small", {}, String(chosen.length)), quietButton("clear", { id: "unchoose-all" })),
     h("ul", {}, ...chosen.map((i) => h("li", {}, nodeButton(i), remove(i)))),
-    h("form", { id: "group-form" }, name, h("button", { type: "submit", id: "make-group" }, "Group")),
+    h("div", { id: "group-form" }, name, h("button", { type: "button", id: "make-group" }, "Group")),
     into.length ? h("label", { class: "into" }, "or add to ", h("select", { id: "add-to" }, h("option", { value: "" }, "…"), ...into)) : null);
 }
 
@@ -63,10 +63,9 @@ function editName() {
 }
 
 function listenToGroups() {
-  $("panel").addEventListener("submit", (event) => {
-    event.preventDefault();
-    makeGroup($("group-name").value, [...state.chosen]);
-  });
+  const make = () => makeGroup($("group-name").value, [...state.chosen]);
+  // No form: a sandboxed frame would not let it be sent.
+  $("panel").addEventListener("keydown", (event) => { if (event.target.id === "group-name" && event.key === "Enter") make(); });
   $("panel").addEventListener("change", (event) => {
     if (event.target.id === "add-to" && event.target.value) addToGroup(Number(event.target.value), [...state.chosen]);
   });
@@ -75,6 +74,7 @@ function listenToGroups() {
     const { id } = event.target;
     if (unchoose !== undefined) choose(Number(unchoose));
     else if (leave !== undefined) removeFromGroup(state.selected, Number(leave));
+    else if (id === "make-group") make();
     else if (id === "unchoose-all") { state.chosen.clear(); refresh(); }
     else if (id === "dissolve") dissolve(state.selected);
     else if (id === "rename") editName();

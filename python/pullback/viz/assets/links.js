@@ -67,8 +67,9 @@ function inBuckets(list, strength, draw) {
   const buckets = new Map();
   for (const e of list) {
     const level = Math.min(LEVELS - 1, Math.floor(Math.sqrt(graph.links.share[e]) * LEVELS * 1.2));
-    const key = `${level} ${graph.links.weight[e] < 0} ${colourOf(e)}`;
-    if (!buckets.has(key)) buckets.set(key, { level, negative: graph.links.weight[e] < 0, colour: colourOf(e), links: [] });
+    const look = { level, negative: suppresses(e), colour: colourOf(e) };
+    const key = `${level} ${look.negative} ${look.colour}`;
+    if (!buckets.has(key)) buckets.set(key, { ...look, links: [] });
     buckets.get(key).links.push(e);
   }
   for (const { level, negative, colour, links } of [...buckets.values()].sort((a, b) => a.level - b.level)) {

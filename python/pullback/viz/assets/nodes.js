@@ -28,9 +28,7 @@ function svg(tag, attributes, parent) {
 function elementOf(i) {
   if (elements[i]) return elements[i];
   const n = graph.nodes[i];
-  const side = n.side ? ` only-${n.side}` : "";
-  const tint = n.kind === "group" ? ` tint-${(i - graph.size) % 5}` : "";
-  const attributes = { class: `node ${n.kind}${side}${tint}`, tabindex: "-1", role: "button", "aria-label": spoken(n) };
+  const attributes = { class: `node ${n.kind} ${lookOf(n)}`.trim(), tabindex: "-1", role: "button", "aria-label": spoken(n) };
   const element = svg(n.kind === "logit" ? "g" : "path", attributes);
   if (n.kind !== "logit") element.setAttribute("d", SHAPES[n.kind]);
   element.dataset.i = i;
@@ -38,6 +36,9 @@ function elementOf(i) {
   elements[i] = element;
   return element;
 }
+
+// The class that colours a node: of two graphs the one that has it, of supernodes each its own.
+const lookOf = (n) => (n.side ? `only-${n.side}` : n.kind === "group" ? `tint-${(n.i - graph.size) % 5}` : "");
 
 function spoken(n) {
   const where = n.row === ROW_EMBED || n.kind === "logit" ? "" : `, layer ${n.row}`;
@@ -117,7 +118,7 @@ function litNeighbours(i, list) {
   const light = (j, e) => {
     if (!elements[j]) return;
     elements[j].classList.add("lit");
-    if (e >= 0) {
+    if (e >= 0 && !differing()) {
       elements[j].classList.add(graph.links.weight[e] < 0 ? "negative" : "positive");
       elements[j].style.setProperty("--share", (0.3 + 0.7 * Math.sqrt(graph.links.share[e])).toFixed(2));
     }

@@ -25,7 +25,7 @@ function takeNotes(params) {
     if (members.length) state.groups.push({ name, members });
   }
   state.labels = new Map();
-  for (const n of graph.nodes.slice(0, graph.size)) if (n.name !== n.given) rename(n, n.given);
+  for (const n of graph.nodes.slice(0, graph.size)) if (n.name !== n.given) relabel(n, n.given);
   for (const [id, label] of pairsOf(params.clerps)) setLabel(graph.byId.get(id), label);
   regroup();
 }
@@ -46,11 +46,15 @@ function setLabel(i, label) {
   const n = graph.nodes[i];
   const same = (m) => m === n || (n.feature !== null && m.feature === n.feature && m.row === n.row && m.kind === n.kind);
   for (const m of graph.nodes.slice(0, graph.size).filter(same)) {
-    rename(m, label.trim() || m.given);
+    relabel(m, label.trim() || m.given);
     if (m.name === m.given) state.labels.delete(m.id);
     else state.labels.set(m.id, m.name);
-    elements[m.i]?.setAttribute("aria-label", spoken(m));
   }
+}
+
+function relabel(n, name) {
+  rename(n, name);
+  elements[n.i]?.setAttribute("aria-label", spoken(n));
 }
 
 // Stored notes belong to one graph with one set of notes in its file: a file with other notes starts anew.

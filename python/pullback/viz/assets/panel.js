@@ -22,7 +22,7 @@ function pinnedList() {
 // A node as it appears in every list: symbol, name, and where it is.
 function nodeButton(i) {
   const n = graph.nodes[i];
-  return h("button", { type: "button", class: n.side ? `go only-${n.side}` : "go", "data-go": i, "aria-label": spoken(n) }, symbol(n.kind),
+  return h("button", { type: "button", class: `go ${lookOf(n)}`, "data-go": i, "aria-label": spoken(n) }, symbol(n.kind),
     h("bdi", { class: "name" }, clip(n.label, 60)), h("bdi", { class: "where" }, clip(whereOf(n), 24)));
 }
 
@@ -32,7 +32,7 @@ function nodePanel(n) {
   const named = n.kind === "feature" || n.kind === "group";
   return [
     h("section", { id: "selected-node" },
-      h("p", { class: "kind" }, symbol(n.kind), n.side ? `${KIND_NAMES[n.kind]}, ${SIDE_NAMES[n.side]}` : KIND_NAMES[n.kind]),
+      h("p", { class: `kind ${lookOf(n)}` }, symbol(n.kind), n.side ? `${KIND_NAMES[n.kind]}, ${SIDE_NAMES[n.side]}` : KIND_NAMES[n.kind]),
       h("h2", {}, h("bdi", {}, clip(n.label, 200))),
       n.kind === "feature" && n.name ? h("p", { class: "id" }, `L${n.row}·${n.feature}`) : null,
       facts(n),
@@ -51,17 +51,17 @@ function nodePanel(n) {
 // Strongest first. The percentage is always the share of the target's input: of this node for its inputs,
 // of the other node for its outputs.
 function linkTable(title, list, otherEnd, n) {
-  const { weight, share, a, b } = graph.links;
+  const { weight, share } = graph.links;
   const strength = title === "Inputs" || graph.compared ? (e) => Math.abs(weight[e]) : (e) => share[e];
   const order = Array.from(list).sort((a, b) => strength(b) - strength(a) || a - b);
   const largest = order.length ? share[order[0]] : 1;
   const body = h("tbody", {});
-  const number = (x) => h("td", { class: "number" }, signed(x));
   const numbers = graph.compared
-    ? (e) => [number(a[e]), number(b[e]), number(b[e] - a[e])]
-    : (e) => [number(weight[e]), bar(share[e], share[e] / (largest || 1))];
+    ? threeNumbers
+    : (e) => [h("td", { class: "number" }, signed(weight[e])), bar(share[e], share[e] / (largest || 1))];
+  const sign = (e) => (graph.compared ? null : weight[e] < 0 ? "negative" : "positive");
   const row = (e) => h("tr", {
-    class: weight[e] < 0 ? "negative" : "positive", "data-go": otherEnd[e], "data-hidden": !shownNow(otherEnd[e]) && "yes",
+    class: sign(e), "data-go": otherEnd[e], "data-hidden": !shownNow(otherEnd[e]) && "yes",
   }, h("td", {}, nodeButton(otherEnd[e])), ...numbers(e));
   let drawn = 0;
   const more = h("button", { type: "button", class: "more" });
@@ -149,9 +149,9 @@ function drawLegend() {
   if (key === legend) return;
   legend = key;
   const line = (sign, text) => h("li", { class: "sign" }, h("i", { class: `line ${sign}`, "aria-hidden": "true" }), text);
-  const differs = graph.compared && state.view === "difference";
+  const differs = differing();
   const signs = differs
-    ? [line("only-a", "only in A"), line("only-b", "only in B"), line("both", "in both"), line("both dashed", "B − A below 0")]
+    ? [line("only-a", "only in A"), line("only-b", "only in B"), line("both", "in both"), line("both dashed", "inhibits")]
     : [line("positive", "excites"), line("negative", "inhibits")];
   $("legend").replaceChildren(
     ...kinds.filter((kind) => present.has(kind)).map((kind) => h("li", {}, symbol(kind), names[kind] ?? kind)), ...signs,
