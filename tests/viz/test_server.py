@@ -89,7 +89,7 @@ def test_lists_graphs_and_opens_them(server: GraphServer) -> None:
     status, text, _ = ask(server, "/graph/sub%2Ftwo%20%26%20%3C3%3E.json")
     assert status == 200
     assert "connect-src 'self'" in text
-    assert '"notes":"/notes/sub%2Ftwo%20%26%20%5Cu003c3' not in text
+    assert '"notes":"/notes/sub%2Ftwo%20%26%20%3C3%3E.json"' in text
     assert '"cards":"/cards"' in text
     status, text, _ = ask(server, "/compare?a=one.json&b=one.json")
     assert status == 200
@@ -117,7 +117,7 @@ def test_gives_cards(server: GraphServer) -> None:
         "/notes/one.json",
         "/cards/0/../../x",
         "/cards/-1/2",
-        "/cards/٣/2",
+        "/cards/%D9%A3/2",
         "/cards/1/2/3",
         "/compare?a=one.json",
         "/compare?a=one.json&b=..%2Fone.json",
@@ -127,7 +127,7 @@ def test_gives_cards(server: GraphServer) -> None:
     ],
 )
 def test_nothing_else_is_found(server: GraphServer, path: str) -> None:
-    status, text, _ = ask(server, path.encode().decode("latin-1"))
+    status, text, _ = ask(server, path)
     assert status == 404
     assert "root:" not in text
 

@@ -17,6 +17,7 @@ from tests.viz import browser, payloads
 pytestmark = pytest.mark.skipif(binary() is None, reason=f"no browser: none of {', '.join(NAMES)} is on the path")
 
 CAPITAL = payloads.capital()
+CAPITAL["qParams"]["pruningThreshold"] = 1.0
 NAMED = {node["clerp"]: node["node_id"] for node in CAPITAL["nodes"] if node["clerp"]}
 TEXAS = NAMED["texas"]
 CARD = {
@@ -79,23 +80,30 @@ def test_large_graph_stays_fluid(tmp_path: Path) -> None:
 
 
 def test_links_under_the_pointer_show_their_numbers(tmp_path: Path) -> None:
-    link = max((e for e in CAPITAL["links"] if e["target"] == TEXAS), key=lambda e: -e["weight"])
-    script = f"""
-    setTo("#threshold", "1"); $("#show-biases").click(); await soon();
-    point("click", "{TEXAS}");
-    const [s, t] = ["{link["source"]}", "{TEXAS}"].map((id) => middle(node(id)));
+    feature = payloads.node("0_7_1", "feature", "0", 1, clerp="seven", influence=0.1)
+    links = [("E_100_0", 0.75), ("E_101_1", -0.25)]
+    graph = payloads.payload(
+        [*payloads.leaves(["one", "two"]), feature],
+        [{"source": s, "target": "0_7_1", "weight": w} for s, w in links],
+        ["one", "two"],
+    )
+    script = """
     // Half way up, a link is half way across.
-    const at = {{ clientX: (s.x + t.x) / 2, clientY: (s.y + t.y) / 2, bubbles: true }};
-    $("#scroll").dispatchEvent(new PointerEvent("pointermove", at));
-    const tip = $("#tooltip").innerText, hidden = $("#tooltip").hidden;
-    $("#scroll").dispatchEvent(new PointerEvent("pointermove", {{ ...at, clientX: 60, clientY: 125 }}));
-    return {{ tip, hidden, gone: $("#tooltip").hidden }};
+    const between = (a, b) => {
+      const [s, t] = [middle(node(a)), middle(node(b))];
+      const at = { clientX: (s.x + t.x) / 2, clientY: (s.y + t.y) / 2, bubbles: true };
+      $("#scroll").dispatchEvent(new PointerEvent("pointermove", at));
+      return $("#tooltip").hidden ? null : $("#tooltip").innerText;
+    };
+    const tips = [between("E_100_0", "0_7_1"), between("E_101_1", "0_7_1"), between("E_100_0", "E_101_1")];
+    point("click", "E_100_0"); point("pointermove", "E_100_0");
+    return [...tips, between("E_101_1", "0_7_1")];
     """
-    got = browser.drive(graph_page(CAPITAL), script, tmp_path)
-    assert not got["hidden"]
-    for part in ("inhibits", "texas", "Weight", f"−{abs(link['weight']):#.3g}", "Share of input"):
-        assert part in got["tip"]
-    assert got["gone"]
+    first, second, nothing, out_of_focus = browser.drive(graph_page(graph), script, tmp_path)
+    for tip, parts in ((first, ("excites", "one", "+0.750", "75%")), (second, ("inhibits", "two", "−0.250", "25%"))):
+        assert all(part in tip for part in (*parts, "seven", "Weight", "Share of input"))
+    assert nothing is None
+    assert out_of_focus is None
 
 
 def test_drag_moves_and_shift_drag_chooses(tmp_path: Path) -> None:
