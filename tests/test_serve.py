@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -86,6 +87,14 @@ def test_no_folder_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert main(["serve", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pullback.cli import main
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", str(folder), "--port", str(taken.getsockname()[1])]) == 2
+    assert "--port 0 takes a free one" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -111,7 +111,11 @@ def run(args: argparse.Namespace) -> None:
     from pullback.viz.server import GraphServer
 
     shelf = GraphFolder(args.folder, args.features)
-    with GraphServer(shelf, args.port) as server:
+    try:
+        server = GraphServer(shelf, args.port)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot serve at port {args.port} ({error}); --port 0 takes a free one") from error
+    with server:
         print(f"{len(shelf.names())} graphs of {args.folder} at {server.url} (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()

@@ -81,6 +81,7 @@ class _NotFound(Exception):
 class _Handler(BaseHTTPRequestHandler):
     server: GraphServer  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "pullback"
+    timeout = 60  # seconds for a request to arrive
 
     def do_GET(self) -> None:
         """The list of graphs, a graph's page, two graphs' page, or a card."""
@@ -95,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.headers.get("Host") not in self.server.hosts:
                 return self._send("This server answers to this machine only.", HTTPStatus.FORBIDDEN)
             act(urlsplit(self.path))
+        except ConnectionError:
+            self.close_connection = True  # the reader has gone
         except _NotFound:
             self._send("There is no such page; the list of graphs is at /.", HTTPStatus.NOT_FOUND)
         except (ValueError, OSError, KeyError, TypeError) as error:

@@ -48,7 +48,7 @@ function listenToPointer() {
   const under = (event) => {
     const box = scroll.getBoundingClientRect();
     const at = [event.clientX - box.left, event.clientY - box.top];
-    const [x, y] = [at[0] + scroll.scrollLeft, at[1] + scroll.scrollTop];
+    const [x, y] = [at[0] + scrolled().left, at[1] + scrolled().top];
     return { i: nodeAt(currentPlace(), shownNodes(), x, y), at, x, y };
   };
   scroll.addEventListener("pointermove", (event) => {

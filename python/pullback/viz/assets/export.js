@@ -1,6 +1,6 @@
 // The graph as a picture: SVG with everything spelt out, so that it looks the same anywhere; PNG drawn from it.
 
-const SPELT = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-weight", "font-family"];
+const SPELT = ["fill", "stroke", "stroke-dasharray", "opacity", "font-size", "font-weight", "font-family"];
 const MARGIN = { left: 44, bottom: 40, top: 34, right: 10 };
 
 function svgText() {
@@ -50,12 +50,21 @@ function drawPaths(place, list, strength, parent) {
 }
 
 // What the style sheet says becomes attributes of each element; what only the page needs goes.
-function spellOut(from, to) {
+function spellOut(from, to, scale = 1) {
   const style = getComputedStyle(from);
-  for (const name of SPELT) if (style.getPropertyValue(name)) to.setAttribute(name, style.getPropertyValue(name));
+  const within = scale * Number(/scale\(([\d.]+)\)/.exec(from.getAttribute("transform"))?.[1] ?? 1);
+  for (const name of SPELT) to.setAttribute(name, plainColour(style.getPropertyValue(name)));
+  // Strokes do not grow with a symbol, which few programs but browsers can be told.
+  to.setAttribute("stroke-width", Number.parseFloat(style.strokeWidth) / within);
   for (const name of ["class", "style", "tabindex", "role", "aria-label", "aria-pressed", "aria-hidden"]) to.removeAttribute(name);
   for (const name of Object.keys(to.dataset)) delete to.dataset[name];
-  [...from.children].forEach((child, k) => spellOut(child, to.children[k]));
+  [...from.children].forEach((child, k) => spellOut(child, to.children[k], within));
+}
+
+// Mixed colours as any program reads them: color(srgb 1 0.5 0 / 0.3) is rgba(255, 128, 0, 0.3).
+function plainColour(value) {
+  return value.replace(/color\(srgb ([\d.e-]+) ([\d.e-]+) ([\d.e-]+)(?: \/ ([\d.e-]+))?\)/g,
+    (_, r, g, b, alpha = 1) => `rgba(${[r, g, b].map((part) => Math.round(255 * part)).join(", ")}, ${alpha})`);
 }
 
 async function pngBlob(text) {

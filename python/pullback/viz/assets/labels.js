@@ -124,16 +124,15 @@ function showTooltip(place, i) {
     facts(n),
     e < 0 ? "" : linkLine(e, i),
   );
-  const scroll = $("scroll");
-  putTooltip(place.x[i] - scroll.scrollLeft, place.y[i] - scroll.scrollTop);
+  putTooltip(place.x[i] - scrolled().left, place.y[i] - scrolled().top);
 }
 
 function putTooltip(x, y) {
   const tip = $("tooltip");
-  const scroll = $("scroll");
-  const right = x + 16 + tip.offsetWidth <= scroll.clientWidth;
+  const [width, height] = measured();
+  const right = x + 16 + tip.offsetWidth <= width;
   tip.style.left = `${Math.max(4, right ? x + 16 : x - 16 - tip.offsetWidth)}px`;
-  tip.style.top = `${Math.max(4, Math.min(y - 20, scroll.clientHeight - tip.offsetHeight - 4))}px`;
+  tip.style.top = `${Math.max(4, Math.min(y - 20, height - tip.offsetHeight - 4))}px`;
 }
 
 function showLinkTooltip(e, x, y) {

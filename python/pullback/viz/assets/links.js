@@ -43,10 +43,10 @@ function sizeCanvases(width, height) {
 function pen(canvas) {
   const context = canvas.getContext("2d");
   const ratio = window.devicePixelRatio || 1;
-  const scroll = $("scroll");
+  const { left, top } = scrolled();
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, canvas.width, canvas.height);
-  context.setTransform(ratio, 0, 0, ratio, -scroll.scrollLeft * ratio, -scroll.scrollTop * ratio);
+  context.setTransform(ratio, 0, 0, ratio, -left * ratio, -top * ratio);
   context.lineCap = "round";
   return context;
 }
@@ -107,9 +107,9 @@ function focusStrength(count) {
 
 // While the graph moves, only the strongest links that meet the window are drawn; all of them once it rests.
 function drawBase(place, moving = false) {
-  const scroll = $("scroll");
-  const [left, top] = [scroll.scrollLeft, scroll.scrollTop];
-  const [right, bottom] = [left + scroll.clientWidth, top + scroll.clientHeight];
+  const { left, top } = scrolled();
+  const [width, height] = measured();
+  const [right, bottom] = [left + width, top + height];
   const { source, target } = graph.links;
   const meets = (e) => {
     const [s, t] = [source[e], target[e]];

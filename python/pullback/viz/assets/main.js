@@ -3,7 +3,10 @@
 let place = null;
 let shown = [];
 let shownAt = new Uint8Array(0);
-let size = null; // of the window onto the graph; null if it has to be measured, which costs a layout of the page
+// Size of the window onto the graph and how far it is scrolled. Asking the page costs a layout of all its nodes, so it
+// is asked only when they can have changed.
+let size = null;
+let offset = { left: 0, top: 0 };
 
 const currentPlace = () => place;
 const shownNodes = () => shown;
@@ -55,6 +58,7 @@ function arrange() {
   return true;
 }
 
+const scrolled = () => offset;
 const measured = () => (size ??= [$("scroll").clientWidth, $("scroll").clientHeight]);
 const zoomed = () => measured().map((length) => Math.floor(length * state.zoom));
 const groupsKey = () => state.groups.map((group) => group.members.join("+")).join(" ");
@@ -65,10 +69,10 @@ function resized() {
 }
 
 function redraw(moving = false) {
-  const { scrollLeft, scrollTop } = $("scroll");
-  $("tokens-inner").style.transform = `translateX(${-scrollLeft}px)`;
-  $("axis-inner").style.transform = `translateY(${-scrollTop}px)`;
-  $("grid-inner").style.transform = `translate(${-scrollLeft}px, ${-scrollTop}px)`;
+  const { left, top } = scrolled();
+  $("tokens-inner").style.transform = `translateX(${-left}px)`;
+  $("axis-inner").style.transform = `translateY(${-top}px)`;
+  $("grid-inner").style.transform = `translate(${-left}px, ${-top}px)`;
   drawBase(place, moving);
   redrawFocus();
 }
@@ -76,6 +80,7 @@ function redraw(moving = false) {
 let resting = 0;
 
 function moved() {
+  offset = { left: $("scroll").scrollLeft, top: $("scroll").scrollTop };
   redraw(true);
   $("tooltip").hidden = true;
   clearTimeout(resting);
@@ -128,6 +133,11 @@ function start() {
   // since laying out inside an observer's call may resize what it observes.
   window.addEventListener("resize", resized);
   new ResizeObserver(() => setTimeout(resized)).observe($("plot"));
+  // Scrollbars that appear take room. Those that go leave it empty: laying out anew could bring them back, and so on.
+  new ResizeObserver(() => setTimeout(() => {
+    const [width, height] = measured();
+    if ($("scroll").clientWidth < width || $("scroll").clientHeight < height) resized();
+  })).observe($("scroll"));
   window.addEventListener("hashchange", () => { restore(); showThreshold(); refresh(); });
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 }
