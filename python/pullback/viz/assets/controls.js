@@ -36,11 +36,11 @@ function hoverLink(e, at) {
 }
 
 function bringIntoView(i) {
-  const scroll = $("scroll");
   const { x, y } = currentPlace();
-  const off = (at, from, size) => at < from + 24 || at > from + size - 24;
-  if (off(x[i], scroll.scrollLeft, scroll.clientWidth)) scroll.scrollLeft = x[i] - scroll.clientWidth / 2;
-  if (off(y[i], scroll.scrollTop, scroll.clientHeight)) scroll.scrollTop = y[i] - scroll.clientHeight / 2;
+  const { left, top } = scrolled();
+  const [width, height] = measured();
+  const near = (at, from, length) => (at < from + 24 || at > from + length - 24 ? at - length / 2 : from);
+  scrollGraph(near(x[i], left, width), near(y[i], top, height));
 }
 
 function listenToPointer() {

@@ -79,8 +79,15 @@ function redraw(moving = false) {
 
 let resting = 0;
 
+function scrollGraph(left, top) {
+  $("scroll").scrollTo(left, top);
+  moved();
+}
+
 function moved() {
-  offset = { left: $("scroll").scrollLeft, top: $("scroll").scrollTop };
+  const { scrollLeft: left, scrollTop: top } = $("scroll");
+  if (left === offset.left && top === offset.top) return;
+  offset = { left, top };
   redraw(true);
   $("tooltip").hidden = true;
   clearTimeout(resting);

@@ -53,17 +53,33 @@ function placeNodes(place, shown) {
   world.setAttribute("width", place.width);
   world.setAttribute("height", place.height);
   const pills = new Map(place.pills.map((p) => [p.i, p]));
-  // Document order is reading order: upwards, then along the prompt.
-  const order = shown.slice().sort((a, b) => (a.row === b.row ? place.x[a.i] - place.x[b.i] : a.row - b.row));
-  $("nodes").replaceChildren(...order.map((n) => {
+  const order = shown.slice().sort(inReadingOrder);
+  for (const n of order) {
     const element = elementOf(n.i);
     if (n.kind === "logit") shapePill(element, pills.get(n.i));
     const at = `translate(${place.x[n.i].toFixed(1)} ${place.y[n.i].toFixed(1)})`;
     element.setAttribute("transform", n.kind === "logit" ? at : `${at} scale(${sizeOf(n, place.radius).toFixed(2)})`);
-    return element;
-  }));
+  }
+  putInOrder($("nodes"), order.map((n) => elements[n.i]));
   if (!order.some((n) => n.i === state.current)) state.current = -1;
   makeDoor(state.current >= 0 ? state.current : order.at(-1)?.i ?? -1);
+}
+
+// Document order is reading order: upwards, then along the prompt. It does not depend on the layout, so that few
+// elements move when others come and go.
+function inReadingOrder(m, n) {
+  return m.row - n.row || m.pos - n.pos || inCellOrder(m, n);
+}
+
+// Makes these the children of an element; those that stay are not touched, since each that is costs a new drawing.
+function putInOrder(parent, wanted) {
+  const stay = new Set(wanted);
+  for (const child of [...parent.children]) if (!stay.has(child)) child.remove();
+  let next = parent.firstChild;
+  for (const child of wanted) {
+    if (child === next) next = next.nextSibling;
+    else parent.insertBefore(child, next);
+  }
 }
 
 // The one node by which the Tab key enters the graph; arrow keys do the rest.

@@ -6,15 +6,13 @@ const ZOOM = { least: 1, most: 6, step: 1.25 };
 function zoomTo(zoom, at = null) {
   const next = Math.max(ZOOM.least, Math.min(ZOOM.most, zoom));
   if (next === state.zoom) return;
-  const scroll = $("scroll");
-  const [px, py] = at ?? [scroll.clientWidth / 2, scroll.clientHeight / 2];
+  const [px, py] = at ?? measured().map((length) => length / 2);
   const old = currentPlace();
-  const [fx, fy] = [(scroll.scrollLeft + px) / old.width, (scroll.scrollTop + py) / old.height];
+  const [fx, fy] = [(scrolled().left + px) / old.width, (scrolled().top + py) / old.height];
   state.zoom = next;
   refresh();
   const place = currentPlace();
-  scroll.scrollLeft = fx * place.width - px;
-  scroll.scrollTop = fy * place.height - py;
+  scrollGraph(fx * place.width - px, fy * place.height - py);
   $("zoom-out").disabled = next === ZOOM.least;
   $("zoom-in").disabled = next === ZOOM.most;
 }
@@ -40,7 +38,7 @@ function listenToDrag() {
   scroll.addEventListener("pointerdown", (event) => {
     dragged = false;
     if (event.button !== 0 || event.pointerType === "touch" || event.target.closest(".node")) return;
-    from = { x: event.clientX, y: event.clientY, left: scroll.scrollLeft, top: scroll.scrollTop, box: event.shiftKey };
+    from = { x: event.clientX, y: event.clientY, ...scrolled(), box: event.shiftKey };
   });
   scroll.addEventListener("pointermove", (event) => {
     if (!from) return;
@@ -49,7 +47,7 @@ function listenToDrag() {
     if (!dragged) scroll.setPointerCapture(event.pointerId);
     dragged = true;
     if (from.box) drawRectangle(from, event);
-    else { scroll.scrollLeft = from.left - dx; scroll.scrollTop = from.top - dy; }
+    else scrollGraph(from.left - dx, from.top - dy);
   });
   const end = (event) => {
     if (from?.box && dragged) chooseInside(from, event);
@@ -75,10 +73,9 @@ function drawRectangle(from, to) {
 
 function chooseInside(from, to) {
   const [left, top, right, bottom] = rectangleOf(from, to);
-  const scroll = $("scroll");
   const { x, y } = currentPlace();
   const inside = (n) => {
-    const [px, py] = [x[n.i] - scroll.scrollLeft, y[n.i] - scroll.scrollTop];
+    const [px, py] = [x[n.i] - scrolled().left, y[n.i] - scrolled().top];
     return n.i < graph.size && px >= left && px <= right && py >= top && py <= bottom;
   };
   for (const n of shownNodes().filter(inside)) state.chosen.add(n.i);
