@@ -88,22 +88,24 @@ def test_links_under_the_pointer_show_their_numbers(tmp_path: Path) -> None:
         ["one", "two"],
     )
     script = """
-    // Half way up, a link is half way across.
-    const between = (a, b) => {
+    // A point of a cubic with vertical ends: by default half way up, and so half way across.
+    const between = (a, b, across = 0.5, up = 0.5) => {
       const [s, t] = [middle(node(a)), middle(node(b))];
-      const at = { clientX: (s.x + t.x) / 2, clientY: (s.y + t.y) / 2, bubbles: true };
+      const at = { clientX: s.x + across * (t.x - s.x), clientY: s.y + up * (t.y - s.y), bubbles: true };
       $("#scroll").dispatchEvent(new PointerEvent("pointermove", at));
       return $("#tooltip").hidden ? null : $("#tooltip").innerText;
     };
     const tips = [between("E_100_0", "0_7_1"), between("E_101_1", "0_7_1"), between("E_100_0", "E_101_1")];
+    const quarter = [between("E_100_0", "0_7_1", 0.156, 0.283), between("E_100_0", "0_7_1", 0.25, 0.283)];
     point("click", "E_100_0"); point("pointermove", "E_100_0");
-    return [...tips, between("E_101_1", "0_7_1")];
+    return [...tips, between("E_101_1", "0_7_1"), ...quarter];
     """
-    first, second, nothing, out_of_focus = browser.drive(graph_page(graph), script, tmp_path)
+    first, second, nothing, out_of_focus, on, beside = browser.drive(graph_page(graph), script, tmp_path)
     for tip, parts in ((first, ("excites", "one", "+0.750", "75%")), (second, ("inhibits", "two", "−0.250", "25%"))):
         assert all(part in tip for part in (*parts, "seven", "Weight", "Share of input"))
     assert nothing is None
     assert out_of_focus is None
+    assert (on, beside) == (first, None)
 
 
 def test_drag_moves_and_shift_drag_chooses(tmp_path: Path) -> None:
