@@ -102,7 +102,7 @@ function shapePill(element, pill) {
   const half = pill.height / 2;
   element.replaceChildren();
   svg("rect", { class: "pill", x: left, y: -half, width: pill.width, height: pill.height, rx: half }, element);
-  const chance = Math.max(2, (pill.width - pill.height) * n.probability);
+  const chance = Math.max(2, (pill.width - pill.height) * Math.min(1, n.probability));
   svg("rect", { class: "chance", x: left + half, y: half - 4, width: chance, height: 2, rx: 1 }, element);
   svg("text", { class: "word", x: left + PILL.pad, y: 4 }, element).textContent = `\u2068${pill.text}\u2069`;
   svg("text", { class: "share", x: left + PILL.pad + pill.wordWidth + 7, y: 4 }, element).textContent = pill.share;
