@@ -9,7 +9,7 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, Scores, attribute
+    from pullback.attribution import Graph, GraphCollection, Scores, attribute
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
@@ -30,6 +30,7 @@ __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
     "Graph",
+    "GraphCollection",
     "JumpReLU",
     "Lens",
     "ModelReading",
@@ -61,7 +62,7 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "Scores", "attribute"),
+    "attribution": ("Graph", "GraphCollection", "Scores", "attribute"),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),
