@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.heads import Heads
-from pullback.lens import Lens, Trace, must_be_transcoders, trace
+from pullback.lens import Lens, Trace, must_be_transcoders, traces
 from pullback.ops import SparseActivations
-from pullback.transcoders import LayeredDictionary
+from pullback.transcoders import BatchTopK, LayeredDictionary
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class LocalModel:
         return Layout(self)
 
     @cached_property
-    def heads(self) -> list[Heads]:
-        return [Heads(layer, self.precision) for layer in self.trace.layers]
+    def stack(self) -> Stack:
+        from pullback.attribution.stack import Stack
+
+        return Stack([self])
 
 
 class Layout:
@@ -96,50 +98,88 @@ def local_model(
     `zero_positions` removes features and errors at those positions, as circuit-tracer does for BOS.
     Raises ValueError for incompatible transcoders, autoencoders, or activations that are NaN or infinite.
     """
+    sets = fitted_transcoders(lens, sets, strict=strict)
+    tokens = lens.to_tokens(tokens)[None]
+    return local_models(lens, sets, tokens, zero_positions=zero_positions, precision=precision)[0]
+
+
+def fitted_transcoders(lens: Lens, sets: LayeredDictionary, *, strict: bool = True) -> LayeredDictionary:
+    """The set as this model is computed, checked. Raises ValueError for incompatible transcoders and autoencoders."""
     sets = lens.fitted(sets, strict=strict)
     must_be_transcoders(sets, "attribution")
-    t = trace(lens, tokens)
-    keep = torch.ones(t.n_pos, 1, dtype=lens.compute_dtype, device=lens.device)
+    return sets
+
+
+@torch.no_grad()
+def local_models(
+    lens: Lens,
+    sets: LayeredDictionary,
+    tokens: Tensor,
+    *,
+    zero_positions: slice | None = None,
+    precision: torch.dtype | None = None,
+) -> list[LocalModel]:
+    """`local_model` of Q prompts of one length (Q, T) in one forward pass, with transcoders that fit."""
+    recorded = traces(lens, tokens)
+    Q, T = tokens.shape
+    keep = torch.ones(T, 1, dtype=lens.compute_dtype, device=lens.device)
     if zero_positions is not None:
         keep[zero_positions] = 0
 
-    inputs = {i: t.layers[i].read(sets.hook_in(i)) for i in sets.layers}
+    # Every prompt's T rows, one after the other: (Q T, d).
+    inputs = {i: torch.cat([t.layers[i].read(sets.hook_in(i)) for t in recorded]) for i in sets.layers}
     for i, x in inputs.items():
         if not bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
             )
-    acts = {i: _at_positions(sets.encode(i, x), keep) for i, x in inputs.items()}
+    acts = {i: _at_positions(_encoded(sets, i, x, Q), keep.repeat(Q, 1)) for i, x in inputs.items()}
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
     errors: list[Tensor] = []
     zeroed: list[Tensor] = []
     mlp_bias: dict[int, Tensor] = {}
-    for i, layer in enumerate(t.layers):
-        rest = layer.mlp_out
+    for i in range(lens.n_layers):
+        rest = torch.cat([t.layers[i].mlp_out for t in recorded])
         if i in sets:
-            bias = sets.b_dec(i).expand_as(rest)
-            linear = torch.zeros_like(rest)
+            bias = sets.b_dec(i).expand(T, -1)
             W_skip = sets.skip(i)
             if W_skip is not None:
-                constant = layer.read_bias(sets.hook_in(i)) @ W_skip.T
-                linear = inputs[i] @ W_skip.T - constant
+                constant = recorded[0].layers[i].read_bias(sets.hook_in(i)) @ W_skip.T
+                rest = rest - (inputs[i] @ W_skip.T - constant)
                 bias = bias + constant
             mlp_bias[i] = bias
-            rest = rest - bias - linear - sets.decode(acts, i)
-        errors.append(rest * keep)
-        zeroed.append(rest * (1 - keep))
-    return LocalModel(
-        trace=t,
-        sets=sets,
-        acts=acts,
-        preactivations=preactivations,
-        errors=errors,
-        mlp_bias=mlp_bias,
-        attn_bias=[layer.weights.constant_output(layer.pattern) for layer in t.layers],
-        zeroed=None if zero_positions is None else zeroed,
-        precision=lens.compute_dtype if precision is None else precision,
-    )
+            rest = rest - bias.repeat(Q, 1) - sets.decode(acts, i)
+        errors.append(rest * keep.repeat(Q, 1))
+        zeroed.append(rest * (1 - keep).repeat(Q, 1))
+    patterns = [torch.stack([t.layers[i].pattern for t in recorded]) for i in range(lens.n_layers)]
+    attn_bias = [recorded[0].layers[i].weights.constant_output(pattern) for i, pattern in enumerate(patterns)]
+
+    def prompt(q: int) -> LocalModel:
+        rows = slice(q * T, (q + 1) * T)
+        entries = {i: slice(int(a.indptr[rows.start]), int(a.indptr[rows.stop])) for i, a in acts.items()}
+        return LocalModel(
+            trace=recorded[q],
+            sets=sets,
+            acts={i: a[rows] for i, a in acts.items()},
+            preactivations={i: h[entries[i]] for i, h in preactivations.items()},
+            errors=[error[rows] for error in errors],
+            mlp_bias=mlp_bias,
+            attn_bias=[bias[q] for bias in attn_bias],
+            zeroed=None if zero_positions is None else [rest[rows] for rest in zeroed],
+            precision=lens.compute_dtype if precision is None else precision,
+        )
+
+    return [prompt(q) for q in range(Q)]
+
+
+def _encoded(sets: LayeredDictionary, layer: int, x: Tensor, n_prompts: int) -> SparseActivations:
+    """Features of every prompt's rows, (Q T, d). Where rows compete for activity, only those of one prompt do."""
+    rule = sets[layer].activation
+    if not isinstance(rule, BatchTopK) or rule.threshold is not None:
+        return sets.encode(layer, x)
+    parts = [sets.encode(layer, rows) for rows in x.chunk(n_prompts)]
+    return SparseActivations.stacked(parts, sets[layer].d_sae, x)
 
 
 def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pullback.lens.structure import must_be_finite, relative_error, tolerance
+from pullback.lens.structure import must_be_finite, tolerance
+from pullback.lens.tokens import check_ids
 from pullback.lens.weights import LayerWeights, Norm
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What one block did on one prompt of T tokens."""
+    """What one block did on one prompt of T tokens. (Of several prompts, while they are recorded: a dimension more.)"""
 
     weights: LayerWeights
     parallel: bool
@@ -85,7 +86,13 @@ def _sites(lens: Lens) -> list[str]:
 
 
 def trace(lens: Lens, tokens: Tensor) -> Trace:
-    """Record and verify one prompt, tokens (T,).
+    """Record and verify one prompt, tokens (T,); raises as `traces`."""
+    return traces(lens, lens.to_tokens(tokens)[None])[0]
+
+
+@torch.no_grad()
+def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
+    """Record and verify Q prompts of one length in one forward pass, tokens (Q, T).
 
     Raises ValueError where the model is not the linear map (given patterns and norm scales) that the engine
     takes it for, the sentence names the first place where it is not; where activations are NaN or infinite; and for
@@ -93,15 +100,14 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
     """
     from pullback.lens import record as rec
 
-    tokens = lens.to_tokens(tokens)
+    check_ids(lens, tokens, "prompt")
     # Norm scales are recorded through an edit, which also makes a float64 RMSNorm compute in float64.
-    edits = rec.exact_norms(lens.model)
-    with torch.no_grad():
-        logits, seen = rec.record(lens.model, tokens[None], _sites(lens), edits)
+    logits, seen = rec.record(lens.model, tokens.to(lens.device), _sites(lens), rec.exact_norms(lens.model))
     dtype = lens.compute_dtype
-    at = {site: value[0].to(dtype) for site, value in seen.items()}
+    # Where the model adds one row of positions to all prompts, it is recorded once.
+    at = {site: value.to(dtype).expand(len(tokens), *value.shape[1:]) for site, value in seen.items()}
     must_be_finite(lens, at)
-    ones = at["hook_embed"].new_ones(tokens.shape[0], 1)
+    ones = at["hook_embed"].new_ones(*tokens.shape, 1)
     ln_final, W_U, b_U = lens.ln_final.to(dtype), lens.W_U.to(dtype), lens.b_U.to(dtype)
     final_scale = at.get("ln_final.hook_scale", ones)
 
@@ -118,43 +124,56 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
             mlp_out=at[block + "hook_mlp_out"],
         )
 
-    result = Trace(
-        model_name=lens.model_name,
-        tokens=tokens,
-        str_tokens=lens.to_str_tokens(tokens),
-        embed=at["hook_embed"],
-        pos_embed=at.get("hook_pos_embed"),
-        layers=[layer(i) for i in range(lens.n_layers)],
-        ln_final=ln_final,
-        final_scale=final_scale,
-        logits=ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], final_scale) @ W_U + b_U,
-        W_U=W_U,
-        b_U=b_U,
-    )
-    verify(lens, result, logits[0].to(dtype), at)
-    return result
+    layers = [layer(i) for i in range(lens.n_layers)]
+    before_cap = ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], final_scale) @ W_U + b_U
+    _verify(lens, layers, before_cap, logits.to(dtype), at)
+    return [
+        Trace(
+            model_name=lens.model_name,
+            tokens=tokens[q],
+            str_tokens=lens.to_str_tokens(tokens[q]),
+            embed=at["hook_embed"][q],
+            pos_embed=at["hook_pos_embed"][q] if "hook_pos_embed" in at else None,
+            layers=[_of_prompt(layer, q) for layer in layers],
+            ln_final=ln_final,
+            final_scale=final_scale[q],
+            logits=before_cap[q],
+            W_U=W_U,
+            b_U=b_U,
+        )
+        for q in range(len(tokens))
+    ]
 
 
-def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
-    """Compare every step of the frozen linear map with what the model did (`at`: recorded sites)."""
+def _of_prompt(layers: LayerTrace, q: int) -> LayerTrace:
+    recorded = ("x_pre", "ln1_scale", "pattern", "attn_out", "ln2_scale", "mlp_out")
+    return replace(layers, **{name: getattr(layers, name)[q] for name in recorded})
 
-    def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-30) -> None:
-        error = relative_error(ours, theirs, floor)
+
+def _verify(lens: Lens, layers: list[LayerTrace], before_cap: Tensor, logits: Tensor, at: dict[str, Tensor]) -> None:
+    """Compare every step of the frozen linear map with what the model did (`at`: recorded sites), prompt by prompt."""
+
+    def size(t: Tensor) -> Tensor:
+        return t.abs().flatten(1).amax(1)
+
+    def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: Tensor | None = None) -> None:
+        scale = size(theirs) if floor is None else torch.maximum(size(theirs), floor)
+        error = float((size(ours - theirs) / scale.clamp(min=1e-30)).max())
         if not error <= tolerance(lens.dtype):
             raise ValueError(
-                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the "
+                f"{lens.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the "
                 "model's by "
                 f"{error:.1e} of its largest value. This architecture is not supported yet"
             )
 
-    stream = t.embed if t.pos_embed is None else t.embed + t.pos_embed
-    for i, layer in enumerate(t.layers):
+    stream = at["hook_embed"] + at["hook_pos_embed"] if "hook_pos_embed" in at else at["hook_embed"]
+    for i, layer in enumerate(layers):
         must_equal(stream, layer.x_pre, f"the activations entering block {i}")
         w = layer.weights
         attended = w.attend(layer.pattern, w.values(w.ln1(layer.x_pre, layer.ln1_scale))) + w.b_O
         # Attention may write nothing but rounding noise: then a hundredth of the stream is what to measure it by.
-        must_equal(attended, layer.attn_out, f"the outputs of attention {i}", float(layer.x_pre.abs().max()) / 100)
+        must_equal(attended, layer.attn_out, f"the outputs of attention {i}", size(layer.x_pre) / 100)
         must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the inputs of MLP {i}")
         stream = at[f"blocks.{i}.hook_resid_post"]
         must_equal(layer.x_pre + layer.attn_out + layer.mlp_out, stream, f"the activations leaving block {i}")
-    must_equal(lens.capped(t.logits), logits, "the logits")
+    must_equal(lens.capped(before_cap), logits, "the logits")

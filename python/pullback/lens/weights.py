@@ -70,18 +70,19 @@ class LayerWeights:
     b_O: Tensor  # (d_model)
 
     def values(self, x_ln1: Tensor, *, bias: bool = True) -> Tensor:
-        """ln1 output (T, d_model) -> values (n_kv, T, d_head)."""
-        v = torch.einsum("td,kde->kte", x_ln1, self.W_V)
+        """ln1 output (..., T, d_model) -> values (..., n_kv, T, d_head)."""
+        v = torch.einsum("...td,kde->...kte", x_ln1, self.W_V)
         return v + self.b_V[:, None, :] if bias else v
 
     def attend(self, pattern: Tensor, values: Tensor) -> Tensor:
-        """Pattern (n_heads, T_dst, T_src), values (n_kv, T_src, d_head) -> z W_O over all heads, (T_dst, d_model)."""
+        """Pattern (..., n_heads, T_dst, T_src), values (..., n_kv, T_src, d_head) -> z W_O over all heads, (..., T_dst,
+        d_model)."""
         repeats = self.W_O.shape[0] // self.W_V.shape[0]
-        z = pattern @ values.repeat_interleave(repeats, dim=0)
-        return torch.einsum("hte,hed->td", z, self.W_O)
+        z = pattern @ values.repeat_interleave(repeats, dim=-3)
+        return torch.einsum("...hte,hed->...td", z, self.W_O)
 
     def constant_output(self, pattern: Tensor) -> Tensor:
-        """What attention writes whatever the stream holds: b_O; b_V and ln1's bias through the pattern. (T_dst, d)"""
+        """What attention writes whatever the stream holds: b_O; b_V and ln1's bias through the pattern. (..., T_dst, d)"""
         constant = torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
         return self.attend(pattern, constant[:, None, :].expand(-1, pattern.shape[-1], -1)) + self.b_O
 
