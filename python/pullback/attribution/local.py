@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.heads import Heads
-from pullback.lens import Lens, Trace, must_be_transcoders, traces
+from pullback.attribution.layout import Layout
+from pullback.attribution.stack import Stack
+from pullback.lens import LayerTrace, Lens, Trace, must_be_transcoders, traces
 from pullback.ops import SparseActivations
 from pullback.transcoders import BatchTopK, LayeredDictionary
 
@@ -41,47 +43,16 @@ class LocalModel:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self)
+        return Layout(self.acts, self.n_pos, self.n_layers, self.trace.pos_embed is not None, self.mlp_bias)
+
+    @cached_property
+    def heads(self) -> list[Heads]:
+        return self.stack.heads
 
     @cached_property
     def stack(self) -> Stack:
-        from pullback.attribution.stack import Stack
-
+        """This prompt alone, as the linear engine takes it."""
         return Stack([self])
-
-
-class Layout:
-    """Where sources stand: embeddings, positions, features (layer, position, id), errors, MLP and attention biases."""
-
-    def __init__(self, local: LocalModel) -> None:
-        T, L = local.n_pos, local.n_layers
-        self.embedding = slice(0, T)
-        end = T
-        self.position = slice(end, end + (0 if local.trace.pos_embed is None else T))
-        end = self.position.stop
-        self.features: dict[int, slice] = {}
-        for layer in sorted(local.acts):
-            self.features[layer] = slice(end, end + local.acts[layer].nnz)
-            end = self.features[layer].stop
-        self.all_features = slice(self.position.stop, end)
-
-        def per_position(layers: list[int]) -> dict[int, slice]:
-            nonlocal end
-            spans = {layer: slice(end + n * T, end + (n + 1) * T) for n, layer in enumerate(layers)}
-            end += len(layers) * T
-            return spans
-
-        self.errors = per_position(list(range(L)))
-        self.mlp_bias = per_position(sorted(local.mlp_bias))
-        self.attn_bias = per_position(list(range(L)))
-        self.n_sources = end
-
-    def counts_in_scores(self) -> Tensor:
-        """Mask of the sources that circuit-tracer knows, (n_sources): no positions, no biases."""
-        counts = torch.ones(self.n_sources, dtype=torch.bool)
-        for span in (self.position, *self.mlp_bias.values(), *self.attn_bias.values()):
-            counts[span] = False
-        return counts
 
 
 def local_model(
@@ -126,34 +97,34 @@ def local_models(
     if zero_positions is not None:
         keep[zero_positions] = 0
 
-    # Every prompt's T rows, one after the other: (Q T, d).
-    inputs = {i: torch.cat([t.layers[i].read(sets.hook_in(i)) for t in recorded]) for i in sets.layers}
+    layers = [LayerTrace.stacked(prompts) for prompts in zip(*(t.layers for t in recorded), strict=True)]
+    # Of activations, every prompt's T rows one after the other.
+    inputs = {i: layers[i].read(sets.hook_in(i)) for i in sets.layers}
     for i, x in inputs.items():
         if not bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
             )
-    acts = {i: _at_positions(_encoded(sets, i, x, Q), keep.repeat(Q, 1)) for i, x in inputs.items()}
+    acts = {i: _at_positions(_encoded(sets, i, x), keep.repeat(Q, 1)) for i, x in inputs.items()}
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
     errors: list[Tensor] = []
     zeroed: list[Tensor] = []
     mlp_bias: dict[int, Tensor] = {}
-    for i in range(lens.n_layers):
-        rest = torch.cat([t.layers[i].mlp_out for t in recorded])
+    for i, layer in enumerate(layers):
+        rest = layer.mlp_out
         if i in sets:
-            bias = sets.b_dec(i).expand(T, -1)
+            bias = sets.b_dec(i)
             W_skip = sets.skip(i)
             if W_skip is not None:
-                constant = recorded[0].layers[i].read_bias(sets.hook_in(i)) @ W_skip.T
+                constant = layer.read_bias(sets.hook_in(i)) @ W_skip.T
                 rest = rest - (inputs[i] @ W_skip.T - constant)
                 bias = bias + constant
-            mlp_bias[i] = bias
-            rest = rest - bias.repeat(Q, 1) - sets.decode(acts, i)
-        errors.append(rest * keep.repeat(Q, 1))
-        zeroed.append(rest * (1 - keep).repeat(Q, 1))
-    patterns = [torch.stack([t.layers[i].pattern for t in recorded]) for i in range(lens.n_layers)]
-    attn_bias = [recorded[0].layers[i].weights.constant_output(pattern) for i, pattern in enumerate(patterns)]
+            mlp_bias[i] = bias.expand(T, -1)
+            rest = rest - bias - sets.decode(acts, i).view_as(rest)
+        errors.append(rest * keep)
+        zeroed.append(rest * (1 - keep))
+    attn_bias = [layer.attn_constant for layer in layers]
 
     def prompt(q: int) -> LocalModel:
         rows = slice(q * T, (q + 1) * T)
@@ -163,23 +134,22 @@ def local_models(
             sets=sets,
             acts={i: a[rows] for i, a in acts.items()},
             preactivations={i: h[entries[i]] for i, h in preactivations.items()},
-            errors=[error[rows] for error in errors],
+            errors=[error[q] for error in errors],
             mlp_bias=mlp_bias,
             attn_bias=[bias[q] for bias in attn_bias],
-            zeroed=None if zero_positions is None else [rest[rows] for rest in zeroed],
+            zeroed=None if zero_positions is None else [rest[q] for rest in zeroed],
             precision=lens.compute_dtype if precision is None else precision,
         )
 
     return [prompt(q) for q in range(Q)]
 
 
-def _encoded(sets: LayeredDictionary, layer: int, x: Tensor, n_prompts: int) -> SparseActivations:
-    """Features of every prompt's rows, (Q T, d). Where rows compete for activity, only those of one prompt do."""
+def _encoded(sets: LayeredDictionary, layer: int, x: Tensor) -> SparseActivations:
+    """Features of every prompt's rows, (Q, T, d). Where rows compete for activity, only those of one prompt do."""
     rule = sets[layer].activation
     if not isinstance(rule, BatchTopK) or rule.threshold is not None:
         return sets.encode(layer, x)
-    parts = [sets.encode(layer, rows) for rows in x.chunk(n_prompts)]
-    return SparseActivations.stacked(parts, sets[layer].d_sae, x)
+    return SparseActivations.stacked([sets.encode(layer, rows) for rows in x], sets[layer].d_sae, x)
 
 
 def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from pullback.lens.structure import must_be_finite, tolerance
 from pullback.lens.tokens import check_ids
-from pullback.lens.weights import LayerWeights, Norm
+from pullback.lens.weights import NO_NORM, LayerWeights, Norm
 
 if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
@@ -18,16 +20,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What one block did on one prompt of T tokens. (Of several prompts, while they are recorded: a dimension more.)"""
+    """What one block did on one prompt of T tokens; on several of one length, with a dimension of prompts in front."""
 
     weights: LayerWeights
     parallel: bool
     x_pre: Tensor  # (T, d)
     ln1_scale: Tensor  # (T, 1)
     pattern: Tensor  # (n_heads, T_dst, T_src)
-    attn_out: Tensor  # (T, d)
+    ln1_post_scale: Tensor  # (T, 1), of a norm behind attention
+    attn_out: Tensor  # (T, d), behind that norm
     ln2_scale: Tensor  # (T, 1)
-    mlp_out: Tensor  # (T, d)
+    mlp_out: Tensor  # (T, d), behind a norm behind the MLP
+
+    @staticmethod
+    def stacked(prompts: Sequence[LayerTrace]) -> LayerTrace:
+        """The same block on several prompts of one length."""
+        return replace(prompts[0], **{f: torch.stack([getattr(one, f) for one in prompts]) for f in RECORDED})
+
+    def of_prompt(self, q: int) -> LayerTrace:
+        return replace(self, **{f: getattr(self, f)[q] for f in RECORDED})
+
+    @cached_property
+    def mixing(self) -> Tensor:
+        """How values become what attention writes, (n_heads, T_dst, T_src): the pattern, over the frozen denominators
+        of a norm behind attention where there is one."""
+        if self.weights.ln1_post.kind == NO_NORM:
+            return self.pattern
+        return self.pattern / self.ln1_post_scale[..., None, :, :]
+
+    @property
+    def attn_constant(self) -> Tensor:
+        """What attention writes whatever the stream holds, (T, d): b_O; b_V and ln1's bias through the pattern."""
+        w = self.weights
+        constant = w.constant_values()[:, None, :].expand(-1, self.x_pre.shape[-2], -1)
+        return w.attend(self.mixing, constant) + self.attn_bias
+
+    @property
+    def attn_bias(self) -> Tensor:
+        """b_O, and the bias of a norm behind attention, (T, d)."""
+        w = self.weights
+        return w.b_O / self.ln1_post_scale + w.ln1_post.bias_vector(w.b_O)
+
+    def attend(self, x_pre: Tensor) -> Tensor:
+        """What attention writes if the stream is x_pre (T, d), patterns and norms frozen, (T, d)."""
+        w = self.weights
+        return w.attend(self.mixing, w.values(w.ln1(x_pre, self.ln1_scale))) + self.attn_bias
 
     @property
     def mlp_stream(self) -> Tensor:
@@ -50,8 +87,11 @@ class LayerTrace:
     def read_bias(self, hook_in: str) -> Tensor:
         """The constant in the value at the site, (d): the norm's bias where the site lies behind the affine."""
         if hook_in in ("hook_resid_mid", "ln2.hook_normalized"):
-            return torch.zeros_like(self.x_pre[0])
-        return self.weights.ln2.bias_vector(self.x_pre[0])
+            return self.x_pre.new_zeros(self.x_pre.shape[-1])
+        return self.weights.ln2.bias_vector(self.x_pre.new_zeros(self.x_pre.shape[-1]))
+
+
+RECORDED = [field.name for field in fields(LayerTrace) if field.name not in ("weights", "parallel")]
 
 
 @dataclass(frozen=True)
@@ -80,9 +120,9 @@ def _sites(lens: Lens) -> list[str]:
     for i in range(lens.n_layers):
         w = lens.layer_weights(i)
         names += [f"blocks.{i}.{s}" for s in ("hook_resid_pre", "attn.hook_pattern", "hook_attn_out", "hook_mlp_out")]
-        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in (("ln1", w.ln1), ("ln2", w.ln2)) if norm.kind != "none"]
+        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in w.norms().items() if norm.kind != NO_NORM]
         names += [f"blocks.{i}.hook_resid_post", lens.input_site(i, "mlp.hook_in")]
-    return names + (["ln_final.hook_scale"] if lens.ln_final.kind != "none" else [])
+    return names + (["ln_final.hook_scale"] if lens.ln_final.kind != NO_NORM else [])
 
 
 def trace(lens: Lens, tokens: Tensor) -> Trace:
@@ -119,6 +159,7 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
             x_pre=at[block + "hook_resid_pre"],
             ln1_scale=at.get(block + "ln1.hook_scale", ones),
             pattern=at[block + "attn.hook_pattern"],
+            ln1_post_scale=at.get(block + "ln1_post.hook_scale", ones),
             attn_out=at[block + "hook_attn_out"],
             ln2_scale=at.get(block + "ln2.hook_scale", ones),
             mlp_out=at[block + "hook_mlp_out"],
@@ -134,7 +175,7 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
             str_tokens=lens.to_str_tokens(tokens[q]),
             embed=at["hook_embed"][q],
             pos_embed=at["hook_pos_embed"][q] if "hook_pos_embed" in at else None,
-            layers=[_of_prompt(layer, q) for layer in layers],
+            layers=[layer.of_prompt(q) for layer in layers],
             ln_final=ln_final,
             final_scale=final_scale[q],
             logits=before_cap[q],
@@ -143,11 +184,6 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
         )
         for q in range(len(tokens))
     ]
-
-
-def _of_prompt(layers: LayerTrace, q: int) -> LayerTrace:
-    recorded = ("x_pre", "ln1_scale", "pattern", "attn_out", "ln2_scale", "mlp_out")
-    return replace(layers, **{name: getattr(layers, name)[q] for name in recorded})
 
 
 def _verify(lens: Lens, layers: list[LayerTrace], before_cap: Tensor, logits: Tensor, at: dict[str, Tensor]) -> None:
@@ -161,16 +197,14 @@ def _verify(lens: Lens, layers: list[LayerTrace], before_cap: Tensor, logits: Te
         error = float((size(ours - theirs) / scale.clamp(min=1e-30)).max())
         if not error <= tolerance(lens.dtype):
             raise ValueError(
-                f"{lens.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the "
-                "model's by "
-                f"{error:.1e} of its largest value. This architecture is not supported yet"
+                f"{lens.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from "
+                f"the model's by {error:.1e} of its largest value. This architecture is not supported yet"
             )
 
     stream = at["hook_embed"] + at["hook_pos_embed"] if "hook_pos_embed" in at else at["hook_embed"]
     for i, layer in enumerate(layers):
         must_equal(stream, layer.x_pre, f"the activations entering block {i}")
-        w = layer.weights
-        attended = w.attend(layer.pattern, w.values(w.ln1(layer.x_pre, layer.ln1_scale))) + w.b_O
+        attended = layer.attend(layer.x_pre)
         # Attention may write nothing but rounding noise: then a hundredth of the stream is what to measure it by.
         must_equal(attended, layer.attn_out, f"the outputs of attention {i}", size(layer.x_pre) / 100)
         must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the inputs of MLP {i}")

@@ -40,6 +40,11 @@ class Norm:
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         return self.affine(self.normalized(x, scale))
 
+    def linear(self, x: Tensor) -> Tensor:
+        """What a scale of 1 and no bias leave of the norm: x centred, times w."""
+        centred = self.centre(x)
+        return centred if self.w is None else centred * self.w
+
     def pullback(self, v: Tensor, scale: Tensor, *, affine: bool = True) -> Tensor:
         """Transpose of the frozen norm: v (..., d) read after it becomes the vector read before it.
 
@@ -60,9 +65,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One block. n_kv < n_heads under grouped-query attention; head h reads key/value head h // (n_heads / n_kv)."""
+    """One block. n_kv < n_heads under grouped-query attention; head h reads key/value head h // (n_heads / n_kv).
+
+    Where a norm stands behind attention, its weight and centring are multiplied into W_O and b_O: what is left of it is
+    the denominator of a position, and its bias.
+    """
 
     ln1: Norm
+    ln1_post: Norm
     ln2: Norm
     W_V: Tensor  # (n_kv, d_model, d_head)
     b_V: Tensor  # (n_kv, d_head)
@@ -81,14 +91,19 @@ class LayerWeights:
         z = pattern @ values.repeat_interleave(repeats, dim=-3)
         return torch.einsum("...hte,hed->...td", z, self.W_O)
 
-    def constant_output(self, pattern: Tensor) -> Tensor:
-        """What attention writes whatever the stream holds: b_O; b_V and ln1's bias through the pattern. (..., T_dst, d)"""
-        constant = torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
-        return self.attend(pattern, constant[:, None, :].expand(-1, pattern.shape[-1], -1)) + self.b_O
+    def constant_values(self) -> Tensor:
+        """The values of a stream of zeros: b_V, and ln1's bias through W_V. (n_kv, d_head)"""
+        return torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
+
+    def norms(self) -> dict[str, Norm]:
+        """The norms whose denominators are frozen, by the names of their modules. (What an MLP writes is a leaf, so no
+        norm behind it is.)"""
+        return {"ln1": self.ln1, "ln1_post": self.ln1_post, "ln2": self.ln2}
 
     def to(self, dtype: torch.dtype) -> LayerWeights:
         tensors = {name: getattr(self, name).to(dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
-        return replace(self, ln1=self.ln1.to(dtype), ln2=self.ln2.to(dtype), **tensors)
+        norms = {name: norm.to(dtype) for name, norm in self.norms().items()}
+        return replace(self, **norms, **tensors)
 
 
 def _identity_to_none(t: Tensor | None, neutral: float) -> Tensor | None:
@@ -124,13 +139,16 @@ def read_layer(model: Any, layer: int) -> LayerWeights:
         )
     b_V = getattr(attn, "_b_V", getattr(attn, "b_V", None))
     b_O = getattr(attn, "b_O", None)
+    b_O = W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach()
+    ln1_post = read_norm(getattr(block, "ln1_post", None))
     return LayerWeights(
         ln1=read_norm(getattr(block, "ln1", None)),
+        ln1_post=ln1_post,
         ln2=read_norm(getattr(block, "ln2", None)),
         W_V=W_V,
         b_V=W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if b_V is None else b_V.detach().reshape(W_V.shape[0], -1),
-        W_O=W_O,
-        b_O=W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach(),
+        W_O=ln1_post.linear(W_O),
+        b_O=ln1_post.linear(b_O),
     )
 
 
