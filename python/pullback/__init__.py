@@ -9,7 +9,16 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, GraphCollection, Scores, attribute
+    from pullback.attribution import (
+        DirectionTarget,
+        FeatureTarget,
+        Graph,
+        GraphCollection,
+        LogitDifference,
+        LogitTarget,
+        Scores,
+        attribute,
+    )
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
@@ -29,10 +38,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
+    "DirectionTarget",
+    "FeatureTarget",
     "Graph",
     "GraphCollection",
     "JumpReLU",
     "Lens",
+    "LogitDifference",
+    "LogitTarget",
     "ModelReading",
     "ReLU",
     "Scores",
@@ -62,7 +75,16 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "GraphCollection", "Scores", "attribute"),
+    "attribution": (
+        "DirectionTarget",
+        "FeatureTarget",
+        "Graph",
+        "GraphCollection",
+        "LogitDifference",
+        "LogitTarget",
+        "Scores",
+        "attribute",
+    ),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),

@@ -217,7 +217,7 @@ def test_keys_keep_everything(graphs: list[pb.Graph]) -> None:
         assert of.layer.tolist() == graph.nodes.layer.tolist()
         assert (of.place + len(graph.meta["tokens"]) - 1).tolist() == graph.nodes.pos.tolist()
     with pytest.raises(ValueError, match="id of this graph is too large"):
-        NodeKeys(*(np.array([x]) for x in (2, 0, 0, 2**33))).packed()
+        NodeKeys(*(np.array([x]) for x in (2, 2, 0, 0, 2**33))).packed()
 
 
 def test_what_is_no_collection_is_said(tmp_path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pullback.attribution import nodes as k
 from pullback.attribution.asked import Asked
@@ -17,13 +16,14 @@ from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel, local_model
 from pullback.attribution.settings import CHECK_TOLERANCE, Settings
 from pullback.lens import Lens, as_lens
+from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
 
 
 def attribute(
     model: Any,
     sets: LayeredDictionary,
-    prompt: str | Sequence[int] | Tensor,
+    prompt: Prompt,
     *,
     attribution_targets: Asked = None,
     position: int = -1,
@@ -49,7 +49,8 @@ def attribute(
         model: a TransformerLens model, or a `Lens` on one.
         sets: transcoders, per-layer or cross-layer, for any subset of its layers; a layer without one is an error node
             at every position.
-        prompt: a string (BOS by the model's default) or token ids (T,), taken as given.
+        prompt: a string (BOS by the model's default), token ids (T,), taken as given, or the messages of a chat, by the
+            tokenizer's template.
         attribution_targets: what to explain, one or several: token ids, one-token strings, `LogitTarget`,
             `LogitDifference`, `FeatureTarget`, `DirectionTarget`; None: the likely next tokens.
         position: where logits and directions are explained that do not say it themselves; negative ones count from the

@@ -18,6 +18,8 @@ from pullback.attribution.nodes import DIRECTION, FEATURE, KINDS, LOGIT, OWN, No
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pullback.attribution.effects import Effects
+
 
 LABELLED = {LOGIT: "logit_labels", DIRECTION: "direction_labels"}
 
@@ -100,9 +102,44 @@ class Graph:
         gap = (self.nodes.preactivation - sums - self.dropped).abs() / mass.clamp(min=1)
         return float(gap[targets].max()) if bool(targets.any()) else 0.0
 
-    def influence(self, *, bias: bool = False) -> Tensor:
-        """Raw influence of every node on what is explained, (n_nodes); see `scores` for `bias`."""
-        return inf.node_influence(self, self.target_weights, bias=bias)
+    def influence(self, targets: Iterable[str | int] | None = None, *, bias: bool = False) -> Tensor:
+        """Raw influence of every node on what is explained, (n_nodes), or on each of m nodes given by id or number,
+        (m, n_nodes); see `scores` for `bias`.
+
+        Influence follows the sizes of edges, as shares of each row; for signed effects see `total_effects`.
+        """
+        if targets is None:
+            return inf.node_influence(self, self.target_weights, bias=bias)
+        return inf.influence_on(self, self.places(targets), bias=bias)
+
+    def total_effects(self, targets: Iterable[str | int] | None = None) -> Effects:
+        """What every node does to some targets along all paths, signed, in each target's own units, and the direct and
+        indirect parts of it (float64).
+
+        targets: nodes by id or number; None: all that is explained. Raises KeyError for an unknown id.
+        """
+        from pullback.attribution.effects import effects
+
+        return effects(self, self.places(targets))
+
+    def shares(self, targets: Iterable[str | int] | None = None) -> Tensor:
+        """The share of some targets that goes through each node, signed, (m, n_nodes) float64: `total_effects` divided
+        by the target's value. Meaningless for a target whose value is next to 0."""
+        from pullback.attribution.effects import shares
+
+        return shares(self, self.places(targets))
+
+    def places(self, nodes: Iterable[str | int] | None = None) -> Tensor:
+        """Numbers of nodes given by id or number, (m); None: of all that is explained. Raises KeyError for an unknown
+        id, and IndexError for a number that no node has."""
+        if nodes is None:
+            return self.explained.nonzero()[:, 0]
+        nodes = [nodes] if isinstance(nodes, str | int) else list(nodes)
+        where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in nodes) else {}
+        found = [where[node] if isinstance(node, str) else int(node) for node in nodes]
+        if found and not 0 <= min(found) <= max(found) < self.n_nodes:
+            raise IndexError(f"graph: nodes are numbered 0..{self.n_nodes - 1}, got {found}")
+        return torch.tensor(found, dtype=torch.long)
 
     def cumulative_influence(self) -> Tensor:
         """Share of all influence carried by nodes at least as influential, (n_nodes): small is important.
@@ -121,8 +158,7 @@ class Graph:
 
     def edge(self, source: str, target: str) -> float:
         """Weight of one edge by node ids, 0 where there is none. Raises KeyError for an unknown id."""
-        where = {name: n for n, name in enumerate(self.node_ids())}
-        s, t = where[source], where[target]
+        s, t = self.places([source, target]).tolist()
         span = slice(int(self.indptr[t]), int(self.indptr[t + 1]))
         hit = (self.sources[span] == s).nonzero()
         return float(self.weights[span][hit[0, 0]]) if len(hit) else 0.0

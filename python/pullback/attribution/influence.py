@@ -95,6 +95,15 @@ def node_influence(graph: Graph, weight: Tensor, *, bias: bool = False) -> Tenso
     return propagate(graph, normalized(graph, bias=bias), weight.double()).to(graph.weights.dtype)
 
 
+def influence_on(graph: Graph, targets: Tensor, *, bias: bool = False) -> Tensor:
+    """Influence of each node on each of some targets, (m, n_nodes)."""
+    runs = runs_of(graph, normalized(graph, bias=bias))
+    weights = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64).scatter_(1, targets[:, None], 1.0)
+    for weight in weights:
+        weight.copy_(flow(weight, runs) - weight)
+    return weights.to(graph.weights.dtype)
+
+
 def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
     """Share of each edge times the influence of its target, (n_edges)."""
     shares = normalized(graph, bias=bias)

@@ -22,6 +22,7 @@ FEATURE_TYPES = {
     k.BIAS: "bias",
     k.OWN: "bias",
     k.LOGIT: "logit",
+    k.DIRECTION: "logit",
 }
 
 NOTEBOOK_EDGES = 100_000
@@ -53,7 +54,13 @@ def to_neuronpedia(
             **{key: graph.meta[key] for key in ("generation_settings", "pruning_settings") if key in graph.meta},
             **metadata,
         },
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": {
+            "pinnedIds": _explained_features(graph),
+            "supernodes": [],
+            "linkType": "both",
+            "clickedId": "",
+            "sg_pos": "",
+        },
         "nodes": _nodes(graph, labels),
         "links": _links(graph),
     }
@@ -68,6 +75,11 @@ def _version() -> str:
     return version("pullback")
 
 
+def _explained_features(graph: Graph) -> list[str]:
+    which = graph.explained & graph.of_kind(k.FEATURE)
+    return [name for name, yes in zip(graph.node_ids(), which.tolist(), strict=True) if yes]
+
+
 def _finite(value: float) -> float | None:
     return value if value == value else None
 
@@ -75,9 +87,8 @@ def _finite(value: float) -> float | None:
 def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     n = graph.nodes
     ids = graph.node_ids()
-    share = graph.cumulative_influence().tolist()
-    logit_labels = iter(graph.meta["logit_labels"])
-    nodes = []
+    influence = graph.cumulative_influence().tolist()
+    nodes: list[dict[str, Any]] = []
     columns = (
         n.kind.tolist(),
         n.layer.tolist(),
@@ -87,7 +98,6 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         n.preactivation.tolist(),
     )
     for i, (kind, layer, pos, feature, activation, preactivation) in enumerate(zip(*columns, strict=True)):
-        label = next(logit_labels) if kind == k.LOGIT else ""
         nodes.append(
             {
                 "node_id": ids[i],
@@ -95,19 +105,28 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
                 "layer": _layer_field(kind, layer),
                 "ctx_idx": pos,
                 "feature_type": FEATURE_TYPES[kind],
-                "token_prob": activation if kind == k.LOGIT else 0.0,
-                "is_target_logit": kind == k.LOGIT,
+                "token_prob": 0.0,
+                "is_target_logit": False,
                 "run_idx": 0,
                 "reverse_ctx_idx": 0,
                 "jsNodeId": _js_id(kind, layer, pos, feature, ids[i]),
-                # Viewers split a logit's label at "(p=".
-                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == k.LOGIT else labels.get(ids[i], ""),
-                "influence": share[i],
+                "clerp": labels.get(ids[i], ""),
+                "influence": influence[i],
                 "activation": activation,
                 "preactivation": _finite(preactivation),
                 "kind": k.KINDS[kind],
             }
         )
+    for i, label in graph.labels().items():
+        # Viewers know no targets but logits, and split their labels at "(p=".
+        share = nodes[i]["activation"] if n.kind[i] == k.LOGIT else float(graph.target_weights[i])
+        nodes[i] |= {
+            "layer": str(graph.meta["n_layers"] + 1),
+            "token_prob": share,
+            "is_target_logit": True,
+            "clerp": f'Output "{label}" (p={share:.3f})',
+            "kind": "logit",
+        }
     return nodes
 
 
@@ -120,7 +139,7 @@ def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
 def _layer_field(kind: int, layer: int) -> str:
     if kind in (k.EMBEDDING, k.POSITION):
         return "E"
-    return str(layer + 1) if kind == k.LOGIT else str(layer)
+    return str(layer)
 
 
 def _js_id(kind: int, layer: int, pos: int, feature: int, node_id: str) -> str:
@@ -141,7 +160,7 @@ def _links(graph: Graph) -> list[dict[str, Any]]:
 
 def _payload(graph: Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
     payload = to_neuronpedia(graph, None, labels, {})
-    payload["qParams"]["pinnedIds"] = list(pinned)
+    payload["qParams"]["pinnedIds"] += [name for name in pinned if name not in payload["qParams"]["pinnedIds"]]
     return payload
 
 

@@ -9,10 +9,10 @@ import torch
 
 from pullback.attribution.collection.keys import Align, Ints, NodeKeys, node_keys
 from pullback.attribution.collection.tally import Tally
-from pullback.attribution.graph import Graph
-from pullback.attribution.nodes import LOGIT, OWN, Nodes
+from pullback.attribution.graph import LABELLED, Graph
+from pullback.attribution.nodes import OWN, Nodes
 
-COUNT, ACTIVATION, PREACTIVATION, DROPPED = range(4)
+COUNT, ACTIVATION, PREACTIVATION, DROPPED, WEIGHT = range(5)
 
 
 class MeanGraph:
@@ -23,10 +23,10 @@ class MeanGraph:
 
     def __init__(self, align: Align) -> None:
         self.align: Align = align
-        self.nodes, self.edges = Tally(1, 4), Tally(2, 1)
+        self.nodes, self.edges = Tally(1, 5), Tally(2, 1)
         self.n_prompts = 0
         self.tokens: dict[int, str | None] = {}  # place -> the token that all prompts have there, or None
-        self.labels: dict[int, str] = {}
+        self.labels: dict[tuple[int, int], str] = {}  # of a kind and id
         self.meta: dict[str, object] = {}
 
     def add(self, graph: Graph) -> None:
@@ -39,7 +39,7 @@ class MeanGraph:
         for name in ("model_name", "hook_in", "dtype"):
             self.meta.setdefault(name, graph.meta.get(name))
         keys, n = node_keys(graph, self.align), graph.nodes
-        columns = [torch.ones(len(n)), n.activation, n.preactivation, graph.dropped]
+        columns = [torch.ones(len(n)), n.activation, n.preactivation, graph.dropped, graph.target_weights]
         # A feature at three positions is still a feature of one prompt.
         values = np.stack([column.double().numpy() for column in columns], 1)
         values[:, COUNT] = _first_of_each(keys)
@@ -49,7 +49,9 @@ class MeanGraph:
         for place, token in enumerate(graph.meta["str_tokens"], start=1 - len(graph.meta["str_tokens"])):
             place = 0 if self.align == "fold" else place
             self.tokens[place] = token if self.tokens.get(place, token) == token else None
-        self.labels |= zip(n.feature[graph.of_kind(LOGIT)].tolist(), graph.meta["logit_labels"], strict=True)
+        for kind, name in LABELLED.items():
+            ids = n.feature[graph.of_kind(kind)].tolist()
+            self.labels |= {(kind, i): label for i, label in zip(ids, graph.meta.get(name, []), strict=True)}
         self.n_prompts += 1
 
     def graph(self) -> tuple[Graph, torch.Tensor]:
@@ -57,8 +59,9 @@ class MeanGraph:
         nodes, edges = self.nodes.settle(), self.edges.settle()
         keys = nodes.keys[:, 0]
         of = NodeKeys.unpacked(keys)
-        n_layers = int(str(self.meta["n_layers"]))
-        ids = np.where(of.kind == OWN, np.searchsorted(keys, of.of_targets(n_layers).packed()), of.id)
+        ids = of.id.copy()
+        own = of.kind == OWN
+        ids[own] = np.searchsorted(keys, of.of_targets().packed()[own])
         mean = torch.from_numpy(nodes.sums / self.n_prompts)
         targets, sources = (np.searchsorted(keys, column) for column in edges.keys.T)
         counts = torch.from_numpy(np.bincount(targets, minlength=len(keys)))
@@ -78,13 +81,16 @@ class MeanGraph:
             sources=torch.from_numpy(sources).to(torch.int32),
             weights=torch.from_numpy(edges.sums[:, 0] / self.n_prompts).to(dtype),
             dropped=mean[:, DROPPED].to(dtype),
+            given_weights=mean[:, WEIGHT].to(dtype),
             meta={
                 **self.meta,
                 "prompt": f"mean of {self.n_prompts} prompts",
                 "n_prompts": self.n_prompts,
                 "tokens": [-1] * len(places),
                 "str_tokens": ["*" if token is None else token for token in shown],
-                "logit_labels": [self.labels[int(token)] for token in of.id[of.kind == LOGIT]],
+                **{
+                    name: [self.labels[kind, int(i)] for i in of.id[of.kind == kind]] for kind, name in LABELLED.items()
+                },
             },
         )
         return graph, mean[:, COUNT]
@@ -96,8 +102,8 @@ def mean_graph(graphs: Iterable[Graph], align: Align, min_share: float) -> Graph
     for graph in graphs:
         laid.add(graph)
     mean, share = laid.graph()
-    # An own leaf goes with its target; without logits there would be nothing to explain.
-    return mean.subgraph((share >= min_share) | mean.of_kind(OWN, LOGIT)) if min_share > 0 else mean
+    # An own leaf goes with its target; what is explained stays.
+    return mean.subgraph((share >= min_share) | mean.of_kind(OWN) | mean.explained) if min_share > 0 else mean
 
 
 def _first_of_each(keys: Ints) -> np.ndarray:
