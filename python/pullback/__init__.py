@@ -18,6 +18,10 @@ if TYPE_CHECKING:
         LogitTarget,
         Scores,
         attribute,
+        attribute_many,
+        attribute_on_devices,
+        read_index,
+        write_index,
     )
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
@@ -58,6 +62,8 @@ __all__ = [
     "TranscoderSet",
     "as_lens",
     "attribute",
+    "attribute_many",
+    "attribute_on_devices",
     "attribution",
     "causal",
     "evaluate",
@@ -66,10 +72,12 @@ __all__ = [
     "lens",
     "load_transcoders",
     "ops",
+    "read_index",
     "train",
     "training",
     "transcoders",
     "viz",
+    "write_index",
     "zoo",
 ]
 
@@ -84,6 +92,10 @@ _FROM = {
         "LogitTarget",
         "Scores",
         "attribute",
+        "attribute_many",
+        "attribute_on_devices",
+        "read_index",
+        "write_index",
     ),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),

@@ -43,25 +43,35 @@ class Rows(NamedTuple):
 
 
 class EdgeRows:
-    """Rows of edges over all sources, in the order they come; of each row, the edges that a rule keeps."""
+    """Rows of edges over all sources, in the order they come; of each row, the edges that a rule keeps.
 
-    def __init__(self, layout: Layout, rule: EdgeRule) -> None:
-        self.layout, self.rule = layout, rule
+    Args:
+        ranked: whether `influence` will be asked for; rows then know the total of all their edges.
+    """
+
+    def __init__(self, layout: Layout, rule: EdgeRule, *, ranked: bool = True) -> None:
+        self.layout, self.rule, self.ranked = layout, rule, ranked
         self._counted = layout.counts_in_scores()
         self._blocks: list[Rows] = []
 
-    def append(self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
-        """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B)."""
+    def append(
+        self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor, columns: Tensor | None = None
+    ) -> None:
+        """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B). With `columns` (m), of
+        ascending sources only, edges (B, m); from all others there are none."""
         sources, weights, totals, lost, counts = [], [], [], [], []
-        counted = self._counted.to(block.device)
+        counted = (self._counted if columns is None else self._counted[columns.cpu()]).to(block.device)
+        named = torch.arange(self.layout.n_sources, device=block.device) if columns is None else columns
+        named = named.to(torch.int32)
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
-        for part in block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources)):
+        for part in block.split(max(1, CHUNK_ENTRIES // block.shape[1])):
             kept = self.rule.kept(part)
             places = kept.flatten().nonzero()[:, 0]
-            sources.append((places % self.layout.n_sources).to(torch.int32).cpu())
+            sources.append(named[places % block.shape[1]].cpu())
             weights.append(part.flatten()[places].cpu())
-            totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu())
-            lost.append(part.masked_fill(kept, 0).sum(1).cpu())
+            nothing = torch.zeros(len(part))
+            totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu() if self.ranked else nothing.double())
+            lost.append(nothing.to(part.dtype) if self.rule.keeps_all else part.masked_fill(kept, 0).sum(1).cpu())
             counts.append(kept.sum(1).cpu())
         self._blocks.append(
             Rows(

@@ -80,6 +80,17 @@ class Stack:
         return torch.cat([*before, *entries, rows.repeat(2 * self.n_layers + len(self.mlp_bias))])
 
     @cached_property
+    def depth_of(self) -> Tensor:
+        """Where along the stream each source writes, (n_sources): what reads above it depends on it (`Targets.depth`).
+        Block l's attention writes at 2 l, its MLP at 2 l + 1."""
+        layout = self.layout
+        depth = torch.full((layout.n_sources,), -1, device=self.embed.device)
+        for spans, above in ((layout.features, 1), (layout.errors, 1), (layout.mlp_bias, 1), (layout.attn_bias, 0)):
+            for layer, span in spans.items():
+                depth[span] = 2 * layer + above
+        return depth
+
+    @cached_property
     def columns(self) -> list[Tensor]:
         """The sources of each prompt, in the order of its own layout."""
         prompt = self.row_of % self.n_prompts
