@@ -26,15 +26,15 @@ SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
     parser.add_argument("model", help=model_help)
-    parser.add_argument("prompt", nargs="?", help="the prompt, in quotes; or give --prompts")
+    parser.add_argument("prompt", help="the prompt, in quotes; or give --prompts")
     parser.add_argument("--chat", action="store_true", help="the prompt is a message to an assistant: use its template")
     parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one; with --prompts, "
-        "a folder",
+        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one; a folder with "
+        "--prompts",
     )
     add_settings(parser)
     parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")
@@ -95,8 +95,6 @@ def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Ca
     """Build, prune unless the whole is asked for, write; says what is explained, and how well."""
     from pullback.attribution import attribute
 
-    if args.prompt is None:
-        raise ValueError("give a prompt, or --prompts FILE")
     if args.out.suffix not in WRITERS:
         raise ValueError(f"--out must end in {', '.join(WRITERS)}, got '{args.out}'")
     if args.out.is_dir():

@@ -15,6 +15,7 @@ KEYS = ("prompt", "text", "tokens", "input_ids", "messages")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
+        action=_InPlaceOfThePrompt,
         type=Path,
         default=None,
         help="explain every prompt of this file, one a line, or JSON lines (.jsonl); --out is then a folder, and a run "
@@ -23,6 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-shards", type=int, default=1, help="with --prompts: divide them among so many runs")
     parser.add_argument("--shard-id", type=int, default=0, help="with --prompts: which of them this is, from 0")
     parser.add_argument("--prune", action="store_true", help="with --prompts: write pruned graphs, by both thresholds")
+
+
+class _InPlaceOfThePrompt(argparse.Action):
+    """Stores its value; the prompt need not be given then. (Were it optional, it could not stand behind options.)"""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:  # noqa: ARG002
+        setattr(namespace, self.dest, values)
+        for action in parser._actions:
+            if action.dest == "prompt":
+                action.required = False
 
 
 def read_prompts(path: Path) -> list[Any]:

@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(whole: Path, tmp_path: P
     (tmp_path / ".000006-half.safetensors.abc.tmp").write_bytes(b"half a graph")
     assert len(index.journalled(tmp_path)) < 4, "the batch was not finished"
     table = pb.attribute_many(*a_model(), some_prompts(), tmp_path, **SETTINGS)
-    assert graphs_in(tmp_path) == {**graphs_in(whole), **{}}
+    assert graphs_in(tmp_path) == graphs_in(whole)
     assert left.items() <= graphs_in(whole).items()
     assert len(pb.GraphCollection(tmp_path)) == len(table) == len(LENGTHS), "a half-written file does not count"
 
@@ -208,6 +208,7 @@ def test_without_pyarrow_the_table_is_csv(
     monkeypatch.setattr(index, "has_parquet", lambda: False)
     rows = list(index.journalled(whole).values())
     assert index.write_index(tmp_path, rows).name == "index.csv"
+    rows.sort(key=lambda row: row["number"])
     assert pb.read_index(tmp_path)["tokens"].tolist() == [row["tokens"] for row in rows]
     with pytest.raises(ValueError, match=r"pip install 'pullback\[many\]'"):
         pb.read_index(whole)
@@ -239,6 +240,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path.write_text('{"other": 1}\n')
     assert cli.main(command) == 2
     assert "line 1 has no prompt" in capsys.readouterr().err
-    assert cli.main(["graph", "tiny-mix", "--out", str(out)]) == 2
+    with pytest.raises(SystemExit):
+        cli.main(["graph", "tiny-mix", "--out", str(out)])
     assert cli.main([*command, "a prompt"]) == 2
     assert "not both" in capsys.readouterr().err

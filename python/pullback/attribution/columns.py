@@ -11,7 +11,7 @@ from torch import Tensor
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, vectors_at_stream
 
-CONES = 8  # groups of a prompt's positions: more of them waste less of it and make smaller products
+CONES = 8  # groups of positions for each prompt: more of them waste less and make smaller products
 ROWS = 4096  # gradients that are multiplied at once on a CPU: more of them leave its cache
 FEWEST = 16  # columns of a sweep, however long the prompts
 
@@ -34,9 +34,11 @@ class Columns:
         return Columns(self.cone[which], self.depth[which], self.vectors[:, which], self.pos[:, which], [])
 
     def sweeps(self) -> Iterator[slice]:
-        """Neighbouring columns of one cone, as many as are worth multiplying at once."""
-        start = 0
-        for size in torch.unique_consecutive(self.cone, return_counts=True)[1].tolist():
+        """Neighbouring columns of one cone, as many as are worth multiplying at once. Of several prompts they are many
+        enough to go by depth as well: then all sources below matter to all of them."""
+        start, depths = 0, int(self.depth.max()) + 1
+        key = self.cone if len(self.pos) == 1 else self.cone * depths + self.depth
+        for size in torch.unique_consecutive(key, return_counts=True)[1].tolist():
             cone = self.pos[:, start : start + size]
             rows = (int(cone.max()) + 1) * len(cone)
             step = max(FEWEST, ROWS // rows) if cone.device.type == "cpu" else size
@@ -53,7 +55,7 @@ def share_columns(stack: Stack, targets: Sequence[Targets]) -> Columns:
     sizes = [len(own) for own in targets]
     prompt = torch.arange(len(targets), device=pos.device).repeat_interleave(torch.tensor(sizes, device=pos.device))
     depths = 2 * stack.n_layers + 1
-    cone = pos // -(-stack.n_pos // CONES)
+    cone = pos // -(-stack.n_pos // (CONES * len(targets)))
     groups, group = torch.unique(cone * depths + depths - 1 - depth, return_inverse=True)
 
     # A target's place among those of its group and prompt; a group has as many columns as its fullest prompt needs.

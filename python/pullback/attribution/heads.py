@@ -11,7 +11,7 @@ from pullback.lens import LayerTrace
 class Heads:
     """From attention's output to the stream it reads: through frozen W_O, pattern, W_V and ln1.
 
-    Gradients (P, Q n, d) are those of Q prompts, n each, at their first P positions. The pullback of a frozen norm is
+    Gradients (Q P, n, d) are those of Q prompts, n each, at their first P positions. The pullback of a frozen norm is
     linear, so its weight and centring are multiplied into W_V once, and its denominators into the pattern.
 
     Args:
@@ -31,39 +31,44 @@ class Heads:
         self.mixing = (layer.mixing / layer.ln1_scale.transpose(1, 2)[:, None]).to(dtype)
 
     def add_pullback(self, R: Tensor) -> None:
-        """Add to gradients R (P, Q n, d) at attention's output what they become at the stream before it."""
-        Q, H, (P, columns, d) = self.n_prompts, self.n_heads, R.shape
-        n, flat = columns // Q, R.view(P * columns, d)
+        """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it."""
+        Q, H, (rows, n, d) = self.n_prompts, self.n_heads, R.shape
+        P, flat = rows // Q, R.view(rows * n, d)
         at_z = flat.to(self.to_z.dtype) @ self.to_z.T
-        at_z = at_z.view(P, Q, n, H, self.d_head).permute(1, 3, 0, 2, 4).reshape(Q, H, P, -1)
+        at_z = at_z.view(Q, P, n, H, self.d_head).permute(0, 3, 1, 2, 4).reshape(Q, H, P, -1)
         at_v = self.mixing[:, :, :P, :P].transpose(2, 3) @ at_z
         if self.n_kv < H:  # query heads share a key/value head
             at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
-        at_v = at_v.view(Q, self.n_kv, P, n, self.d_head).permute(2, 0, 3, 1, 4).reshape(P * columns, -1)
+        at_v = at_v.view(Q, self.n_kv, P, n, self.d_head).permute(0, 2, 3, 1, 4).reshape(rows * n, -1)
         if R.dtype == at_v.dtype:
             flat.addmm_(at_v, self.from_v)
         else:
             flat.add_(at_v @ self.from_v)
 
     def add_pullback_of(self, R: Tensor, vectors: Tensor, pos: Tensor) -> None:
-        """The same where each gradient stands at one position only: vectors (Q n, d) at positions (Q n).
+        """The same where each gradient stands at one position only: vectors (Q, n, d) at positions (Q, n).
 
         What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
         """
-        P, columns, _ = R.shape
-        at_z = (vectors.to(self.to_z.dtype) @ self.to_z.T).view(columns, self.n_heads, -1).transpose(0, 1)
-        taken = (at_z @ self._per_head(self.from_v)).transpose(0, 1)  # (Q n, n_heads, d)
-        prompt = torch.arange(self.n_prompts, device=pos.device).repeat_interleave(columns // self.n_prompts)
-        R += (self.mixing[prompt, :, pos, :P].transpose(1, 2) @ taken).transpose(0, 1)
+        Q, n, d = vectors.shape
+        P = len(R) // Q
+        at_z = (vectors.reshape(Q * n, d).to(self.to_z.dtype) @ self.to_z.T).view(Q * n, self.n_heads, -1)
+        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (Q n, n_heads, d)
+        prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
+        moved = self.mixing[prompt, :, pos.flatten(), :P].transpose(1, 2) @ taken
+        R.view(Q, P, n, d).add_(moved.view(Q, n, P, d).transpose(1, 2))
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
         """What attention writes at the first P positions of what the stream holds at a slice of source positions:
-        u (T, Q, d) -> (P, Q, n_sources, d)."""
-        at_v = (u[sources].to(self.from_v.dtype) @ self.from_v.T).unflatten(-1, (self.n_kv, self.d_head))
-        at_v = at_v.repeat_interleave(self.n_heads // self.n_kv, 2).permute(2, 1, 0, 3).flatten(1, 2)
-        moved = (at_v @ self.to_z.view(self.n_heads, self.d_head, -1)).unflatten(1, (self.n_prompts, -1))
+        u (Q, T, d) -> (Q, P, n_sources, d)."""
+        Q = self.n_prompts
+        at_v = (u[:, sources].to(self.from_v.dtype) @ self.from_v.T).unflatten(-1, (self.n_kv, self.d_head))
+        at_v = at_v.repeat_interleave(self.n_heads // self.n_kv, 2).permute(2, 0, 1, 3).flatten(1, 2)
+        moved = (at_v @ self.to_z.view(self.n_heads, self.d_head, -1)).unflatten(
+            1, (Q, -1)
+        )  # (n_heads, Q, n_sources, d)
         weights = self.mixing[:, :, :P, sources].permute(0, 3, 2, 1)  # (Q, n_sources, P, n_heads)
-        return (weights @ moved.permute(1, 2, 0, 3)).permute(2, 0, 1, 3).to(u.dtype)
+        return (weights @ moved.permute(1, 2, 0, 3)).transpose(1, 2).to(u.dtype)
 
     def _per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pullback.attribution.columns import Columns, share_columns
+from pullback.attribution.layout import Layout
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
@@ -34,20 +36,31 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
     columns = share_columns(local.stack, [targets])
     edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
     zeroed = targets.vectors.new_zeros(len(targets))
-    target_of = torch.argsort(columns.of_target[0])
-    for which, block, lost in sweep(local.stack, columns):
-        edges[target_of[which]] = block
-        zeroed[target_of[which]] = lost[0]
+    target_of, top = torch.argsort(columns.of_target[0]), 2 * local.n_layers + 1
+    for part in sweep(local.stack, columns):
+        rows = target_of[part.which]
+        for own, span in zip(local.layout.spans(top), part.layout.spans(top), strict=True):
+            edges[rows, own.start : own.start + span.stop - span.start] = part.edges[:, span]
+        zeroed[rows] = part.zeroed[0]
     return edges, zeroed
 
 
-def sweep(stack: Stack, columns: Columns) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The same for the targets of all prompts of a stack, some columns at a time: which, edges (n, n_sources of the
-    stack), zeroed mass (Q, n). A target's edges are those of its column from the sources of its own prompt."""
+class Part(NamedTuple):
+    """Edges of some columns. A target's are those of its column from the sources of its own prompt."""
+
+    which: slice
+    P: int
+    layout: Layout  # of the first P positions of all prompts
+    edges: Tensor  # (n, n_sources)
+    zeroed: Tensor  # (Q, n)
+
+
+def sweep(stack: Stack, columns: Columns) -> Iterator[Part]:
+    """Direct effects of the sources of every prompt of a stack on its targets, some columns at a time."""
     for which in columns.sweeps():
         part = _Sweep(stack, columns.part(which))
         part.run()
-        yield which, part.edges, part.zeroed
+        yield Part(which, part.P, part.reach.layout, part.edges, part.zeroed)
 
 
 class _Sweep:
@@ -55,17 +68,21 @@ class _Sweep:
 
     Attributes:
         P: positions of the cone: nothing after the last target's matters to any of them.
-        R: (P, Q joined, d), gradient at the residual stream.
+        R: (Q P, joined, d), gradient at the residual stream.
     """
 
     def __init__(self, stack: Stack, columns: Columns) -> None:
         self.stack, self.columns = stack, columns
-        Q, n, d = columns.vectors.shape
-        self.Q, self.P = Q, int(columns.pos.max()) + 1
-        self.edges = columns.vectors.new_zeros(n, stack.layout.n_sources)
-        self.zeroed = columns.vectors.new_zeros(Q, n)
-        self.joined = 0
-        self.R = columns.vectors.new_zeros(self.P, 0, d)
+        self.Q, n, d = columns.vectors.shape
+        self.P = int(columns.pos.max()) + 1
+        self.reach = stack.reach(self.P)
+        self.edges = columns.vectors.new_zeros(n, self.reach.layout.n_sources)
+        self.zeroed = columns.vectors.new_zeros(self.Q, n)
+        self.R = columns.vectors.new_zeros(self.Q * self.P, 0, d)
+
+    @property
+    def joined(self) -> int:
+        return self.R.shape[1]
 
     def run(self) -> None:
         self._join_before_block(self.stack.n_layers)
@@ -79,23 +96,23 @@ class _Sweep:
 
     def _stream(self) -> Iterator[tuple[slice, Tensor]]:
         """What the stream starts with."""
-        yield self.stack.layout.embedding, self.stack.embed
+        yield self.reach.layout.embedding, self.stack.embed
         if self.stack.pos_embed is not None:
-            yield self.stack.layout.position, self.stack.pos_embed
+            yield self.reach.layout.position, self.stack.pos_embed
 
     def _contract_mlp(self, i: int) -> None:
         """Edges from everything that writes to the MLP output of layer i."""
-        stack, layout, edges = self.stack, self.stack.layout, self.edges[: self.joined]
-        G = self._by_row().transpose(0, 1).to(stack.precision)
+        stack, layout = self.stack, self.reach.layout
+        G = self.R.transpose(0, 1).to(stack.precision)
         for src in stack.sets.sources(i):
-            acts = stack.acts[src][: self.P * self.Q]
-            contract(G, acts, stack.sets.decoder(src, i), out=edges[:, layout.features[src]][:, : acts.nnz])
+            into = self.edges[: self.joined, layout.features[src]]
+            contract(G, self.reach.acts[src], stack.sets.decoder(src, i), out=into)
         self._leaf(layout.errors[i], stack.errors[i])
         if i in stack.mlp_bias:
             self._leaf(layout.mlp_bias[i], stack.mlp_bias[i])
-        if stack.zeroed is not None:
-            lost = self._at_each_row(stack.zeroed[i]).view(self.joined, self.P, self.Q)
-            self.zeroed[:, : self.joined] += lost.sum(1).T
+        if stack.zeroed:
+            lost = self._at_each_row(stack.zeroed[i]).view(self.joined, self.Q, self.P)
+            self.zeroed[:, : self.joined] += lost.sum(2).T
 
     def _through_layer(self, i: int) -> None:
         """From the stream behind layer i to the one before it, with the targets that read what its MLP reads."""
@@ -105,7 +122,7 @@ class _Sweep:
         if through_skip is not None and not parallel:
             self.R += through_skip
         if self.joined:
-            self._leaf(self.stack.layout.attn_bias[i], self.stack.attn_bias[i])
+            self._leaf(self.reach.layout.attn_bias[i], self.stack.attn_bias[i])
         if i == 0 and not parallel:
             self._join_at_mlp(i)
         if self.joined:
@@ -123,23 +140,23 @@ class _Sweep:
 
         Nothing else lies below it, so what attention writes of that is read here: gradients need not be pulled through.
         """
-        stack, by_row = self.stack, self._by_row()
-        step = max(1, CARRIED // (self.P * self.Q * by_row.shape[2]))
+        step = max(1, CARRIED // (len(self.R) * self.R.shape[2]))
         for span, u in self._stream():
-            into = self.edges[: self.joined, span].unflatten(1, (stack.n_pos, self.Q))
+            into = self.edges[: self.joined, span].unflatten(1, (self.Q, self.P))
             for first in range(0, self.P, step):
                 sources = slice(first, min(first + step, self.P))
-                written = stack.heads[0].written_by(u.unflatten(0, (stack.n_pos, self.Q)), sources, self.P)
-                read = by_row @ written.flatten(0, 1).transpose(1, 2)
-                into[:, sources] = read.unflatten(0, (self.P, self.Q)).sum(0).permute(1, 2, 0)
+                written = self.stack.heads[0].written_by(u, sources, self.P)
+                read = self.R @ written.flatten(0, 1).transpose(1, 2)
+                into[:, :, sources] = read.unflatten(0, (self.Q, self.P)).sum(1).transpose(0, 1)
 
     def _through_skip(self, i: int) -> Tensor | None:
         stack = self.stack
         W_skip = stack.sets.skip(i) if i in stack.sets else None
         if W_skip is None or not self.joined:
             return None
-        rows = torch.arange(self.P * self.Q, device=self.R.device).repeat_interleave(self.joined)
+        rows = torch.arange(self.Q * stack.n_pos, device=self.R.device).view(self.Q, -1)[:, : self.P]
         read = (self.R @ W_skip).flatten(0, 1)
+        rows = rows.flatten().repeat_interleave(self.joined)
         return stack.layers[i].read_pullback(stack.sets.hook_in(i), read, rows).view_as(self.R)
 
     def _waiting(self, depth: int) -> tuple[slice, Tensor, Tensor]:
@@ -155,12 +172,12 @@ class _Sweep:
             return
         fresh = self._standing(vectors, pos)
         if not layer.parallel:
-            rows = pos * self.Q + torch.arange(self.Q, device=pos.device)[:, None]
-            column = torch.arange(which.start, which.stop, device=pos.device).expand_as(rows)
-            span = self.edges[:, stack.layout.attn_bias[i]]
-            span[column, rows] = (vectors * stack.attn_bias[i][rows]).sum(-1)
+            prompt = torch.arange(self.Q, device=pos.device)[:, None]
+            column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
+            span = self.edges[:, self.reach.layout.attn_bias[i]]
+            span[column, prompt * self.P + pos] = (vectors * stack.attn_bias[i][prompt, pos]).sum(-1)
             if i > 0:
-                stack.heads[i].add_pullback_of(fresh, vectors.flatten(0, 1), pos.flatten())
+                stack.heads[i].add_pullback_of(fresh, vectors, pos)
         self._join(fresh)
 
     def _join_before_block(self, i: int) -> None:
@@ -170,25 +187,20 @@ class _Sweep:
             self._join(self._standing(vectors, pos))
 
     def _standing(self, vectors: Tensor, pos: Tensor) -> Tensor:
-        """Vectors (Q, m, d), each at its position of the stream and zero elsewhere, (P, Q m, d)."""
-        flat = vectors.flatten(0, 1)
-        stream = flat.new_zeros(self.P, *flat.shape)
-        stream[pos.flatten(), torch.arange(len(flat), device=pos.device)] = flat
+        """Vectors (Q, m, d), each at its position of the stream and zero elsewhere, (Q P, m, d)."""
+        Q, m, d = vectors.shape
+        stream = vectors.new_zeros(Q * self.P, m, d)
+        rows = torch.arange(Q, device=pos.device)[:, None] * self.P + pos
+        stream[rows, torch.arange(m, device=pos.device)] = vectors
         return stream
 
     def _join(self, fresh: Tensor) -> None:
-        parts = [R.unflatten(1, (self.Q, -1)) for R in (self.R, fresh) if R.shape[1]]
-        self.R = fresh if len(parts) == 1 else torch.cat(parts, 2).flatten(1, 2)
-        self.joined = self.R.shape[1] // self.Q
-
-    def _by_row(self) -> Tensor:
-        """The gradients of every row of the stack, (P Q, joined, d)."""
-        return self.R.view(self.P * self.Q, self.joined, -1)
+        self.R = torch.cat([self.R, fresh], dim=1) if self.joined else fresh
 
     def _leaf(self, span: slice, u: Tensor) -> None:
-        """Edges from one vector a row, (T Q, d)."""
-        self.edges[: self.joined, span][:, : self.P * self.Q] += self._at_each_row(u)
+        """Edges from one vector a position, (Q, T, d)."""
+        self.edges[: self.joined, span] += self._at_each_row(u)
 
     def _at_each_row(self, u: Tensor) -> Tensor:
-        """<R[row, b], u[row]>, (joined, P Q)."""
-        return torch.linalg.vecdot(self._by_row(), u[: self.P * self.Q, None]).T
+        """<R[row, b], u[row]>, (joined, Q P)."""
+        return torch.linalg.vecdot(self.R, u[:, : self.P].reshape(len(self.R), 1, -1)).T

@@ -66,9 +66,13 @@ class EdgeRows:
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
         for part in block.split(max(1, CHUNK_ENTRIES // block.shape[1])):
             kept = self.rule.kept(part)
-            places = kept.flatten().nonzero()[:, 0]
-            sources.append(named[places % block.shape[1]].cpu())
-            weights.append(part.flatten()[places].cpu())
+            if bool(kept.all()):
+                sources.append(named.repeat(len(part)).cpu())
+                weights.append(part.flatten().cpu())
+            else:
+                places = kept.flatten().nonzero()[:, 0]
+                sources.append(named[places % block.shape[1]].cpu())
+                weights.append(part.flatten()[places].cpu())
             nothing = torch.zeros(len(part))
             totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu() if self.ranked else nothing.double())
             lost.append(nothing.to(part.dtype) if self.rule.keeps_all else part.masked_fill(kept, 0).sum(1).cpu())

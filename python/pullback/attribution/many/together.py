@@ -12,11 +12,12 @@ from pullback.attribution.batches import Batches
 from pullback.attribution.build import attribute_local, begin, finish
 from pullback.attribution.columns import share_columns
 from pullback.attribution.graph import Graph
-from pullback.attribution.linear import sweep
+from pullback.attribution.linear import Part, sweep
 from pullback.attribution.local import LocalModel
 from pullback.attribution.settings import Settings
 from pullback.attribution.stack import Stack
 from pullback.lens import Lens
+from pullback.ops import SparseActivations
 
 Result = TypeVar("Result")
 
@@ -74,32 +75,45 @@ class _Parts:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self._alive: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        self._alive: dict[tuple[int, int], list[tuple[Tensor, list[slice]]]] = {}
 
     def add(self, batches: Sequence[Batches], names: Sequence[Tensor]) -> None:
         targets = [one.targets(own) for one, own in zip(batches, names, strict=True)]
         columns = share_columns(self.stack, targets)
         order = [torch.argsort(own) for own in columns.of_target]
         placed = [own[by] for own, by in zip(columns.of_target, order, strict=True)]
-        for which, edges, zeroed in sweep(self.stack, columns):
-            depth, P = int(columns.depth[which].max()), int(columns.pos[:, which].max()) + 1
-            ends = torch.tensor([which.start, which.stop])
-            for q, (sources, of_stack) in enumerate(self._sources(depth, P)):
-                first, last = torch.searchsorted(placed[q], ends.to(placed[q].device)).tolist()
+        for part in sweep(self.stack, columns):
+            ends = torch.tensor([part.which.start, part.which.stop], device=columns.pos.device)
+            for q, (sources, spans) in enumerate(self._sources(int(columns.depth[part.which].max()), part)):
+                first, last = torch.searchsorted(placed[q], ends).tolist()
                 if first == last:
                     continue
-                at, rows = placed[q][first:last] - which.start, order[q][first:last]
-                block = edges[:, of_stack][at]
-                own = targets[q][rows]
-                batches[q].edges.append(names[q][rows.cpu()], own.layer, own.own, block, zeroed[q, at], sources)
+                at, rows = placed[q][first:last] - part.which.start, order[q][first:last]
+                block = torch.cat([part.edges[:, span] for span in spans], 1)
+                own, lost = targets[q][rows], part.zeroed[q, at]
+                batches[q].edges.append(names[q][rows.cpu()], own.layer, own.own, block[at], lost, sources)
 
-    def _sources(self, depth: int, P: int) -> list[tuple[Tensor, Tensor]]:
-        """The sources that something at a depth and the first P positions can depend on, of each prompt: by its own
-        layout, and by the stack's."""
-        if (depth, P) not in self._alive:
-            stack = self.stack
-            alive = (stack.depth_of < depth) & (stack.row_of < P * stack.n_prompts)
-            own = [alive[columns].nonzero()[:, 0] for columns in stack.columns]
-            pairs = zip(own, stack.columns, strict=True)
-            self._alive[depth, P] = [(sources, columns[sources]) for sources, columns in pairs]
-        return self._alive[depth, P]
+    def _sources(self, depth: int, part: Part) -> list[tuple[Tensor, list[slice]]]:
+        """The sources that something at a depth and the part's positions can depend on, of each prompt: by its own
+        layout, and where they stand in the part's rows."""
+        if (depth, part.P) not in self._alive:
+            acts = self.stack.reach(part.P).acts
+            self._alive[depth, part.P] = [self._of_prompt(q, depth, part, acts) for q in range(self.stack.n_prompts)]
+        return self._alive[depth, part.P]
+
+    def _of_prompt(
+        self, q: int, depth: int, part: Part, acts: Mapping[int, SparseActivations]
+    ) -> tuple[Tensor, list[slice]]:
+        P, own = part.P, self.stack.locals[q].layout
+        # Of features the prompt has its entries; of all else, something at each of its positions.
+        ends = {
+            part.layout.features[i].start: a.indptr[[q * P, (q + 1) * P]].tolist() for i, a in acts.items() if a.nnz
+        }
+        spans = []
+        for span in part.layout.spans(depth):
+            first, last = ends.get(span.start, (q * P, (q + 1) * P)) if span.start < span.stop else (0, 0)
+            spans.append(slice(span.start + first, span.start + last))
+        sizes = [span.stop - span.start for span in spans]
+        firsts = [span.start for span in own.spans(depth)]
+        sources = [torch.arange(first, first + size) for first, size in zip(firsts, sizes, strict=True)]
+        return torch.cat(sources).to(self.stack.embed.device), spans
