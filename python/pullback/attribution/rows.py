@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,41 +54,50 @@ class EdgeRows:
         self._counted = layout.counts_in_scores()
         self._blocks: list[Rows] = []
 
-    def append(
-        self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor, columns: Tensor | None = None
-    ) -> None:
-        """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B). With `columns` (m), of
-        ascending sources only, edges (B, m); from all others there are none."""
-        sources, weights, totals, lost, counts = [], [], [], [], []
-        counted = (self._counted if columns is None else self._counted[columns.cpu()]).to(block.device)
-        named = torch.arange(self.layout.n_sources, device=block.device) if columns is None else columns
-        named = named.to(torch.int32)
+    def append(self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
+        """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B)."""
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
-        for part in block.split(max(1, CHUNK_ENTRIES // block.shape[1])):
-            kept = self.rule.kept(part)
-            if bool(kept.all()):
-                sources.append(named.repeat(len(part)).cpu())
-                weights.append(part.flatten().cpu())
-            else:
-                places = kept.flatten().nonzero()[:, 0]
-                sources.append(named[places % block.shape[1]].cpu())
-                weights.append(part.flatten()[places].cpu())
-            nothing = torch.zeros(len(part))
-            totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu() if self.ranked else nothing.double())
-            lost.append(nothing.to(part.dtype) if self.rule.keeps_all else part.masked_fill(kept, 0).sum(1).cpu())
-            counts.append(kept.sum(1).cpu())
+        parts = block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources))
+        every = torch.arange(self.layout.n_sources)
+        self.append_blocks(names, layers, own, zeroed, [(part, every) for part in parts])
+
+    def append_blocks(
+        self, names: Tensor, layers: Tensor, own: Tensor, zeroed: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Targets' names, layers and own constants (B), zeroed mass (B); their edges some rows at a time: (b, m), and
+        the sources (m), ascending, from which there are any."""
+        found = [self._kept(block, sources) for block, sources in blocks]
+        sources, weights, counts, lost, totals = (torch.cat(column) for column in zip(*found, strict=True))
         self._blocks.append(
             Rows(
                 names=names.cpu(),
                 layers=layers.cpu(),
                 own=own.cpu(),
-                dropped=zeroed.cpu() + torch.cat(lost),
-                totals=torch.cat(totals),
-                counts=torch.cat(counts),
-                sources=torch.cat(sources),
-                weights=torch.cat(weights),
+                dropped=zeroed.cpu() + lost,
+                totals=totals,
+                counts=counts,
+                sources=sources,
+                weights=weights,
             )
         )
+
+    def _kept(self, block: Tensor, sources: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of edges (b, m): sources and weights of those kept, row by row; of each row how many they are, what the
+        others sum to, and the total."""
+        b, m = block.shape
+        kept = self.rule.kept(block)
+        lost, totals = block.new_zeros(b), torch.zeros(b, dtype=torch.float64)
+        if self.ranked:
+            totals = (block * self._counted[sources].to(block.device)).abs().sum(1, dtype=torch.float64)
+        if not self.rule.keeps_all:
+            lost = block.masked_fill(kept, 0).sum(1)
+        named = sources.to(torch.int32)
+        if bool(kept.all()):
+            every = torch.full((b,), m)
+            return named.repeat(b), block.flatten().cpu(), every, lost.cpu(), totals.cpu()
+        places = kept.flatten().nonzero()[:, 0]
+        weights, counts = block.flatten()[places].cpu(), kept.sum(1).cpu()
+        return named[places.cpu() % m], weights, counts, lost.cpu(), totals.cpu()
 
     def joined(self) -> Rows:
         return Rows(*(torch.cat(column) for column in zip(*self._blocks, strict=True)))

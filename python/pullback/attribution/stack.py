@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 class Reach(NamedTuple):
     """The sources at the first P positions of every prompt: rows q P + p of features, and where the sources stand in a
-    row of edges. Of each prompt they are the first ones of every span of its own layout."""
+    row of edges. Every span of it has as many for each prompt: the first ones of the same span of the prompt's own
+    layout, and of features, behind them, activations of 0 for what other prompts have more."""
 
     acts: dict[int, SparseActivations]
     layout: Layout
@@ -57,10 +59,15 @@ class Stack:
 
     def reach(self, P: int) -> Reach:
         if P not in self._reach:
-            acts = {
-                i: SparseActivations.stacked([one.acts[i][:P] for one in self.locals], own.n_features, self.embed)
-                for i, own in self.locals[0].acts.items()
-            }
+            acts = {i: self._features([one.acts[i][:P] for one in self.locals]) for i in self.locals[0].acts}
             layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
             self._reach[P] = Reach(acts, layout)
         return self._reach[P]
+
+    def _features(self, per_prompt: Sequence[SparseActivations]) -> SparseActivations:
+        width = max(acts.nnz for acts in per_prompt)
+        indptr = torch.cat([acts.indptr[:-1] + q * width for q, acts in enumerate(per_prompt)])
+        end = indptr.new_tensor([width * self.n_prompts])
+        padded = [[nn.functional.pad(t, (0, width - len(t))) for t in (a.indices, a.values)] for a in per_prompt]
+        indices, values = (torch.cat(column) for column in zip(*padded, strict=True))
+        return SparseActivations(torch.cat([indptr, end]), indices, values, per_prompt[0].n_features)

@@ -17,7 +17,6 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.settings import Settings
 from pullback.attribution.stack import Stack
 from pullback.lens import Lens
-from pullback.ops import SparseActivations
 
 Result = TypeVar("Result")
 
@@ -55,7 +54,6 @@ def _or_why(do: Callable[..., Result], *arguments: Any) -> Result | str:
 def _rows_of_all(batches: Sequence[Batches]) -> None:
     """Every prompt's rounds side by side, until the last of them has all its rows."""
     stack = Stack([one.local for one in batches])
-    parts = _Parts(stack)
     rounds = [one.rounds() for one in batches]
     size = min(one.batch_size for one in batches)
     while True:
@@ -64,56 +62,37 @@ def _rows_of_all(batches: Sequence[Batches]) -> None:
         if longest == 0:
             return
         for start in range(0, longest, size):
-            parts.add(batches, [names[start : start + size] for names in wanted])
+            _add(stack, batches, [names[start : start + size] for names in wanted])
 
 
 _NOTHING = torch.zeros(0, dtype=torch.long)
 
 
-class _Parts:
-    """The rows that a sweep over a stack gives, handed to the prompts they belong to."""
+def _add(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> None:
+    """Pull back targets of these names, of each prompt, and hand it their rows."""
+    targets = [one.targets(own) for one, own in zip(batches, names, strict=True)]
+    columns = share_columns(stack, targets)
+    used = torch.stack([torch.bincount(own, minlength=len(columns.depth)) for own in columns.of_target])
+    blocks: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
+    zeroed: list[list[Tensor]] = [[] for _ in batches]
+    for part in sweep(stack, columns):
+        edges, sources = _by_prompt(stack, part, int(columns.depth[part.which].max()))
+        for q, n in enumerate(used[:, part.which].sum(1).tolist()):
+            # A prompt with fewer targets in a part than another has them in its first columns.
+            blocks[q].append((edges[:n, q], sources[q]))
+            zeroed[q].append(part.zeroed[q, :n])
+    for q, one in enumerate(batches):
+        order = torch.argsort(columns.of_target[q])
+        own = targets[q][order]
+        one.edges.append_blocks(names[q][order.cpu()], own.layer, own.own, torch.cat(zeroed[q]), blocks[q])
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        self._alive: dict[tuple[int, int], list[tuple[Tensor, list[slice]]]] = {}
 
-    def add(self, batches: Sequence[Batches], names: Sequence[Tensor]) -> None:
-        targets = [one.targets(own) for one, own in zip(batches, names, strict=True)]
-        columns = share_columns(self.stack, targets)
-        order = [torch.argsort(own) for own in columns.of_target]
-        placed = [own[by] for own, by in zip(columns.of_target, order, strict=True)]
-        for part in sweep(self.stack, columns):
-            ends = torch.tensor([part.which.start, part.which.stop], device=columns.pos.device)
-            for q, (sources, spans) in enumerate(self._sources(int(columns.depth[part.which].max()), part)):
-                first, last = torch.searchsorted(placed[q], ends).tolist()
-                if first == last:
-                    continue
-                at, rows = placed[q][first:last] - part.which.start, order[q][first:last]
-                block = torch.cat([part.edges[:, span] for span in spans], 1)
-                own, lost = targets[q][rows], part.zeroed[q, at]
-                batches[q].edges.append(names[q][rows.cpu()], own.layer, own.own, block[at], lost, sources)
-
-    def _sources(self, depth: int, part: Part) -> list[tuple[Tensor, list[slice]]]:
-        """The sources that something at a depth and the part's positions can depend on, of each prompt: by its own
-        layout, and where they stand in the part's rows."""
-        if (depth, part.P) not in self._alive:
-            acts = self.stack.reach(part.P).acts
-            self._alive[depth, part.P] = [self._of_prompt(q, depth, part, acts) for q in range(self.stack.n_prompts)]
-        return self._alive[depth, part.P]
-
-    def _of_prompt(
-        self, q: int, depth: int, part: Part, acts: Mapping[int, SparseActivations]
-    ) -> tuple[Tensor, list[slice]]:
-        P, own = part.P, self.stack.locals[q].layout
-        # Of features the prompt has its entries; of all else, something at each of its positions.
-        ends = {
-            part.layout.features[i].start: a.indptr[[q * P, (q + 1) * P]].tolist() for i, a in acts.items() if a.nnz
-        }
-        spans = []
-        for span in part.layout.spans(depth):
-            first, last = ends.get(span.start, (q * P, (q + 1) * P)) if span.start < span.stop else (0, 0)
-            spans.append(slice(span.start + first, span.start + last))
-        sizes = [span.stop - span.start for span in spans]
-        firsts = [span.start for span in own.spans(depth)]
-        sources = [torch.arange(first, first + size) for first, size in zip(firsts, sizes, strict=True)]
-        return torch.cat(sources).to(self.stack.embed.device), spans
+def _by_prompt(stack: Stack, part: Part, depth: int) -> tuple[Tensor, Tensor]:
+    """Edges of a part from what can matter at a depth, (n, Q, m), and which sources that are, (Q, m), by the layout of
+    each prompt."""
+    Q = stack.n_prompts
+    spans = [part.edges[:, span].unflatten(1, (Q, -1)) for span in part.layout.spans(depth)]
+    widths = torch.tensor([span.shape[2] for span in spans])
+    first = torch.tensor([[span.start for span in one.layout.spans(depth)] for one in stack.locals])
+    within = torch.arange(int(widths.sum())) - (widths.cumsum(0) - widths).repeat_interleave(widths)
+    return torch.cat(spans, 2), first.repeat_interleave(widths, 1) + within
