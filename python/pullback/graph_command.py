@@ -115,9 +115,11 @@ def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Ca
 
 
 def _say_what_is_explained(graph: Graph) -> None:
+    from pullback.attribution.nodes import LOGIT
+
     if answers := graph.answers():
         print("answer: " + ", ".join(f"'{label}' {p:.1%}" for label, p in answers))
-    nodes = graph.to_pandas()[0][graph.explained.numpy()]
-    for node in nodes[nodes["kind"] != "logit"].itertuples():
-        name = node.token if node.kind == "direction" else f"feature {node.id}"
-        print(f"explained: {name} = {node.preactivation:.3g}")
+    ids, labels = graph.node_ids(), graph.labels()
+    for place in (graph.explained & ~graph.of_kind(LOGIT)).nonzero()[:, 0].tolist():
+        name = labels.get(place, f"feature {ids[place]}")
+        print(f"explained: {name} = {float(graph.nodes.preactivation[place]):.3g}")

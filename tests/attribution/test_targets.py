@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
@@ -115,6 +116,26 @@ def test_a_difference_is_the_difference_of_rows() -> None:
     assert found == pytest.approx(both, abs=1e-9)
 
 
+class CustomTarget(NamedTuple):
+    """As circuit-tracer has it."""
+
+    token_str: str
+    prob: float
+    vec: Tensor
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_custom_targets_of_circuit_tracer_are_directions(several: bool) -> None:
+    lens = as_lens(models.build(PLAIN))
+    sets, tokens = models.random_set(lens), tokens_of(6)
+    theirs = CustomTarget("concept", 0.5, vector(lens))
+    graph = pb.attribute(lens, sets, tokens, attribution_targets=[theirs] if several else theirs)
+    ours = pb.attribute(lens, sets, tokens, attribution_targets=DirectionTarget(vector(lens)))
+    assert_same_edges(graph, ours, 0.0)
+    assert list(graph.labels().values()) == ["concept"]
+    assert float(graph.target_weights.sum()) == 0.5
+
+
 @pytest.mark.parametrize("name", [PLAIN, "neox-parallel"])
 def test_a_feature_has_the_row_that_it_has_in_the_whole_graph(name: str) -> None:
     """And its graph holds only what it can depend on."""
@@ -211,6 +232,20 @@ def test_a_position_of_its_own_for_the_whole_graph() -> None:
     for node in shorter.node_ids():
         if node.startswith("4_"):
             assert row(graph, node) == pytest.approx(row(shorter, node), abs=1e-9)
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "ATTRIBUTION.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names: dict[str, Any] = {
+        "pb": pb,
+        "model": pb.zoo.load("tiny-mix"),
+        "sets": pb.zoo.transcoders("tiny-mix"),
+        "prompt": "the capital of the state containing dallas is",
+        "probe": torch.ones(128),
+    }
+    exec(compile(example, "ATTRIBUTION.md", "exec"), names)
+    assert sorted(names["graph"].labels().values()) == ["austin", "austin - sacramento", "is a city", "texas"]
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def as_targets(asked: Any) -> list[Target]:
     is not positive."""
     if isinstance(asked, Tensor):
         asked = asked.reshape(-1).tolist()
-    elif isinstance(asked, str | Target) or not isinstance(asked, Iterable):
+    elif isinstance(asked, str | Target) or _is_custom(asked) or not isinstance(asked, Iterable):
         asked = [asked]
-    targets = [one if isinstance(one, Target) else LogitTarget(one) for one in asked]
+    targets = [_as_target(one) for one in asked]
     if not targets:
         raise ValueError(
             "attribute: attribution_targets is empty; give at least one target, or None for the likely tokens"
@@ -90,3 +90,14 @@ def as_targets(asked: Any) -> list[Target]:
         if target.weight is not None and not (target.weight > 0 and math.isfinite(target.weight)):
             raise ValueError(f"attribute: the weight of a target must be positive, got {target.weight} of {target!r}")
     return targets
+
+
+def _as_target(one: Any) -> Target:
+    if _is_custom(one):
+        return DirectionTarget(one.vec, weight=float(one.prob), label=one.token_str)
+    return one if isinstance(one, Target) else LogitTarget(one)
+
+
+def _is_custom(one: Any) -> bool:
+    """Whether this is circuit-tracer's CustomTarget: a direction at ln_final's output, its name and its weight."""
+    return all(hasattr(one, name) for name in ("token_str", "prob", "vec"))

@@ -91,8 +91,8 @@ def _validate(graph: Graph, path: str) -> None:
 
 
 def _feeds_forward(graph: Graph) -> bool:
-    """Whether only features and what is explained are targets, and every feature feeds later layers only: no cycles, so
-    that influence can be summed up."""
+    """Whether only features and logits are targets, and every feature feeds later layers only: no cycles, so that
+    influence can be summed up."""
     layer, sources, rows = graph.nodes.layer, graph.sources.long(), graph.rows()
     into_target = graph.of_kind(FEATURE, LOGIT, DIRECTION)[rows].all()
     forward = torch.where(graph.of_kind(FEATURE)[sources], layer[sources] < layer[rows], True).all()

@@ -54,16 +54,11 @@ def to_neuronpedia(
             **{key: graph.meta[key] for key in ("generation_settings", "pruning_settings") if key in graph.meta},
             **metadata,
         },
-        "qParams": {
-            "pinnedIds": _explained_features(graph),
-            "supernodes": [],
-            "linkType": "both",
-            "clickedId": "",
-            "sg_pos": "",
-        },
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": _nodes(graph, labels),
         "links": _links(graph),
     }
+    _mark_targets(graph, payload)
     if path is not None:
         atomic_save(Path(path), json.dumps(payload, ensure_ascii=False, allow_nan=False).encode())
     return payload
@@ -75,11 +70,6 @@ def _version() -> str:
     return version("pullback")
 
 
-def _explained_features(graph: Graph) -> list[str]:
-    which = graph.explained & graph.of_kind(k.FEATURE)
-    return [name for name, yes in zip(graph.node_ids(), which.tolist(), strict=True) if yes]
-
-
 def _finite(value: float) -> float | None:
     return value if value == value else None
 
@@ -87,8 +77,9 @@ def _finite(value: float) -> float | None:
 def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     n = graph.nodes
     ids = graph.node_ids()
-    influence = graph.cumulative_influence().tolist()
-    nodes: list[dict[str, Any]] = []
+    share = graph.cumulative_influence().tolist()
+    logit_labels = iter(graph.meta["logit_labels"])
+    nodes = []
     columns = (
         n.kind.tolist(),
         n.layer.tolist(),
@@ -98,6 +89,7 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         n.preactivation.tolist(),
     )
     for i, (kind, layer, pos, feature, activation, preactivation) in enumerate(zip(*columns, strict=True)):
+        label = next(logit_labels) if kind == k.LOGIT else ""
         nodes.append(
             {
                 "node_id": ids[i],
@@ -105,29 +97,36 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
                 "layer": _layer_field(kind, layer),
                 "ctx_idx": pos,
                 "feature_type": FEATURE_TYPES[kind],
-                "token_prob": 0.0,
-                "is_target_logit": False,
+                "token_prob": activation if kind == k.LOGIT else 0.0,
+                "is_target_logit": kind == k.LOGIT,
                 "run_idx": 0,
                 "reverse_ctx_idx": 0,
                 "jsNodeId": _js_id(kind, layer, pos, feature, ids[i]),
-                "clerp": labels.get(ids[i], ""),
-                "influence": influence[i],
+                # Viewers split a logit's label at "(p=".
+                "clerp": f'Output "{label}" (p={activation:.3f})' if kind == k.LOGIT else labels.get(ids[i], ""),
+                "influence": share[i],
                 "activation": activation,
                 "preactivation": _finite(preactivation),
                 "kind": k.KINDS[kind],
             }
         )
-    for i, label in graph.labels().items():
-        # Viewers know no targets but logits, and split their labels at "(p=".
-        share = nodes[i]["activation"] if n.kind[i] == k.LOGIT else float(graph.target_weights[i])
-        nodes[i] |= {
+    return nodes
+
+
+def _mark_targets(graph: Graph, payload: dict[str, Any]) -> None:
+    """Directions are shown as logits, the only targets that viewers know, and explained features are pinned."""
+    directions = graph.of_kind(k.DIRECTION).nonzero()[:, 0].tolist()
+    for i, label in zip(directions, graph.meta.get("direction_labels", []), strict=True):
+        weight = float(graph.target_weights[i])
+        payload["nodes"][i] |= {
             "layer": str(graph.meta["n_layers"] + 1),
-            "token_prob": share,
+            "token_prob": weight,
             "is_target_logit": True,
-            "clerp": f'Output "{label}" (p={share:.3f})',
+            "clerp": f'Output "{label}" (p={weight:.3f})',
             "kind": "logit",
         }
-    return nodes
+    pinned = (graph.explained & graph.of_kind(k.FEATURE)).nonzero()[:, 0].tolist()
+    payload["qParams"]["pinnedIds"] = [payload["nodes"][i]["node_id"] for i in pinned]
 
 
 def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
@@ -139,7 +138,7 @@ def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
 def _layer_field(kind: int, layer: int) -> str:
     if kind in (k.EMBEDDING, k.POSITION):
         return "E"
-    return str(layer)
+    return str(layer + 1) if kind == k.LOGIT else str(layer)
 
 
 def _js_id(kind: int, layer: int, pos: int, feature: int, node_id: str) -> str:

@@ -85,19 +85,15 @@ class EdgeRows:
         """Of edges (b, m): sources and weights of those kept, row by row; of each row how many they are, what the
         others sum to, and the total."""
         b, m = block.shape
-        kept = self.rule.kept(block)
-        lost, totals = block.new_zeros(b), torch.zeros(b, dtype=torch.float64)
+        totals = torch.zeros(b, dtype=torch.float64)
         if self.ranked:
             totals = (block * self._counted[sources].to(block.device)).abs().sum(1, dtype=torch.float64)
-        if not self.rule.keeps_all:
-            lost = block.masked_fill(kept, 0).sum(1)
-        named = sources.to(torch.int32)
-        if bool(kept.all()):
-            every = torch.full((b,), m)
-            return named.repeat(b), block.flatten().cpu(), every, lost.cpu(), totals.cpu()
-        places = kept.flatten().nonzero()[:, 0]
-        weights, counts = block.flatten()[places].cpu(), kept.sum(1).cpu()
-        return named[places.cpu() % m], weights, counts, lost.cpu(), totals.cpu()
+        thin, lost = self.rule.thinned(block)
+        named, flat, counts = sources.to(torch.int32), thin.flatten(), thin.count_nonzero(1).cpu()
+        if int(counts.sum()) == b * m:
+            return named.repeat(b), flat.cpu(), counts, lost.cpu(), totals.cpu()
+        places = flat.nonzero()[:, 0]
+        return named[places.cpu() % m], flat[places].cpu(), counts, lost.cpu(), totals.cpu()
 
     def joined(self) -> Rows:
         return Rows(*(torch.cat(column) for column in zip(*self._blocks, strict=True)))

@@ -75,7 +75,7 @@ def tokenize_chat(lens: Lens, messages: Sequence[Mapping[str, str]]) -> Tensor:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ValueError(f"a message of a chat is {{'role': ..., 'content': ...}}, got {message!r}")
     tokenizer = getattr(lens.model, "tokenizer", None)
-    if getattr(tokenizer, "chat_template", None) is None:
+    if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             f"the tokenizer of {lens.model_name} has no chat template: give the prompt as a string or token ids, or "
             "set model.tokenizer.chat_template"
