@@ -66,8 +66,8 @@ class EdgeRows:
     ) -> None:
         """Targets' names, layers and own constants (B), zeroed mass (B); their edges some rows at a time: (b, m), and
         the sources (m), ascending, from which there are any."""
-        found = [self._kept(block, sources) for block, sources in blocks]
-        sources, weights, counts, lost, totals = (torch.cat(column) for column in zip(*found, strict=True))
+        found = self._whole(blocks) if self.rule.keeps_all and not self.ranked else self._thinned(blocks)
+        sources, weights, counts, lost, totals = found
         self._blocks.append(
             Rows(
                 names=names.cpu(),
@@ -81,19 +81,33 @@ class EdgeRows:
             )
         )
 
-    def _kept(self, block: Tensor, sources: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of edges (b, m): sources and weights of those kept, row by row; of each row how many they are, what the
-        others sum to, and the total."""
-        b, m = block.shape
-        totals = torch.zeros(b, dtype=torch.float64)
-        if self.ranked:
-            totals = (block * self._counted[sources].to(block.device)).abs().sum(1, dtype=torch.float64)
-        thin, lost = self.rule.thinned(block)
-        named, flat, counts = sources.to(torch.int32), thin.flatten(), thin.count_nonzero(1).cpu()
-        if int(counts.sum()) == b * m:
-            return named.repeat(b), flat.cpu(), counts, lost.cpu(), totals.cpu()
-        places = flat.nonzero()[:, 0]
-        return named[places.cpu() % m], flat[places].cpu(), counts, lost.cpu(), totals.cpu()
+    def _whole(self, blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """Of edges that all stay: sources and weights but for zeros, row by row; of each row how many they are; and,
+        not asked for, what others sum to and the total."""
+        weights = torch.cat([block.flatten() for block, _ in blocks]).cpu()
+        sources = torch.cat([own.to(torch.int32).repeat(len(block)) for block, own in blocks])
+        sizes = torch.tensor([block.shape for block, _ in blocks])
+        counts = sizes[:, 1].repeat_interleave(sizes[:, 0])
+        stays = weights != 0
+        if not bool(stays.all()):
+            before = torch.nn.functional.pad(stays.cumsum(0), (1, 0))
+            counts = before[counts.cumsum(0)].diff(prepend=before[:1])
+            sources, weights = sources[stays], weights[stays]
+        return sources, weights, counts, weights.new_zeros(len(counts)), torch.zeros(len(counts), dtype=torch.float64)
+
+    def _thinned(self, blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """Of edges that a rule cuts: sources and weights of those that stay, row by row; of each row how many they are,
+        what the others sum to, and the total of all."""
+        columns: list[tuple[Tensor, ...]] = []
+        for block, own in blocks:
+            counted = self._counted[own].to(block.device)
+            thin, lost = self.rule.thinned(block)
+            flat = thin.flatten()
+            places = flat.nonzero()[:, 0]
+            sources, counts = own.to(torch.int32)[places.cpu() % block.shape[1]], thin.count_nonzero(1)
+            totals = (block * counted).abs().sum(1, dtype=torch.float64)
+            columns.append((sources, flat[places].cpu(), counts.cpu(), lost.cpu(), totals.cpu()))
+        return tuple(torch.cat(column) for column in zip(*columns, strict=True))
 
     def joined(self) -> Rows:
         return Rows(*(torch.cat(column) for column in zip(*self._blocks, strict=True)))

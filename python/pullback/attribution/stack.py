@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
@@ -59,15 +59,35 @@ class Stack:
 
     def reach(self, P: int) -> Reach:
         if P not in self._reach:
-            acts = {i: self._features([one.acts[i][:P] for one in self.locals]) for i in self.locals[0].acts}
+            acts = {i: self._features(i, P) for i in self.locals[0].acts}
             layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
             self._reach[P] = Reach(acts, layout)
         return self._reach[P]
 
-    def _features(self, per_prompt: Sequence[SparseActivations]) -> SparseActivations:
-        width = max(acts.nnz for acts in per_prompt)
-        indptr = torch.cat([acts.indptr[:-1] + q * width for q, acts in enumerate(per_prompt)])
-        end = indptr.new_tensor([width * self.n_prompts])
-        padded = [[nn.functional.pad(t, (0, width - len(t))) for t in (a.indices, a.values)] for a in per_prompt]
-        indices, values = (torch.cat(column) for column in zip(*padded, strict=True))
-        return SparseActivations(torch.cat([indptr, end]), indices, values, per_prompt[0].n_features)
+    def _features(self, layer: int, P: int) -> SparseActivations:
+        """Those at the first P positions, which are a prompt's first, as many of each prompt; no more than its own."""
+        indptr, indices, values = self._padded[layer]
+        own = indptr[:, P, None]
+        width = int(own.max())
+        starts = torch.arange(self.n_prompts, device=own.device)[:, None] * width
+        within = torch.arange(width, device=own.device)
+        return SparseActivations(
+            torch.cat([(indptr[:, :P] + starts).flatten(), own.new_tensor([width * self.n_prompts])]),
+            indices[:, :width].flatten(),
+            torch.where(within < own, values[:, :width], 0).flatten(),
+            self.locals[0].acts[layer].n_features,
+        )
+
+    @cached_property
+    def _padded(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """Of each layer: row pointers (Q, T + 1), ids and activations (Q, m), 0 behind those of a prompt."""
+
+        def side_by_side(per_prompt: Sequence[Tensor]) -> Tensor:
+            return nn.utils.rnn.pad_sequence(list(per_prompt), batch_first=True)
+
+        padded: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for i in self.locals[0].acts:
+            acts = [one.acts[i] for one in self.locals]
+            indptr = torch.stack([own.indptr for own in acts])
+            padded[i] = indptr, side_by_side([a.indices for a in acts]), side_by_side([a.values for a in acts])
+        return padded
