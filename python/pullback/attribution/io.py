@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from os import PathLike
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open

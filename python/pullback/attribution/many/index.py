@@ -79,13 +79,20 @@ def has_parquet() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
 
 
-def write_index(folder: str | os.PathLike[str], rows: Iterable[dict[str, Any]] | None = None) -> Path:
-    """The table of a folder of graphs, from these rows, or from what all its shards have written so far: index.parquet,
-    or without the package `pyarrow` index.csv, whose lists are JSON. Written atomically; returns its path."""
+def write_index(folder: str | os.PathLike[str]) -> Path:
+    """The table of a folder of graphs, from what all its shards have written so far: index.parquet, or without the
+    package `pyarrow` index.csv, whose lists are JSON. Written atomically; returns its path."""
+    folder = Path(folder)
+    while True:
+        rows = journalled(folder)
+        path = _written(folder, list(rows.values()))
+        if journalled(folder) == rows:  # else another shard has gone on, and its table may be the one replaced
+            return path
+
+
+def _written(folder: Path, rows: list[dict[str, Any]]) -> Path:
     import pandas as pd
 
-    folder = Path(folder)
-    rows = list(journalled(folder).values() if rows is None else rows)
     readable = {row["number"] for row in rows if row["file"]}
     rows = [row for row in rows if row["file"] or row["number"] not in readable]
     table = pd.DataFrame(sorted(rows, key=lambda row: (row["number"], row["file"])), columns=list(COLUMNS))

@@ -98,14 +98,14 @@ def attribute_many(
                 bar.update(len(batch))
     finally:
         journal.close()
-    rows = list(journalled(folder).values())
-    path = write_index(folder, rows)
+    path = write_index(folder)
+    table = read_index(folder)
     if verbose:
-        failed = sum(row["status"] != OK for row in rows)
-        tqdm.write(f"{path}: {len(rows)} prompts, {failed} without a graph")
+        failed = int((table["status"] != OK).sum())
+        tqdm.write(f"{path}: {len(table)} prompts, {failed} without a graph")
         if not has_parquet():
             tqdm.write("the table is a CSV file; pip install 'pullback[many]' for Parquet")
-    return read_index(folder)
+    return table
 
 
 class _Work:
