@@ -49,13 +49,14 @@ class Layout:
         self.attn_bias = per_position(list(range(n_layers)))
         self.n_sources = end
 
-    def spans(self, depth: int) -> list[slice]:
-        """Sources that write to the stream below a depth (`Targets.depth`), in their order, kind by kind and layer by
-        layer. Block l's attention writes at 2 l, its MLP at 2 l + 1."""
-        mlps = [*self.features.items()], [*self.errors.items()], [*self.mlp_bias.items()]
-        found = [span for spans in mlps for layer, span in spans if 2 * layer + 1 < depth]
-        found += [span for layer, span in self.attn_bias.items() if 2 * layer < depth]
-        return [self.embedding, self.position, *found]
+    def spans(self, depth: int) -> dict[tuple[str, int], slice]:
+        """Sources that write to the stream below a depth (`Targets.depth`), in their order, by kind and layer. Block
+        l's attention writes at 2 l, its MLP at 2 l + 1."""
+        found = {("embedding", -1): self.embedding, ("position", -1): self.position}
+        for kind, above in (("features", 1), ("errors", 1), ("mlp_bias", 1), ("attn_bias", 0)):
+            spans: dict[int, slice] = getattr(self, kind)
+            found |= {(kind, layer): span for layer, span in spans.items() if 2 * layer + above < depth}
+        return found
 
     def counts_in_scores(self) -> Tensor:
         """Mask of the sources that circuit-tracer knows, (n_sources): no positions, no biases."""

@@ -15,8 +15,6 @@ from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
 from pullback.ops import contract
 
-CARRIED = 1 << 22  # elements of what attention writes of a block of source positions
-
 
 def bytes_per_target(local: LocalModel) -> int:
     """Working memory that one more target in a batch costs, about: gradients at every position, a row of edges."""
@@ -39,7 +37,9 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
     target_of, top = torch.argsort(columns.of_target[0]), 2 * local.n_layers + 1
     for part in sweep(local.stack, columns):
         rows = target_of[part.which]
-        for own, span in zip(local.layout.spans(top), part.layout.spans(top), strict=True):
+        spans = part.layout.spans(top)
+        for which, own in local.layout.spans(top).items():
+            span = spans[which]
             edges[rows, own.start : own.start + span.stop - span.start] = part.edges[:, span]
         zeroed[rows] = part.zeroed[0]
     return edges, zeroed
@@ -140,12 +140,9 @@ class _Sweep:
 
         Nothing else lies below it, so what attention writes of that is read here: gradients need not be pulled through.
         """
-        step = max(1, CARRIED // (len(self.R) * self.R.shape[2]))
         for span, u in self._stream():
             into = self.edges[: self.joined, span].unflatten(1, (self.Q, self.P))
-            for first in range(0, self.P, step):
-                sources = slice(first, min(first + step, self.P))
-                written = self.stack.heads[0].written_by(u, sources, self.P)
+            for sources, written in self.stack.written_by(u, self.P):
                 read = self.R @ written.flatten(0, 1).transpose(1, 2)
                 into[:, :, sources] = read.unflatten(0, (self.Q, self.P)).sum(1).transpose(0, 1)
 

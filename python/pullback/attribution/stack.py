@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +17,8 @@ from pullback.ops import SparseActivations
 
 if TYPE_CHECKING:
     from pullback.attribution.local import LocalModel
+
+CARRIED = 1 << 22  # elements of what attention writes of a block of source positions
 
 
 class Reach(NamedTuple):
@@ -45,6 +47,7 @@ class Stack:
         self.attn_bias = [torch.stack(bias) for bias in zip(*(one.attn_bias for one in locals), strict=True)]
         self.zeroed = [torch.stack(rest) for rest in zip(*(one.zeroed or [] for one in locals), strict=True)]
         self._reach: dict[int, Reach] = {}
+        self._written: dict[int, Tensor] = {}
 
     @cached_property
     def layers(self) -> list[LayerTrace]:
@@ -56,6 +59,28 @@ class Stack:
     def heads(self) -> list[Heads]:
         blocks = zip(*(one.trace.layers for one in self.locals), strict=True)
         return [Heads(LayerTrace.stacked(block), self.precision) for block in blocks]
+
+    def written_by(self, u: Tensor, P: int) -> Iterator[tuple[slice, Tensor]]:
+        """What the first layer's attention writes at the first P positions of what the stream starts with there, u
+        (Q, T, d): source positions, and (Q, P, n_sources, d), a block of them at a time; of short prompts, kept."""
+        heads, T = self.heads[0], self.n_pos
+        if T * T * self.n_prompts * u.shape[2] <= CARRIED:
+            if id(u) not in self._written:
+                self._written[id(u)] = heads.written_by(u, slice(0, T), T)
+            yield slice(0, P), self._written[id(u)][:, :P, :P]
+            return
+        step = max(1, CARRIED // (P * self.n_prompts * u.shape[2]))
+        for first in range(0, P, step):
+            sources = slice(first, min(first + step, P))
+            yield sources, heads.written_by(u, sources, P)
+
+    @cached_property
+    def silent(self) -> set[tuple[str, int]]:
+        """Leaves, by kind and layer as in `Layout.spans`, that are 0 everywhere: attention without biases, MLPs without
+        errors."""
+        leaves = {"errors": dict(enumerate(self.errors)), "mlp_bias": self.mlp_bias}
+        leaves["attn_bias"] = dict(enumerate(self.attn_bias))
+        return {(kind, layer) for kind, by in leaves.items() for layer, u in by.items() if not bool(u.any())}
 
     def reach(self, P: int) -> Reach:
         if P not in self._reach:

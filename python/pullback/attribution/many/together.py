@@ -90,9 +90,10 @@ def _add(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> N
 def _by_prompt(stack: Stack, part: Part, depth: int) -> tuple[Tensor, Tensor]:
     """Edges of a part from what can matter at a depth, (n, Q, m), and which sources that are, (Q, m), by the layout of
     each prompt."""
-    Q = stack.n_prompts
-    spans = [part.edges[:, span].unflatten(1, (Q, -1)) for span in part.layout.spans(depth)]
-    widths = torch.tensor([span.shape[2] for span in spans])
-    first = torch.tensor([[span.start for span in one.layout.spans(depth)] for one in stack.locals])
+    spans = {which: span for which, span in part.layout.spans(depth).items() if which not in stack.silent}
+    edges = [part.edges[:, span].unflatten(1, (stack.n_prompts, -1)) for span in spans.values()]
+    widths = torch.tensor([span.shape[2] for span in edges])
+    layouts = [one.layout.spans(depth) for one in stack.locals]
+    first = torch.tensor([[own[which].start for which in spans] for own in layouts])
     within = torch.arange(int(widths.sum())) - (widths.cumsum(0) - widths).repeat_interleave(widths)
-    return torch.cat(spans, 2), first.repeat_interleave(widths, 1) + within
+    return torch.cat(edges, 2), first.repeat_interleave(widths, 1) + within
