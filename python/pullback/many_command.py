@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,5 +90,5 @@ def run(
     )
     failed = table[table["status"] != "ok"]
     print(f"{args.out}: {len(table) - len(failed)} graphs, {len(failed)} prompts without one")
-    for why, count in failed["status"].value_counts().head(3).items():
+    for why, count in Counter(failed["status"].tolist()).most_common(3):
         print(f"{count} times: {why}")

@@ -93,7 +93,8 @@ class GraphCollection:
         found["share"] = sums[:, 0] / len(self)
         found["influence"] = sums[:, 1] / len(self)
         found = found[found["share"] >= min_share]
-        return found.sort_values("influence", ascending=False, kind="stable", ignore_index=True)
+        order = np.argsort(-np.asarray(found["influence"]), kind="stable")
+        return found.iloc[order].reset_index(drop=True)
 
     def difference(self, other: GraphCollection | Graph) -> pd.DataFrame:
         """Mean influence of each feature here and in `other`: layer, feature, influence, other, difference (here less

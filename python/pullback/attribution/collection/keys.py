@@ -50,8 +50,10 @@ class NodeKeys(NamedTuple):
     def unpacked(keys: Ints) -> NodeKeys:
         head = keys >> _IDS
         rest = head >> _PLACES
+        pairs = np.array(_SORTS)[rest >> _LAYERS]
         return NodeKeys(
-            *np.array(_SORTS)[rest >> _LAYERS].T,
+            pairs[:, 0],
+            pairs[:, 1],
             (rest & ((1 << _LAYERS) - 1)) - 1,
             (head & _LAST) - _LAST,
             (keys & (_MODULUS - 1)) - 1,

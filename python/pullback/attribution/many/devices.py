@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from pullback.attribution.many.run import attribute_many
 from pullback.lens.tokens import Prompt
@@ -31,7 +31,7 @@ def attribute_on_devices(
     if not names:
         raise ValueError("attribute_on_devices: there is no CUDA device; name devices, or call attribute_many")
     arguments = (names, open_pair, list(prompts), os.fspath(out_dir), settings)
-    torch.multiprocessing.spawn(_work, arguments, nprocs=len(names))
+    spawn(_work, arguments, nprocs=len(names))
 
 
 def _work(
