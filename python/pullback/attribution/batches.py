@@ -49,7 +49,8 @@ class Batches:
     def rounds(self) -> Iterator[Tensor]:
         """Names of targets, ascending, all of them features or none; their rows must be there before the next are asked
         for. In the end, `chosen` are the places of the graph's features, ascending."""
-        yield -1 - torch.arange(len(self.explained))
+        if len(self.explained):
+            yield -1 - torch.arange(len(self.explained))
         if self.n_features == len(self.candidates):
             self.chosen = self.candidates
             if self.n_features:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pullback.attribution.stack import Stack
+from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import Targets, vectors_at_stream
 
 CONES = 8  # groups of positions for each prompt: more of them waste less and make smaller products
@@ -47,15 +47,16 @@ class Columns:
             start += size
 
 
-def share_columns(stack: Stack, targets: Sequence[Targets]) -> Columns:
+def share_columns(locals: Sequence[LocalModel], targets: Sequence[Targets]) -> Columns:
     """Columns for the targets of every prompt of a stack."""
-    vectors = torch.cat([vectors_at_stream(one, own) for one, own in zip(stack.locals, targets, strict=True)])
+    n_layers, n_pos = locals[0].n_layers, locals[0].n_pos
+    vectors = torch.cat([vectors_at_stream(one, own) for one, own in zip(locals, targets, strict=True)])
     pos = torch.cat([own.pos for own in targets])
     depth = torch.cat([own.depth for own in targets])
     sizes = [len(own) for own in targets]
     prompt = torch.arange(len(targets), device=pos.device).repeat_interleave(torch.tensor(sizes, device=pos.device))
-    depths = 2 * stack.n_layers + 1
-    cone = pos // -(-stack.n_pos // (CONES * len(targets)))
+    depths = 2 * n_layers + 1
+    cone = pos // -(-n_pos // (CONES * len(targets)))
     groups, group = torch.unique(cone * depths + depths - 1 - depth, return_inverse=True)
 
     # A target's place among those of its group and prompt; a group has as many columns as its fullest prompt needs.

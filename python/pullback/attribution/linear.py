@@ -31,7 +31,7 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
     edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
     through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
     """
-    columns = share_columns(local.stack, [targets])
+    columns = share_columns([local], [targets])
     edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
     zeroed = targets.vectors.new_zeros(len(targets))
     target_of, top = torch.argsort(columns.of_target[0]), 2 * local.n_layers + 1

@@ -34,7 +34,10 @@ class Stack:
     """Q prompts of T positions. What they share, weights and dictionaries, is read from one."""
 
     def __init__(self, locals: Sequence[LocalModel]) -> None:
-        self.locals = locals
+        # Not the local models themselves: one of them may hold this stack.
+        self.traces = [one.trace for one in locals]
+        self.acts = [one.acts for one in locals]
+        self.layouts = [one.layout for one in locals]
         first = locals[0]
         self.n_prompts, self.n_pos, self.n_layers = len(locals), first.n_pos, first.n_layers
         self.sets, self.precision = first.sets, first.precision
@@ -52,12 +55,12 @@ class Stack:
     @cached_property
     def layers(self) -> list[LayerTrace]:
         """Blocks whose MLP's norm has a scale for every row q T + p."""
-        blocks = zip(*(one.trace.layers for one in self.locals), strict=True)
+        blocks = zip(*(one.layers for one in self.traces), strict=True)
         return [replace(block[0], ln2_scale=torch.cat([one.ln2_scale for one in block])) for block in blocks]
 
     @cached_property
     def heads(self) -> list[Heads]:
-        blocks = zip(*(one.trace.layers for one in self.locals), strict=True)
+        blocks = zip(*(one.layers for one in self.traces), strict=True)
         return [Heads(LayerTrace.stacked(block), self.precision) for block in blocks]
 
     def written_by(self, u: Tensor, P: int) -> Iterator[tuple[slice, Tensor]]:
@@ -84,7 +87,7 @@ class Stack:
 
     def reach(self, P: int) -> Reach:
         if P not in self._reach:
-            acts = {i: self._features(i, P) for i in self.locals[0].acts}
+            acts = {i: self._features(i, P) for i in self.acts[0]}
             layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
             self._reach[P] = Reach(acts, layout)
         return self._reach[P]
@@ -100,7 +103,7 @@ class Stack:
             torch.cat([(indptr[:, :P] + starts).flatten(), own.new_tensor([width * self.n_prompts])]),
             indices[:, :width].flatten(),
             torch.where(within < own, values[:, :width], 0).flatten(),
-            self.locals[0].acts[layer].n_features,
+            self.acts[0][layer].n_features,
         )
 
     @cached_property
@@ -111,8 +114,8 @@ class Stack:
             return nn.utils.rnn.pad_sequence(list(per_prompt), batch_first=True)
 
         padded: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        for i in self.locals[0].acts:
-            acts = [one.acts[i] for one in self.locals]
+        for i in self.acts[0]:
+            acts = [one[i] for one in self.acts]
             indptr = torch.stack([own.indptr for own in acts])
             padded[i] = indptr, side_by_side([a.indices for a in acts]), side_by_side([a.values for a in acts])
         return padded

@@ -71,7 +71,7 @@ _NOTHING = torch.zeros(0, dtype=torch.long)
 def _add(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> None:
     """Pull back targets of these names, of each prompt, and hand it their rows."""
     targets = [one.targets(own) for one, own in zip(batches, names, strict=True)]
-    columns = share_columns(stack, targets)
+    columns = share_columns([one.local for one in batches], targets)
     used = torch.stack([torch.bincount(own, minlength=len(columns.depth)) for own in columns.of_target])
     blocks: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
     zeroed: list[list[Tensor]] = [[] for _ in batches]
@@ -93,7 +93,7 @@ def _by_prompt(stack: Stack, part: Part, depth: int) -> tuple[Tensor, Tensor]:
     spans = {which: span for which, span in part.layout.spans(depth).items() if which not in stack.silent}
     edges = [part.edges[:, span].unflatten(1, (stack.n_prompts, -1)) for span in spans.values()]
     widths = torch.tensor([span.shape[2] for span in edges])
-    layouts = [one.layout.spans(depth) for one in stack.locals]
+    layouts = [own.spans(depth) for own in stack.layouts]
     first = torch.tensor([[own[which].start for which in spans] for own in layouts])
     within = torch.arange(int(widths.sum())) - (widths.cumsum(0) - widths).repeat_interleave(widths)
     return torch.cat(edges, 2), first.repeat_interleave(widths, 1) + within
