@@ -57,6 +57,7 @@ def test_a_batch_of_prompts_is_each_of_them_alone(name: str, skip: bool) -> None
     limit=st.sampled_from([None, 0, 3, 20]),
     batch_size=st.integers(1, 60),
     edge_mass=st.sampled_from([1.0, 0.7]),
+    feature=st.sampled_from([None, 0, 3]),
     seed=st.integers(0, 100),
 )
 def test_whatever_is_asked(
@@ -67,9 +68,11 @@ def test_whatever_is_asked(
     limit: int | None,
     batch_size: int,
     edge_mass: float,
+    feature: int | None,
     seed: int,
 ) -> None:
-    """Prompts whose features differ in number and layer: columns with gaps, rounds that end at different times."""
+    """Prompts whose features differ in number and layer: columns with gaps, rounds that end at different times. An
+    explained feature may be active in some of them only."""
     lens = as_lens(models.build("LN-gqa-standard-plain"))
     sets = (models.random_clt if clt else models.random_set)(lens, seed, activation=activation, d_sae=8, k=3)
     settings = {
@@ -78,6 +81,7 @@ def test_whatever_is_asked(
         "update_interval": 1,
         "max_n_logits": 3,
         "edge_mass": edge_mass,
+        "attribution_targets": None if feature is None else pb.FeatureTarget(2, length - 1, feature),
     }
     prompts = prompts_of(n, length, seed)
     for prompt, graph in zip(prompts, together(lens, sets, prompts, **settings), strict=True):
