@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _eval(commands)
     _graph(commands)
+    _serve(commands)
     _convert(commands)
     _doctor(commands)
     return parser
@@ -272,6 +273,13 @@ def _run_graph(args: argparse.Namespace) -> None:
         many_command.run(args, graph_command.settings(args), open_model, _open_set)
     else:
         graph_command.run(args, open_model, _open_set)
+
+
+def _serve(commands: Any) -> None:
+    from pullback import serve
+
+    summary = "show the graphs of a folder in a browser, and keep what is noted on them"
+    serve.add_arguments(_command(commands, "serve", serve.run, summary))
 
 
 def _convert(commands: Any) -> None:
