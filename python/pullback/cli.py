@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import graph_command, train_options
+from pullback import graph_command, many_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -262,12 +262,17 @@ def _run_eval(args: argparse.Namespace) -> None:
 
 
 def _graph(commands: Any) -> None:
-    summary = "explain a model's answer to one prompt as an attribution graph"
-    graph_command.add_arguments(_command(commands, "graph", _run_graph, summary), MODEL_HELP)
+    summary = "explain a model's answer to one prompt, or to every prompt of a file, as attribution graphs"
+    parser = _command(commands, "graph", _run_graph, summary)
+    graph_command.add_arguments(parser, MODEL_HELP)
+    many_command.add_arguments(parser)
 
 
 def _run_graph(args: argparse.Namespace) -> None:
-    graph_command.run(args, open_model, _open_set)
+    if args.prompts is not None:
+        many_command.run(args, graph_command.settings(args), open_model, _open_set)
+    else:
+        graph_command.run(args, open_model, _open_set)
 
 
 def _serve(commands: Any) -> None:

@@ -26,14 +26,15 @@ SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
     parser.add_argument("model", help=model_help)
-    parser.add_argument("prompt", help="the prompt, in quotes")
+    parser.add_argument("prompt", help="the prompt, in quotes; or give --prompts")
     parser.add_argument("--chat", action="store_true", help="the prompt is a message to an assistant: use its template")
     parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one",
+        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one; a folder with "
+        "--prompts",
     )
     add_settings(parser)
     parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")

@@ -3,8 +3,10 @@
 from pullback.attribution.asked import DirectionTarget, FeatureTarget, LogitDifference, LogitTarget
 from pullback.attribution.attention import HeadLoadings, QKAttribution, head_loadings, qk_attribution
 from pullback.attribution.build import attribute, attribute_local
+from pullback.attribution.collection import GraphCollection
 from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
+from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
 from pullback.attribution.settings import Settings
 from pullback.attribution.weights import (
     ExpectedAttributions,
@@ -23,6 +25,7 @@ __all__ = [
     "Graph",
     "HeadLoadings",
     "Interference",
+    "GraphCollection",
     "LogitDifference",
     "LogitTarget",
     "QKAttribution",
@@ -36,4 +39,8 @@ __all__ = [
     "interference",
     "qk_attribution",
     "virtual_weights",
+    "attribute_many",
+    "attribute_on_devices",
+    "read_index",
+    "write_index",
 ]

@@ -17,7 +17,7 @@ from pullback.attribution.rows import EdgeRows
 def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
     """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass."""
     joined = edges.joined()
-    names, own, weights, sources = joined.names, joined.own, joined.weights, joined.sources.long()
+    names, own, weights, sources = joined.names, joined.own, joined.weights, joined.sources
     layout = local.layout
     first = layout.all_features.start
     keep = torch.ones(layout.n_sources, dtype=torch.bool)
@@ -35,18 +35,21 @@ def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: T
     target_of_own = torch.empty(n_targets, dtype=torch.long)
     target_of_own[own_rank] = target_node
 
-    stays, rows = keep[sources], joined.rows()
-    lost = weights.new_zeros(len(names)).index_add_(0, rows[~stays], weights[~stays])
-    kept = torch.bincount(rows[stays], minlength=len(names))
+    kept, lost = joined.counts, weights.new_zeros(len(names))
+    if not bool(keep.all()):
+        stays, rows = keep[sources], joined.rows()
+        lost.index_add_(0, rows[~stays], weights[~stays])
+        kept = torch.bincount(rows[stays], minlength=len(names))
+        sources, weights = new_id.int()[sources[stays]], weights[stays]
     has_own = own != 0
     counts = torch.zeros(n_nodes, dtype=torch.long).index_add_(0, target_node, kept + has_own)
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     # The sources of a row ascend already, and its own leaf stands behind them all: rows move as they are.
     begin = indptr[target_node]
-    at = torch.repeat_interleave(begin - (kept.cumsum(0) - kept), kept) + torch.arange(int(kept.sum()))
+    at = torch.repeat_interleave(begin - (kept.cumsum(0) - kept), kept) + torch.arange(len(sources))
     all_sources = torch.empty(int(indptr[-1]), dtype=torch.int32)
     all_weights = weights.new_empty(len(all_sources))
-    all_sources[at], all_weights[at] = new_id.int()[sources[stays]], weights[stays]
+    all_sources[at], all_weights[at] = sources, weights
     at_own = (begin + kept)[has_own]
     all_sources[at_own], all_weights[at_own] = (n_sources + own_rank)[has_own].int(), own[has_own].to(weights.dtype)
     target_weights = weights.new_zeros(n_nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,42 +29,53 @@ class Batches:
         self.local, self.explained, self.settings = local, explained, settings
         self.batch_size = max(1, min(settings.batch_size, WORKING_MEMORY // bytes_per_target(local)))
         self.engine = AutogradEngine(lens, local) if settings.engine == "autograd" else None
-        self.edges = EdgeRows(local.layout, settings.edge_rule)
+        limit = settings.max_feature_nodes
+        self.edges = EdgeRows(local.layout, settings.edge_rule, ranked=limit is not None)
+        self.candidates = explained.reach(local)
+        most = len(self.candidates)
+        self.n_features = most if limit is None else min(max(limit, len(explained.features)), most)
+        self.chosen = self.candidates[:0]
 
-    def run(self) -> Tensor:
-        """Compute all rows of the graph; returns the places of its features, ascending."""
-        limit, verbose = self.settings.max_feature_nodes, self.settings.verbose
-        candidates = self.explained.reach(self.local)
-        n = len(candidates) if limit is None else min(max(limit, len(self.explained.features)), len(candidates))
+    def run(self) -> None:
+        """Compute all rows of the graph."""
+        verbose = self.settings.verbose
         if verbose:
             size = self.batch_size * bytes_per_target(self.local) / 2**20
-            tqdm.write(f"{n} features in batches of {self.batch_size}: about {size:.0f} MiB of working memory")
-        with tqdm(total=n, desc="attribution", unit="feature", disable=not verbose) as bar:
-            self._add(-1 - torch.arange(len(self.explained)), None)
-            if n == len(candidates):
-                self._add_features(candidates, bar)
-                return candidates
-            return self._by_influence(candidates, n, bar)
+            tqdm.write(f"{self.n_features} features in batches of {self.batch_size}: about {size:.0f} MiB")
+        with tqdm(total=self.n_features, desc="attribution", unit="feature", disable=not verbose) as bar:
+            for names in self.rounds():
+                self._add(names, bar if int(names[0]) >= 0 else None)
 
-    def _by_influence(self, candidates: Tensor, n: int, bar: Any) -> Tensor:
+    def rounds(self) -> Iterator[Tensor]:
+        """Names of targets, ascending, all of them features or none; their rows must be there before the next are asked
+        for. In the end, `chosen` are the places of the graph's features, ascending."""
+        if len(self.explained):
+            yield -1 - torch.arange(len(self.explained))
+        if self.n_features == len(self.candidates):
+            self.chosen = self.candidates
+            if self.n_features:
+                yield self.candidates
+            return
+        yield from self._by_influence()
+
+    def _by_influence(self) -> Iterator[Tensor]:
         """The explained features, and those of largest influence through the rows so far, ranked again every few
-        batches; n in all."""
-        waiting = torch.zeros(int(candidates[-1]) + 1, dtype=torch.bool)
-        waiting[candidates] = True
-        nxt, missing = self.explained.features, n
+        batches."""
+        waiting = torch.zeros(int(self.candidates[-1]) + 1, dtype=torch.bool)
+        waiting[self.candidates] = True
+        nxt, missing = self.explained.features, self.n_features
         while True:
-            self._add_features(nxt, bar)
+            if len(nxt):
+                # Targets sorted by layer and position share their sweep and its causal cone: that is layout order.
+                yield nxt.sort().values
             waiting[nxt] = False
             missing -= len(nxt)
             if missing == 0:
-                return candidates[~waiting[candidates]]
+                break
             rank = self.edges.influence(self.explained)[: len(waiting)].masked_fill(~waiting, -1)
             step = min(missing, self.settings.update_interval * self.batch_size)
             nxt = torch.argsort(rank, descending=True, stable=True)[:step]
-
-    def _add_features(self, chosen: Tensor, bar: Any) -> None:
-        """Targets sorted by layer and position share their sweep and its causal cone: that is layout order."""
-        self._add(chosen.sort().values, bar)
+        self.chosen = self.candidates[~waiting[self.candidates]]
 
     def _add(self, names: Tensor, bar: Any) -> None:
         """Rows of these names, in batches; smaller ones from now on where one does not fit into memory."""
@@ -86,10 +98,13 @@ class Batches:
             tqdm.write(f"{len(batch)} targets do not fit into memory together: going on with {self.batch_size}")
 
     def _add_batch(self, names: Tensor) -> None:
-        targets = self._targets(names.to(self.local.trace.tokens.device))
+        targets = self.targets(names)
         block, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
         self.edges.append(names, targets.layer, targets.own, block, zeroed)
 
-    def _targets(self, names: Tensor) -> Targets:
-        """All of them features, or none."""
+    def targets(self, names: Tensor) -> Targets:
+        """Of some of a round's names."""
+        names = names.to(self.local.trace.tokens.device)
+        if not len(names):
+            return self.explained.targets[:0]
         return self.explained.targets[-1 - names] if int(names[0]) < 0 else feature_batch(self.local, names)

@@ -108,6 +108,13 @@ def attribute_local(lens: Lens, local: LocalModel, settings: Settings, meta: Map
 
     Raises ValueError for targets that this prompt does not have, and where edges do not add up.
     """
+    batches = begin(lens, local, settings)
+    batches.run()
+    return finish(lens, batches, meta)
+
+
+def begin(lens: Lens, local: LocalModel, settings: Settings) -> Batches:
+    """What is explained of a prompt, and the rows of its graph, which are still to be computed."""
     what = explained(
         lens,
         local,
@@ -116,10 +123,15 @@ def attribute_local(lens: Lens, local: LocalModel, settings: Settings, meta: Map
         max_n_logits=settings.max_n_logits,
         desired_logit_prob=settings.desired_logit_prob,
     )
-    batches = Batches(lens, local, what, settings)
-    chosen = batches.run()
-    told = _meta(lens, local, what) | {"generation_settings": settings.written(local.precision)} | dict(meta or {})
-    graph = assemble(local, what, batches.edges, chosen, told)
+    return Batches(lens, local, what, settings)
+
+
+def finish(lens: Lens, batches: Batches, meta: Mapping[str, Any] | None = None) -> Graph:
+    """The graph of all the rows. Raises ValueError where edges do not add up."""
+    local, what = batches.local, batches.explained
+    settings = {"generation_settings": batches.settings.written(local.precision)}
+    told = _meta(lens, local, what) | settings | dict(meta or {})
+    graph = assemble(local, what, batches.edges, batches.chosen, told)
     _must_add_up(graph, lens, local.precision)
     return graph
 

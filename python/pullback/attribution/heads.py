@@ -11,10 +11,11 @@ from pullback.lens import LayerTrace
 class Heads:
     """From attention's output to the stream it reads: through frozen W_O, pattern, W_V and ln1.
 
-    The pullback of a frozen norm is linear, so its weight and centring are multiplied into W_V once.
+    Gradients (Q P, n, d) are those of Q prompts, n each, at their first P positions. The pullback of a frozen norm is
+    linear, so its weight and centring are multiplied into W_V once, and its denominators into the pattern.
 
     Args:
-        layer: of the trace.
+        layer: of Q prompts of one length (`LayerTrace.stacked`).
         dtype: of the products; bfloat16 is faster where the processor multiplies it, and rounds.
     """
 
@@ -22,36 +23,53 @@ class Heads:
         w = layer.weights
         self.n_heads, self.d_head, d = w.W_O.shape
         self.n_kv = w.W_V.shape[0]
+        self.n_prompts = layer.mixing.shape[0]
         W_V = w.W_V.transpose(1, 2).reshape(self.n_kv * self.d_head, d)
         self.from_v = w.ln1.pullback(W_V, W_V.new_ones(1)).to(dtype)
         self.to_z = w.W_O.reshape(self.n_heads * self.d_head, d).to(dtype)
-        self.pattern = layer.mixing.to(dtype)
-        self.scale = layer.ln1_scale.to(dtype)
+        # What stands at a target position, from what stands at a source: (Q, n_heads, T_dst, T_src).
+        self.mixing = (layer.mixing / layer.ln1_scale.transpose(1, 2)[:, None]).to(dtype)
 
     def add_pullback(self, R: Tensor) -> None:
-        """Add to gradients R (P, n, d) at attention's output what they become at the stream before it."""
-        P, n, d = R.shape
-        at_z = R.reshape(P * n, d).to(self.to_z.dtype) @ self.to_z.T
-        at_z = at_z.view(P, n, self.n_heads, self.d_head).permute(2, 0, 1, 3).reshape(self.n_heads, P, -1)
-        at_v = self.pattern[:, :P, :P].transpose(1, 2) @ at_z
-        self._add_from_values(R, at_v.view(self.n_heads, P, n, self.d_head))
+        """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it."""
+        Q, H, (rows, n, d) = self.n_prompts, self.n_heads, R.shape
+        P, flat = rows // Q, R.view(rows * n, d)
+        at_z = flat.to(self.to_z.dtype) @ self.to_z.T
+        at_z = at_z.view(Q, P, n, H, self.d_head).permute(0, 3, 1, 2, 4).reshape(Q, H, P, -1)
+        at_v = self.mixing[:, :, :P, :P].transpose(2, 3) @ at_z
+        if self.n_kv < H:  # query heads share a key/value head
+            at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
+        at_v = at_v.view(Q, self.n_kv, P, n, self.d_head).permute(0, 2, 3, 1, 4).reshape(rows * n, -1)
+        if R.dtype == at_v.dtype:
+            flat.addmm_(at_v, self.from_v)
+        else:
+            flat.add_(at_v @ self.from_v)
 
     def add_pullback_of(self, R: Tensor, vectors: Tensor, pos: Tensor) -> None:
-        """The same where each gradient stands at one position only: vectors (n, d) at positions (n)."""
-        P, n, _ = R.shape
-        at_z = (vectors.to(self.to_z.dtype) @ self.to_z.T).view(n, self.n_heads, self.d_head)
-        from_pos = self.pattern[:, pos, :P].transpose(1, 2)
-        self._add_from_values(R, from_pos[..., None] * at_z.transpose(0, 1)[:, None])
+        """The same where each gradient stands at one position only: vectors (Q, n, d) at positions (Q, n).
 
-    def _add_from_values(self, R: Tensor, at_v: Tensor) -> None:
-        """at_v (n_heads, P, n, d_head), at the values of every query head."""
-        P, n, d = R.shape
-        if self.n_kv < self.n_heads:  # query heads share a key/value head
-            at_v = at_v.unflatten(0, (self.n_kv, -1)).sum(1)
-        scaled = at_v.new_empty(P, n, self.n_kv, self.d_head)
-        torch.div(at_v.permute(1, 2, 0, 3), self.scale[:P, :, None, None], out=scaled)
-        flat, scaled = R.view(P * n, d), scaled.view(P * n, -1)
-        if R.dtype == scaled.dtype:
-            flat.addmm_(scaled, self.from_v)
-        else:
-            flat.add_(scaled @ self.from_v)
+        What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
+        """
+        Q, n, d = vectors.shape
+        P = len(R) // Q
+        at_z = (vectors.reshape(Q * n, d).to(self.to_z.dtype) @ self.to_z.T).view(Q * n, self.n_heads, -1)
+        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (Q n, n_heads, d)
+        prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
+        moved = self.mixing[prompt, :, pos.flatten(), :P].transpose(1, 2) @ taken
+        R.view(Q, P, n, d).add_(moved.view(Q, n, P, d).transpose(1, 2))
+
+    def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
+        """What attention writes at the first P positions of what the stream holds at a slice of source positions:
+        u (Q, T, d) -> (Q, P, n_sources, d)."""
+        Q = self.n_prompts
+        at_v = (u[:, sources].to(self.from_v.dtype) @ self.from_v.T).unflatten(-1, (self.n_kv, self.d_head))
+        at_v = at_v.repeat_interleave(self.n_heads // self.n_kv, 2).permute(2, 0, 1, 3).flatten(1, 2)
+        moved = (at_v @ self.to_z.view(self.n_heads, self.d_head, -1)).unflatten(
+            1, (Q, -1)
+        )  # (n_heads, Q, n_sources, d)
+        weights = self.mixing[:, :, :P, sources].permute(0, 3, 2, 1)  # (Q, n_sources, P, n_heads)
+        return (weights @ moved.permute(1, 2, 0, 3)).transpose(1, 2).to(u.dtype)
+
+    def _per_head(self, from_v: Tensor) -> Tensor:
+        """(n_kv d_head, d) -> (n_heads, d_head, d)"""
+        return from_v.view(self.n_kv, self.d_head, -1).repeat_interleave(self.n_heads // self.n_kv, 0)

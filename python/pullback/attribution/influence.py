@@ -19,7 +19,7 @@ TINY = 1e-300
 
 def sum_rows(graph: Graph, values: Tensor) -> Tensor:
     """Sum of per-edge values into each target node, (n_nodes)."""
-    return values.new_zeros(graph.n_nodes).index_add_(0, graph.rows(), values)
+    return torch.segment_reduce(values, "sum", offsets=graph.indptr, unsafe=True)
 
 
 def normalized(graph: Graph, *, bias: bool) -> Tensor:
@@ -29,10 +29,15 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
     which has no such nodes; their own entries keep the same denominator.
     """
     size = graph.weights.abs().double()
-    counted = size if bias else size * counts_in_scores(graph)[graph.sources.long()]
-    total = sum_rows(graph, counted)[graph.rows()]
-    # A bias without company that counts has no share: it would be its size times 1 / EPS.
-    return torch.where((counted <= 0) & (total <= EPS), 0.0, size / total.clamp(min=EPS))
+    counts = counts_in_scores(graph) if not bias else torch.ones(graph.n_nodes, dtype=torch.bool)
+    counted = size * counts.double().index_select(0, graph.sources)
+    total = sum_rows(graph, counted)
+    share = size.mul_(torch.repeat_interleave(1 / total.clamp(min=EPS), graph.indptr.diff()))
+    alone = (total <= EPS) & (graph.indptr.diff() > 0)
+    if bool(alone.any()):
+        # A bias without company that counts has no share: it would be its size times 1 / EPS.
+        share[alone[graph.rows()] & (counted <= 0)] = 0
+    return share
 
 
 def counts_in_scores(graph: Graph) -> Tensor:
@@ -121,7 +126,7 @@ def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())
     replacement = from_tokens / max(from_tokens + from_errors, TINY)
-    error_share = sum_rows(graph, shares * error[graph.sources.long()])
+    error_share = sum_rows(graph, shares * error.double().index_select(0, graph.sources))
     carried = (influence + weight) * counted
     completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=TINY))
     return replacement, completeness

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from os import PathLike
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from pullback._util.atomic import atomic_save
+from pullback._util.atomic import atomic_write
 from pullback.attribution.graph import Graph
 from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT, NODE_FIELDS, Nodes
 
@@ -27,7 +26,18 @@ def save(graph: Graph, path: str | PathLike[str]) -> None:
     tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
     tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
-    atomic_save(Path(path), to_bytes(tensors, metadata=header))
+    with atomic_write(path) as file:
+        file.writelines(_in_order(to_bytes(tensors, metadata=header)))
+
+
+def _in_order(content: bytes) -> tuple[bytes, bytes, memoryview]:
+    """The same file with its metadata sorted: safetensors writes them in an order that differs from run to run."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    return len(written).to_bytes(8, "little"), written, memoryview(content)[8 + size :]
 
 
 def load(path: str | PathLike[str]) -> Graph:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pullback.attribution.columns import Columns, share_columns
+from pullback.attribution.layout import Layout
 from pullback.attribution.local import LocalModel
-from pullback.attribution.targets import Targets, vectors_at_stream
+from pullback.attribution.stack import Stack
+from pullback.attribution.targets import Targets
 from pullback.ops import contract
-
-CONES = 8  # groups of a prompt's positions: more of them waste less of it and make smaller products
 
 
 def bytes_per_target(local: LocalModel) -> int:
@@ -23,135 +25,179 @@ def bytes_per_target(local: LocalModel) -> int:
     return (local.n_pos * (at_stream + at_heads) + edges) * local.trace.embed.element_size()
 
 
-def _cone(local: LocalModel, pos: Tensor) -> Tensor:
-    """The group of neighbouring positions that each target belongs to."""
-    return pos // -(-local.n_pos // CONES)
-
-
 def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
     """Direct effects of all sources on B targets: edges (B, n_sources), and the mass of zeroed positions (B).
 
     edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
     through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
     """
-    # By causal cone, and within one from the top of the stream down.
-    order = torch.argsort(_cone(local, targets.pos) * (2 * local.n_layers + 1) - targets.depth, stable=True)
-    ordered = replace(targets, vectors=vectors_at_stream(local, targets))[order]
+    columns = share_columns([local], [targets])
     edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
     zeroed = targets.vectors.new_zeros(len(targets))
-    start = 0
-    for size in torch.unique_consecutive(_cone(local, ordered.pos), return_counts=True)[1].tolist():
-        rows = slice(start, start + size)
-        _Sweep(local, ordered[rows], edges[rows], zeroed[rows]).run()
-        start += size
-    back = torch.argsort(order)
-    return edges[back], zeroed[back]
+    target_of, top = torch.argsort(columns.of_target[0]), 2 * local.n_layers + 1
+    for part in sweep(local.stack, columns):
+        rows = target_of[part.which]
+        spans = part.layout.spans(top)
+        for which, own in local.layout.spans(top).items():
+            span = spans[which]
+            edges[rows, own.start : own.start + span.stop - span.start] = part.edges[:, span]
+        zeroed[rows] = part.zeroed[0]
+    return edges, zeroed
+
+
+class Part(NamedTuple):
+    """Edges of some columns. A target's are those of its column from the sources of its own prompt."""
+
+    which: slice
+    P: int
+    layout: Layout  # of the first P positions of all prompts
+    edges: Tensor  # (n, n_sources)
+    zeroed: Tensor  # (Q, n)
+
+
+def sweep(stack: Stack, columns: Columns) -> Iterator[Part]:
+    """Direct effects of the sources of every prompt of a stack on its targets, some columns at a time."""
+    for which in columns.sweeps():
+        part = _Sweep(stack, columns.part(which))
+        part.run()
+        yield Part(which, part.P, part.reach.layout, part.edges, part.zeroed)
 
 
 class _Sweep:
-    """Targets of one cone, from the highest layer down; each joins when the sweep comes to its layer.
+    """Columns of one cone, from the top of the stream down; each joins when the sweep comes to its depth.
 
     Attributes:
         P: positions of the cone: nothing after the last target's matters to any of them.
-        R: (P, joined, d), gradient at the residual stream.
+        R: (Q P, joined, d), gradient at the residual stream.
     """
 
-    def __init__(self, local: LocalModel, targets: Targets, edges: Tensor, zeroed: Tensor) -> None:
-        self.local, self.targets, self.depth = local, targets, targets.depth
-        self.edges, self.zeroed = edges, zeroed
-        self.P = int(targets.pos.max()) + 1
-        self.R = targets.vectors.new_zeros(self.P, 0, targets.vectors.shape[1])
+    def __init__(self, stack: Stack, columns: Columns) -> None:
+        self.stack, self.columns = stack, columns
+        self.Q, n, d = columns.vectors.shape
+        self.P = int(columns.pos.max()) + 1
+        self.reach = stack.reach(self.P)
+        self.edges = columns.vectors.new_zeros(n, self.reach.layout.n_sources)
+        self.zeroed = columns.vectors.new_zeros(self.Q, n)
+        self.R = columns.vectors.new_zeros(self.Q * self.P, 0, d)
 
     @property
     def joined(self) -> int:
         return self.R.shape[1]
 
     def run(self) -> None:
-        local, t, layout = self.local, self.local.trace, self.local.layout
-        self._join_before_block(local.n_layers)
-        for i in reversed(range(local.n_layers)):
+        self._join_before_block(self.stack.n_layers)
+        for i in reversed(range(self.stack.n_layers)):
             if self.joined:
                 self._contract_mlp(i)
-                self._through_layer(i)
-            self._join_at_mlp(i)
+            self._through_layer(i)
             self._join_before_block(i)
-        self._leaf(layout.embedding, t.embed)
-        if t.pos_embed is not None:
-            self._leaf(layout.position, t.pos_embed)
+        for span, u in self._stream():
+            self._leaf(span, u)
+
+    def _stream(self) -> Iterator[tuple[slice, Tensor]]:
+        """What the stream starts with."""
+        yield self.reach.layout.embedding, self.stack.embed
+        if self.stack.pos_embed is not None:
+            yield self.reach.layout.position, self.stack.pos_embed
 
     def _contract_mlp(self, i: int) -> None:
         """Edges from everything that writes to the MLP output of layer i."""
-        local, layout, edges = self.local, self.local.layout, self.edges[: self.joined]
-        G = self.R.transpose(0, 1).to(local.precision)
-        for src in local.sets.sources(i):
-            acts = local.acts[src][: self.P]
-            contract(G, acts, local.sets.decoder(src, i), out=edges[:, layout.features[src]][:, : acts.nnz])
-        self._leaf(layout.errors[i], local.errors[i])
-        if i in local.mlp_bias:
-            self._leaf(layout.mlp_bias[i], local.mlp_bias[i])
-        if local.zeroed is not None:
-            self.zeroed[: self.joined] += _at_each_position(self.R, local.zeroed[i]).sum(1)
+        stack, layout = self.stack, self.reach.layout
+        G = self.R.transpose(0, 1).to(stack.precision)
+        for src in stack.sets.sources(i):
+            into = self.edges[: self.joined, layout.features[src]]
+            contract(G, self.reach.acts[src], stack.sets.decoder(src, i), out=into)
+        self._leaf(layout.errors[i], stack.errors[i])
+        if i in stack.mlp_bias:
+            self._leaf(layout.mlp_bias[i], stack.mlp_bias[i])
+        if stack.zeroed:
+            lost = self._at_each_row(stack.zeroed[i]).view(self.joined, self.Q, self.P)
+            self.zeroed[:, : self.joined] += lost.sum(2).T
 
     def _through_layer(self, i: int) -> None:
-        """From the stream behind layer i to the one before it."""
-        local, layer = self.local, self.local.trace.layers[i]
+        """From the stream behind layer i to the one before it, with the targets that read what its MLP reads."""
+        parallel = self.stack.layers[i].parallel
         through_skip = self._through_skip(i)
         # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
-        if through_skip is not None and not layer.parallel:
+        if through_skip is not None and not parallel:
             self.R += through_skip
-        self._leaf(local.layout.attn_bias[i], local.attn_bias[i])
-        local.heads[i].add_pullback(self.R)
-        if through_skip is not None and layer.parallel:
+        if self.joined:
+            self._leaf(self.reach.layout.attn_bias[i], self.stack.attn_bias[i])
+        if i == 0 and not parallel:
+            self._join_at_mlp(i)
+        if self.joined:
+            if i == 0:
+                self._stream_through_attention()
+            else:
+                self.stack.heads[i].add_pullback(self.R)
+        if through_skip is not None and parallel:
             self.R += through_skip
+        if i > 0 or parallel:
+            self._join_at_mlp(i)
+
+    def _stream_through_attention(self) -> None:
+        """Edges from what the stream starts with, by way of the first layer's attention.
+
+        Nothing else lies below it, so what attention writes of that is read here: gradients need not be pulled through.
+        """
+        for span, u in self._stream():
+            into = self.edges[: self.joined, span].unflatten(1, (self.Q, self.P))
+            for sources, written in self.stack.written_by(u, self.P):
+                read = self.R @ written.flatten(0, 1).transpose(1, 2)
+                into[:, :, sources] = read.unflatten(0, (self.Q, self.P)).sum(1).transpose(0, 1)
 
     def _through_skip(self, i: int) -> Tensor | None:
-        local = self.local
-        W_skip = local.sets.skip(i) if i in local.sets else None
-        if W_skip is None:
+        stack = self.stack
+        W_skip = stack.sets.skip(i) if i in stack.sets else None
+        if W_skip is None or not self.joined:
             return None
-        positions = torch.arange(self.P, device=self.R.device).repeat_interleave(self.joined)
+        rows = torch.arange(self.Q * stack.n_pos, device=self.R.device).view(self.Q, -1)[:, : self.P]
         read = (self.R @ W_skip).flatten(0, 1)
-        return local.trace.layers[i].read_pullback(local.sets.hook_in(i), read, positions).view_as(self.R)
+        rows = rows.flatten().repeat_interleave(self.joined)
+        return stack.layers[i].read_pullback(stack.sets.hook_in(i), read, rows).view_as(self.R)
 
     def _waiting(self, depth: int) -> tuple[slice, Tensor, Tensor]:
-        """Targets at this depth, which come next: their rows, vectors at the stream, and positions."""
-        rows = slice(self.joined, self.joined + int((self.depth == depth).sum()))
-        return rows, self.targets.vectors[rows], self.targets.pos[rows]
+        """Columns at this depth, which come next: which, their vectors at the stream (Q, m, d), positions (Q, m)."""
+        which = slice(self.joined, self.joined + int((self.columns.depth == depth).sum()))
+        return which, self.columns.vectors[:, which], self.columns.pos[:, which]
 
     def _join_at_mlp(self, i: int) -> None:
         """Targets that read what the MLP of layer i reads."""
-        local, layer = self.local, self.local.trace.layers[i]
-        rows, vectors, pos = self._waiting(2 * i + 1)
-        if rows.start == rows.stop:
+        stack, layer = self.stack, self.stack.layers[i]
+        which, vectors, pos = self._waiting(2 * i + 1)
+        if which.start == which.stop:
             return
         fresh = self._standing(vectors, pos)
         if not layer.parallel:
-            bias = (vectors * local.attn_bias[i][pos]).sum(1)
-            self.edges[rows, local.layout.attn_bias[i]][torch.arange(len(pos), device=pos.device), pos] = bias
-            local.heads[i].add_pullback_of(fresh, vectors, pos)
+            prompt = torch.arange(self.Q, device=pos.device)[:, None]
+            column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
+            span = self.edges[:, self.reach.layout.attn_bias[i]]
+            span[column, prompt * self.P + pos] = (vectors * stack.attn_bias[i][prompt, pos]).sum(-1)
+            if i > 0:
+                stack.heads[i].add_pullback_of(fresh, vectors, pos)
         self._join(fresh)
 
     def _join_before_block(self, i: int) -> None:
         """Targets that read the stream before layer i; n_layers: behind the last block."""
-        rows, vectors, pos = self._waiting(2 * i)
-        if rows.start < rows.stop:
+        which, vectors, pos = self._waiting(2 * i)
+        if which.start < which.stop:
             self._join(self._standing(vectors, pos))
 
     def _standing(self, vectors: Tensor, pos: Tensor) -> Tensor:
-        """Vectors (m, d), each at its position of the stream and zero elsewhere, (P, m, d)."""
-        m, d = vectors.shape
-        stream = vectors.new_zeros(self.P, m, d)
-        stream[pos, torch.arange(m, device=pos.device)] = vectors
+        """Vectors (Q, m, d), each at its position of the stream and zero elsewhere, (Q P, m, d)."""
+        Q, m, d = vectors.shape
+        stream = vectors.new_zeros(Q * self.P, m, d)
+        rows = torch.arange(Q, device=pos.device)[:, None] * self.P + pos
+        stream[rows, torch.arange(m, device=pos.device)] = vectors
         return stream
 
     def _join(self, fresh: Tensor) -> None:
         self.R = torch.cat([self.R, fresh], dim=1) if self.joined else fresh
 
     def _leaf(self, span: slice, u: Tensor) -> None:
-        """Edges from one vector a position, (T, d)."""
-        self.edges[: self.joined, span][:, : self.P] = _at_each_position(self.R, u)
+        """Edges from one vector a position, (Q, T, d)."""
+        self.edges[: self.joined, span] += self._at_each_row(u)
 
-
-def _at_each_position(R: Tensor, u: Tensor) -> Tensor:
-    """<R[p, b], u[p]> for one vector a position: (P, B, d), (T, d) -> (B, P)."""
-    return (R @ u[: len(R), :, None]).squeeze(-1).T
+    def _at_each_row(self, u: Tensor) -> Tensor:
+        """<R[row, b], u[row]>, (joined, Q P)."""
+        return torch.linalg.vecdot(self.R, u[:, : self.P].reshape(len(self.R), 1, -1)).T

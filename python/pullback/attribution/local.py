@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.heads import Heads
-from pullback.lens import Lens, Trace, must_be_transcoders, trace
+from pullback.attribution.layout import Layout
+from pullback.attribution.stack import Stack
+from pullback.lens import LayerTrace, Lens, Trace, must_be_transcoders, traces
 from pullback.ops import SparseActivations
-from pullback.transcoders import LayeredDictionary
+from pullback.transcoders import BatchTopK, LayeredDictionary
 
 
 @dataclass(frozen=True)
@@ -41,45 +43,16 @@ class LocalModel:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self)
+        return Layout(self.acts, self.n_pos, self.n_layers, self.trace.pos_embed is not None, self.mlp_bias)
 
     @cached_property
     def heads(self) -> list[Heads]:
-        return [Heads(layer, self.precision) for layer in self.trace.layers]
+        return self.stack.heads
 
-
-class Layout:
-    """Where sources stand: embeddings, positions, features (layer, position, id), errors, MLP and attention biases."""
-
-    def __init__(self, local: LocalModel) -> None:
-        T, L = local.n_pos, local.n_layers
-        self.embedding = slice(0, T)
-        end = T
-        self.position = slice(end, end + (0 if local.trace.pos_embed is None else T))
-        end = self.position.stop
-        self.features: dict[int, slice] = {}
-        for layer in sorted(local.acts):
-            self.features[layer] = slice(end, end + local.acts[layer].nnz)
-            end = self.features[layer].stop
-        self.all_features = slice(self.position.stop, end)
-
-        def per_position(layers: list[int]) -> dict[int, slice]:
-            nonlocal end
-            spans = {layer: slice(end + n * T, end + (n + 1) * T) for n, layer in enumerate(layers)}
-            end += len(layers) * T
-            return spans
-
-        self.errors = per_position(list(range(L)))
-        self.mlp_bias = per_position(sorted(local.mlp_bias))
-        self.attn_bias = per_position(list(range(L)))
-        self.n_sources = end
-
-    def counts_in_scores(self) -> Tensor:
-        """Mask of the sources that circuit-tracer knows, (n_sources): no positions, no biases."""
-        counts = torch.ones(self.n_sources, dtype=torch.bool)
-        for span in (self.position, *self.mlp_bias.values(), *self.attn_bias.values()):
-            counts[span] = False
-        return counts
+    @cached_property
+    def stack(self) -> Stack:
+        """This prompt alone, as the linear engine takes it."""
+        return Stack([self])
 
 
 def local_model(
@@ -96,50 +69,87 @@ def local_model(
     `zero_positions` removes features and errors at those positions, as circuit-tracer does for BOS.
     Raises ValueError for incompatible transcoders, autoencoders, or activations that are NaN or infinite.
     """
+    sets = fitted_transcoders(lens, sets, strict=strict)
+    tokens = lens.to_tokens(tokens)[None]
+    return local_models(lens, sets, tokens, zero_positions=zero_positions, precision=precision)[0]
+
+
+def fitted_transcoders(lens: Lens, sets: LayeredDictionary, *, strict: bool = True) -> LayeredDictionary:
+    """The set as this model is computed, checked. Raises ValueError for incompatible transcoders and autoencoders."""
     sets = lens.fitted(sets, strict=strict)
     must_be_transcoders(sets, "attribution")
-    t = trace(lens, tokens)
-    keep = torch.ones(t.n_pos, 1, dtype=lens.compute_dtype, device=lens.device)
+    return sets
+
+
+@torch.no_grad()
+def local_models(
+    lens: Lens,
+    sets: LayeredDictionary,
+    tokens: Tensor,
+    *,
+    zero_positions: slice | None = None,
+    precision: torch.dtype | None = None,
+) -> list[LocalModel]:
+    """`local_model` of Q prompts of one length (Q, T) in one forward pass, with transcoders that fit."""
+    recorded = traces(lens, tokens)
+    Q, T = tokens.shape
+    keep = torch.ones(T, 1, dtype=lens.compute_dtype, device=lens.device)
     if zero_positions is not None:
         keep[zero_positions] = 0
 
-    inputs = {i: t.layers[i].read(sets.hook_in(i)) for i in sets.layers}
+    layers = [LayerTrace.stacked(prompts) for prompts in zip(*(t.layers for t in recorded), strict=True)]
+    # Of activations, every prompt's T rows one after the other.
+    inputs = {i: layers[i].read(sets.hook_in(i)) for i in sets.layers}
     for i, x in inputs.items():
         if not bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
             )
-    acts = {i: _at_positions(sets.encode(i, x), keep) for i, x in inputs.items()}
+    acts = {i: _at_positions(_encoded(sets, i, x), keep.repeat(Q, 1)) for i, x in inputs.items()}
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
     errors: list[Tensor] = []
     zeroed: list[Tensor] = []
     mlp_bias: dict[int, Tensor] = {}
-    for i, layer in enumerate(t.layers):
+    for i, layer in enumerate(layers):
         rest = layer.mlp_out
         if i in sets:
-            bias = sets.b_dec(i).expand_as(rest)
-            linear = torch.zeros_like(rest)
+            bias = sets.b_dec(i)
             W_skip = sets.skip(i)
             if W_skip is not None:
                 constant = layer.read_bias(sets.hook_in(i)) @ W_skip.T
-                linear = inputs[i] @ W_skip.T - constant
+                rest = rest - (inputs[i] @ W_skip.T - constant)
                 bias = bias + constant
-            mlp_bias[i] = bias
-            rest = rest - bias - linear - sets.decode(acts, i)
+            mlp_bias[i] = bias.expand(T, -1)
+            rest = rest - bias - sets.decode(acts, i).view_as(rest)
         errors.append(rest * keep)
         zeroed.append(rest * (1 - keep))
-    return LocalModel(
-        trace=t,
-        sets=sets,
-        acts=acts,
-        preactivations=preactivations,
-        errors=errors,
-        mlp_bias=mlp_bias,
-        attn_bias=[layer.attn_constant for layer in t.layers],
-        zeroed=None if zero_positions is None else zeroed,
-        precision=lens.compute_dtype if precision is None else precision,
-    )
+    attn_bias = [layer.attn_constant for layer in layers]
+
+    def prompt(q: int) -> LocalModel:
+        rows = slice(q * T, (q + 1) * T)
+        entries = {i: slice(int(a.indptr[rows.start]), int(a.indptr[rows.stop])) for i, a in acts.items()}
+        return LocalModel(
+            trace=recorded[q],
+            sets=sets,
+            acts={i: a[rows] for i, a in acts.items()},
+            preactivations={i: h[entries[i]] for i, h in preactivations.items()},
+            errors=[error[q] for error in errors],
+            mlp_bias=mlp_bias,
+            attn_bias=[bias[q] for bias in attn_bias],
+            zeroed=None if zero_positions is None else [rest[q] for rest in zeroed],
+            precision=lens.compute_dtype if precision is None else precision,
+        )
+
+    return [prompt(q) for q in range(Q)]
+
+
+def _encoded(sets: LayeredDictionary, layer: int, x: Tensor) -> SparseActivations:
+    """Features of every prompt's rows, (Q, T, d). Where rows compete for activity, only those of one prompt do."""
+    rule = sets[layer].activation
+    if not isinstance(rule, BatchTopK) or rule.threshold is not None:
+        return sets.encode(layer, x)
+    return SparseActivations.stacked([sets.encode(layer, rows) for rows in x], sets[layer].d_sae, x)
 
 
 def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:

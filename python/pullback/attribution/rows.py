@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,39 +43,71 @@ class Rows(NamedTuple):
 
 
 class EdgeRows:
-    """Rows of edges over all sources, in the order they come; of each row, the edges that a rule keeps."""
+    """Rows of edges over all sources, in the order they come; of each row, the edges that a rule keeps.
 
-    def __init__(self, layout: Layout, rule: EdgeRule) -> None:
-        self.layout, self.rule = layout, rule
+    Args:
+        ranked: whether `influence` will be asked for; rows then know the total of all their edges.
+    """
+
+    def __init__(self, layout: Layout, rule: EdgeRule, *, ranked: bool = True) -> None:
+        self.layout, self.rule, self.ranked = layout, rule, ranked
         self._counted = layout.counts_in_scores()
         self._blocks: list[Rows] = []
 
     def append(self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
         """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B)."""
-        sources, weights, totals, lost, counts = [], [], [], [], []
-        counted = self._counted.to(block.device)
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
-        for part in block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources)):
-            totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu())
-            thin, mass = self.rule.thinned(part)
-            flat = thin.flatten()
-            places = flat.nonzero()[:, 0]
-            sources.append((places % self.layout.n_sources).to(torch.int32).cpu())
-            weights.append(flat[places].cpu())
-            lost.append(mass.cpu())
-            counts.append(thin.count_nonzero(1).cpu())
+        parts = block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources))
+        every = torch.arange(self.layout.n_sources)
+        self.append_blocks(names, layers, own, zeroed, [(part, every) for part in parts])
+
+    def append_blocks(
+        self, names: Tensor, layers: Tensor, own: Tensor, zeroed: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Targets' names, layers and own constants (B), zeroed mass (B); their edges some rows at a time: (b, m), and
+        the sources (m), ascending, from which there are any."""
+        found = self._whole(blocks) if self.rule.keeps_all and not self.ranked else self._thinned(blocks)
+        sources, weights, counts, lost, totals = found
         self._blocks.append(
             Rows(
                 names=names.cpu(),
                 layers=layers.cpu(),
                 own=own.cpu(),
-                dropped=zeroed.cpu() + torch.cat(lost),
-                totals=torch.cat(totals),
-                counts=torch.cat(counts),
-                sources=torch.cat(sources),
-                weights=torch.cat(weights),
+                dropped=zeroed.cpu() + lost,
+                totals=totals,
+                counts=counts,
+                sources=sources,
+                weights=weights,
             )
         )
+
+    def _whole(self, blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """Of edges that all stay: sources and weights but for zeros, row by row; of each row how many they are; and,
+        not asked for, what others sum to and the total."""
+        weights = torch.cat([block.flatten() for block, _ in blocks]).cpu()
+        sources = torch.cat([own.to(torch.int32).repeat(len(block)) for block, own in blocks])
+        sizes = torch.tensor([block.shape for block, _ in blocks])
+        counts = sizes[:, 1].repeat_interleave(sizes[:, 0])
+        stays = weights != 0
+        if not bool(stays.all()):
+            before = torch.nn.functional.pad(stays.cumsum(0), (1, 0))
+            counts = before[counts.cumsum(0)].diff(prepend=before[:1])
+            sources, weights = sources[stays], weights[stays]
+        return sources, weights, counts, weights.new_zeros(len(counts)), torch.zeros(len(counts), dtype=torch.float64)
+
+    def _thinned(self, blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """Of edges that a rule cuts: sources and weights of those that stay, row by row; of each row how many they are,
+        what the others sum to, and the total of all."""
+        columns: list[tuple[Tensor, ...]] = []
+        for block, own in blocks:
+            counted = self._counted[own].to(block.device)
+            thin, lost = self.rule.thinned(block)
+            flat = thin.flatten()
+            places = flat.nonzero()[:, 0]
+            sources, counts = own.to(torch.int32)[places.cpu() % block.shape[1]], thin.count_nonzero(1)
+            totals = (block * counted).abs().sum(1, dtype=torch.float64)
+            columns.append((sources, flat[places].cpu(), counts.cpu(), lost.cpu(), totals.cpu()))
+        return tuple(torch.cat(column) for column in zip(*columns, strict=True))
 
     def joined(self) -> Rows:
         return Rows(*(torch.cat(column) for column in zip(*self._blocks, strict=True)))

@@ -51,7 +51,8 @@ def vectors_at_stream(local: LocalModel, targets: Targets) -> Tensor:
     """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site."""
     t = local.trace
     vectors = targets.vectors.clone()
-    for layer, site in torch.unique(torch.stack([targets.layer, targets.site]), dim=1).T.tolist():
+    for place in (targets.layer * len(SITES) + targets.site).unique().tolist():
+        layer, site = divmod(place, len(SITES))
         which = (targets.layer == layer) & (targets.site == site)
         v, pos = targets.vectors[which], targets.pos[which]
         if site == FINAL:

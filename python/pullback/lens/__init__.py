@@ -4,7 +4,7 @@ from pullback.lens.adapter import INPUT_SITES, OUTPUT_SITES, Lens, as_lens
 from pullback.lens.compat import check_compatible, must_be_transcoders
 from pullback.lens.open import open_transformers
 from pullback.lens.stand_ins import stand_ins
-from pullback.lens.trace import LayerTrace, Trace, trace
+from pullback.lens.trace import LayerTrace, Trace, trace, traces
 from pullback.lens.weights import LayerWeights, Norm
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "open_transformers",
     "stand_ins",
     "trace",
+    "traces",
 ]

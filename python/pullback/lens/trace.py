@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pullback.lens.structure import must_be_finite, relative_error, tolerance
+from pullback.lens.structure import must_be_finite, tolerance
+from pullback.lens.tokens import check_ids
 from pullback.lens.weights import NO_NORM, LayerWeights, Norm
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What one block did on one prompt of T tokens."""
+    """What one block did on one prompt of T tokens; on several of one length, with a dimension of prompts in front."""
 
     weights: LayerWeights
     parallel: bool
@@ -34,17 +36,27 @@ class LayerTrace:
         """Frozen denominators by the names of their modules, as `LayerWeights.norms`."""
         return {"ln1": self.ln1_scale, "ln1_post": self.ln1_post_scale, self.weights.ln2_at: self.ln2_scale}
 
+    @staticmethod
+    def stacked(prompts: Sequence[LayerTrace]) -> LayerTrace:
+        """The same block on several prompts of one length."""
+        return replace(prompts[0], **{f: torch.stack([getattr(one, f) for one in prompts]) for f in RECORDED})
+
+    def of_prompt(self, q: int) -> LayerTrace:
+        return replace(self, **{f: getattr(self, f)[q] for f in RECORDED})
+
     @cached_property
     def mixing(self) -> Tensor:
         """How values become what attention writes, (n_heads, T_dst, T_src): the pattern, over the frozen denominators
         of a norm behind attention where there is one."""
-        return self.pattern if self.weights.ln1_post.kind == NO_NORM else self.pattern / self.ln1_post_scale
+        if self.weights.ln1_post.kind == NO_NORM:
+            return self.pattern
+        return self.pattern / self.ln1_post_scale[..., None, :, :]
 
     @property
     def attn_constant(self) -> Tensor:
         """What attention writes whatever the stream holds, (T, d): b_O; b_V and ln1's bias through the pattern."""
         w = self.weights
-        constant = w.constant_values()[:, None, :].expand(-1, self.x_pre.shape[0], -1)
+        constant = w.constant_values()[:, None, :].expand(-1, self.x_pre.shape[-2], -1)
         return w.attend(self.mixing, constant) + self.attn_bias
 
     @property
@@ -86,8 +98,11 @@ class LayerTrace:
     def read_bias(self, hook_in: str) -> Tensor:
         """The constant in the value at the site, (d): the norm's bias where the site lies behind the affine."""
         if hook_in in ("hook_resid_mid", "ln2.hook_normalized"):
-            return torch.zeros_like(self.x_pre[0])
-        return self.weights.ln2.bias_vector(self.x_pre[0])
+            return self.x_pre.new_zeros(self.x_pre.shape[-1])
+        return self.weights.ln2.bias_vector(self.x_pre.new_zeros(self.x_pre.shape[-1]))
+
+
+RECORDED = [field.name for field in fields(LayerTrace) if field.name not in ("weights", "parallel")]
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,13 @@ def _sites(lens: Lens) -> list[str]:
 
 
 def trace(lens: Lens, tokens: Tensor) -> Trace:
-    """Record and verify one prompt, tokens (T,).
+    """Record and verify one prompt, tokens (T,); raises as `traces`."""
+    return traces(lens, lens.to_tokens(tokens)[None])[0]
+
+
+@torch.no_grad()
+def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
+    """Record and verify Q prompts of one length in one forward pass, tokens (Q, T).
 
     Raises ValueError where the model is not the linear map (given patterns and norm scales) that the engine
     takes it for, the sentence names the first place where it is not; where activations are NaN or infinite; and for
@@ -130,15 +151,14 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
     """
     from pullback.lens import record as rec
 
-    tokens = lens.to_tokens(tokens)
+    check_ids(lens, tokens, "prompt")
     # Norm scales are recorded through an edit, which also makes a float64 RMSNorm compute in float64.
-    edits = rec.exact_norms(lens.model)
-    with torch.no_grad():
-        logits, seen = rec.record(lens.model, tokens[None], _sites(lens), edits)
+    logits, seen = rec.record(lens.model, tokens.to(lens.device), _sites(lens), rec.exact_norms(lens.model))
     dtype = lens.compute_dtype
-    at = {site: value[0].to(dtype) for site, value in seen.items()}
+    # Where the model adds one row of positions to all prompts, it is recorded once.
+    at = {site: value.to(dtype).expand(len(tokens), *value.shape[1:]) for site, value in seen.items()}
     must_be_finite(lens, at)
-    ones = at["hook_embed"].new_ones(tokens.shape[0], 1)
+    ones = at["hook_embed"].new_ones(*tokens.shape, 1)
     ln_final, W_U, b_U = lens.ln_final.to(dtype), lens.W_U.to(dtype), lens.b_U.to(dtype)
     final_scale = at.get("ln_final.hook_scale", ones)
 
@@ -156,42 +176,49 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
             mlp_out=at[block + "hook_mlp_out"],
         )
 
-    result = Trace(
-        model_name=lens.model_name,
-        tokens=tokens,
-        str_tokens=lens.to_str_tokens(tokens),
-        embed=at["hook_embed"],
-        pos_embed=at.get("hook_pos_embed"),
-        layers=[layer(i) for i in range(lens.n_layers)],
-        ln_final=ln_final,
-        final_scale=final_scale,
-        logits=ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], final_scale) @ W_U + b_U,
-        W_U=W_U,
-        b_U=b_U,
-    )
-    verify(lens, result, logits[0].to(dtype), at)
-    return result
+    layers = [layer(i) for i in range(lens.n_layers)]
+    before_cap = ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], final_scale) @ W_U + b_U
+    _verify(lens, layers, before_cap, logits.to(dtype), at)
+    return [
+        Trace(
+            model_name=lens.model_name,
+            tokens=tokens[q],
+            str_tokens=lens.to_str_tokens(tokens[q]),
+            embed=at["hook_embed"][q],
+            pos_embed=at["hook_pos_embed"][q] if "hook_pos_embed" in at else None,
+            layers=[layer.of_prompt(q) for layer in layers],
+            ln_final=ln_final,
+            final_scale=final_scale[q],
+            logits=before_cap[q],
+            W_U=W_U,
+            b_U=b_U,
+        )
+        for q in range(len(tokens))
+    ]
 
 
-def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
-    """Compare every step of the frozen linear map with what the model did (`at`: recorded sites)."""
+def _verify(lens: Lens, layers: list[LayerTrace], before_cap: Tensor, logits: Tensor, at: dict[str, Tensor]) -> None:
+    """Compare every step of the frozen linear map with what the model did (`at`: recorded sites), prompt by prompt."""
 
-    def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-30) -> None:
-        error = relative_error(ours, theirs, floor)
+    def size(t: Tensor) -> Tensor:
+        return t.abs().flatten(1).amax(1)
+
+    def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: Tensor | None = None) -> None:
+        scale = size(theirs) if floor is None else torch.maximum(size(theirs), floor)
+        error = float((size(ours - theirs) / scale.clamp(min=1e-30)).max())
         if not error <= tolerance(lens.dtype):
             raise ValueError(
-                f"{t.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from the "
-                "model's by "
-                f"{error:.1e} of its largest value. This architecture is not supported yet"
+                f"{lens.model_name} is not linear here once patterns and norm scales are frozen: {what} differ from "
+                f"the model's by {error:.1e} of its largest value. This architecture is not supported yet"
             )
 
-    stream = t.embed if t.pos_embed is None else t.embed + t.pos_embed
-    for i, layer in enumerate(t.layers):
+    stream = at["hook_embed"] + at["hook_pos_embed"] if "hook_pos_embed" in at else at["hook_embed"]
+    for i, layer in enumerate(layers):
         must_equal(stream, layer.x_pre, f"the activations entering block {i}")
         attended = layer.attend(layer.x_pre)
         # Attention may write nothing but rounding noise: then a hundredth of the stream is what to measure it by.
-        must_equal(attended, layer.attn_out, f"the outputs of attention {i}", float(layer.x_pre.abs().max()) / 100)
+        must_equal(attended, layer.attn_out, f"the outputs of attention {i}", size(layer.x_pre) / 100)
         must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the inputs of MLP {i}")
         stream = at[f"blocks.{i}.hook_resid_post"]
         must_equal(layer.x_pre + layer.attn_out + layer.mlp_out, stream, f"the activations leaving block {i}")
-    must_equal(lens.capped(t.logits), logits, "the logits")
+    must_equal(lens.capped(before_cap), logits, "the logits")

@@ -82,15 +82,16 @@ class LayerWeights:
     b_O: Tensor  # (d_model)
 
     def values(self, x_ln1: Tensor, *, bias: bool = True) -> Tensor:
-        """ln1 output (T, d_model) -> values (n_kv, T, d_head)."""
-        v = torch.einsum("td,kde->kte", x_ln1, self.W_V)
+        """ln1 output (..., T, d_model) -> values (..., n_kv, T, d_head)."""
+        v = torch.einsum("...td,kde->...kte", x_ln1, self.W_V)
         return v + self.b_V[:, None, :] if bias else v
 
     def attend(self, pattern: Tensor, values: Tensor) -> Tensor:
-        """Pattern (n_heads, T_dst, T_src), values (n_kv, T_src, d_head) -> z W_O over all heads, (T_dst, d_model)."""
+        """Pattern (..., n_heads, T_dst, T_src), values (..., n_kv, T_src, d_head) -> z W_O over all heads, (..., T_dst,
+        d_model)."""
         repeats = self.W_O.shape[0] // self.W_V.shape[0]
-        z = pattern @ values.repeat_interleave(repeats, dim=0)
-        return torch.einsum("hte,hed->td", z, self.W_O)
+        z = pattern @ values.repeat_interleave(repeats, dim=-3)
+        return torch.einsum("...hte,hed->...td", z, self.W_O)
 
     def constant_values(self) -> Tensor:
         """The values of a stream of zeros: b_V, and ln1's bias through W_V. (n_kv, d_head)"""

@@ -1,0 +1,82 @@
+"""Which targets of several prompts share a column of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pullback.attribution.local import LocalModel
+from pullback.attribution.targets import Targets, vectors_at_stream
+
+CONES = 8  # groups of positions for each prompt: more of them waste less and make smaller products
+ROWS = 4096  # gradients that are multiplied at once on a CPU: more of them leave its cache
+FEWEST = 16  # columns of a sweep, however long the prompts
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Targets of Q prompts in n columns. Prompts do not mix, so a column takes one target of each of them, of a common
+    depth and cone; where a prompt has fewer such targets than another, its part of the column is 0.
+
+    Columns are sorted by causal cone, and within one from the top of the stream down.
+    """
+
+    cone: Tensor  # (n)
+    depth: Tensor  # (n), see `Targets.depth`
+    vectors: Tensor  # (Q, n, d), as read at the stream
+    pos: Tensor  # (Q, n)
+    of_target: list[Tensor]  # Q times (B): the column of each target
+
+    def part(self, which: slice) -> Columns:
+        return Columns(self.cone[which], self.depth[which], self.vectors[:, which], self.pos[:, which], [])
+
+    def sweeps(self) -> Iterator[slice]:
+        """Neighbouring columns of one cone, as many as are worth multiplying at once. Of several prompts they are many
+        enough to go by depth as well: then all sources below matter to all of them."""
+        start, depths = 0, int(self.depth.max()) + 1
+        key = self.cone if len(self.pos) == 1 else self.cone * depths + self.depth
+        for size in torch.unique_consecutive(key, return_counts=True)[1].tolist():
+            cone = self.pos[:, start : start + size]
+            rows = (int(cone.max()) + 1) * len(cone)
+            step = max(FEWEST, ROWS // rows) if cone.device.type == "cpu" else size
+            for first in range(start, start + size, step):
+                yield slice(first, min(first + step, start + size))
+            start += size
+
+
+def share_columns(locals: Sequence[LocalModel], targets: Sequence[Targets]) -> Columns:
+    """Columns for the targets of every prompt of a stack."""
+    n_layers, n_pos = locals[0].n_layers, locals[0].n_pos
+    vectors = torch.cat([vectors_at_stream(one, own) for one, own in zip(locals, targets, strict=True)])
+    pos = torch.cat([own.pos for own in targets])
+    depth = torch.cat([own.depth for own in targets])
+    sizes = [len(own) for own in targets]
+    prompt = torch.arange(len(targets), device=pos.device).repeat_interleave(torch.tensor(sizes, device=pos.device))
+    depths = 2 * n_layers + 1
+    cone = pos // -(-n_pos // (CONES * len(targets)))
+    groups, group = torch.unique(cone * depths + depths - 1 - depth, return_inverse=True)
+
+    # A target's place among those of its group and prompt; a group has as many columns as its fullest prompt needs.
+    run = group * len(targets) + prompt
+    order = torch.argsort(run, stable=True)
+    counts = torch.bincount(run, minlength=len(groups) * len(targets))
+    place = torch.empty_like(run)
+    place[order] = torch.arange(len(run), device=run.device) - (counts.cumsum(0) - counts)[run[order]]
+    width = counts.view(len(groups), -1).amax(1)
+    column = (width.cumsum(0) - width)[group] + place
+
+    n = int(width.sum())
+    laid = vectors.new_zeros(len(targets), n, vectors.shape[1])
+    laid[prompt, column] = vectors
+    laid_pos = pos.new_zeros(len(targets), n)
+    laid_pos[prompt, column] = pos
+    return Columns(
+        cone=(groups // depths).repeat_interleave(width),
+        depth=(depths - 1 - groups % depths).repeat_interleave(width),
+        vectors=laid,
+        pos=laid_pos,
+        of_target=list(column.split(sizes)),
+    )

@@ -1,0 +1,103 @@
+"""Which prompts are explained together, and what their files are called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pullback._util.atomic import atomic_save
+from pullback.attribution.settings import Settings
+from pullback.lens import Lens
+from pullback.lens.fingerprint import fingerprint, same_weight
+from pullback.lens.tokens import Prompt
+from pullback.transcoders import LayeredDictionary
+
+TOKENS_AT_ONCE = 256  # of all prompts of a batch, on a CPU: more of them leave its cache
+PROMPTS_AT_ONCE = 16
+ON_DEVICE = 16  # times as many on a GPU
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A prompt with its place in the list; without tokens, `why` says what is wrong with it."""
+
+    number: int
+    text: str
+    file: str
+    tokens: list[int]
+    why: str = ""
+
+
+def numbered(lens: Lens, prompts: Sequence[Prompt], shard_id: int, num_shards: int) -> Iterator[Numbered]:
+    """The prompts of one shard, read by the model."""
+    for number in range(shard_id, len(prompts), num_shards):
+        prompt = prompts[number]
+        text = prompt if isinstance(prompt, str) else ""
+        try:
+            tokens = lens.to_tokens(prompt).tolist()
+        except ValueError as error:
+            yield Numbered(number, text or repr(prompt)[:200], "", [], str(error))
+            continue
+        digest = hashlib.sha256(json.dumps([text, tokens]).encode()).hexdigest()[:12]
+        shown = text or "".join(lens.to_str_tokens(torch.tensor(tokens)))
+        yield Numbered(number, shown, f"{number:06d}-{digest}.safetensors", tokens)
+
+
+def batches(prompts: Sequence[Numbered], at_once: int | None, device: torch.device) -> list[list[Numbered]]:
+    """Prompts of one length, as many as are explained together.
+
+    They follow from the list alone and not from what is done already, so a resumed run sums in the same order.
+    """
+    by_length: dict[int, list[Numbered]] = defaultdict(list)
+    for prompt in prompts:
+        by_length[len(prompt.tokens)].append(prompt)
+    found: list[list[Numbered]] = []
+    for length, same in sorted(by_length.items()):
+        size = at_once or _at_once(length, device)
+        found += [same[start : start + size] for start in range(0, len(same), size)]
+    return found
+
+
+def _at_once(length: int, device: torch.device) -> int:
+    times = 1 if device.type == "cpu" else ON_DEVICE
+    return max(1, min(PROMPTS_AT_ONCE * times, TOKENS_AT_ONCE * times // length))
+
+
+def claim(folder: Path, lens: Lens, sets: LayeredDictionary, settings: Mapping[str, Any]) -> None:
+    """Write down what the graphs of a folder have in common. Raises ValueError where they have something else."""
+    weights = {f"model {i}": lens.fingerprint(i) or "" for i in range(lens.n_layers)}
+    for i in sets.layers:
+        weights |= {f"W_enc {i}": fingerprint(sets[i].W_enc), f"W_dec {i}": fingerprint(sets.decoder(i, i))}
+    path = folder / RUN
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_save(path, json.dumps({"weights": weights, "settings": dict(settings)}, indent=1))
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    differ = {name: (begun["settings"].get(name), now) for name, now in settings.items()}
+    told = [f"{name}={then!r}, now {now!r}" for name, (then, now) in differ.items() if then != now]
+    told += [
+        f"other weights ({name})"
+        for name, ours in weights.items()
+        if not (ours == begun["weights"].get(name) or same_weight(ours, begun["weights"].get(name, "")))
+    ]
+    if told or set(weights) != set(begun["weights"]):
+        raise ValueError(
+            f"attribute_many: {folder} was begun with {'; '.join(told) or 'other layers'}: give out_dir another folder"
+        )
+
+
+def described(settings: Settings, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes graphs, in words that JSON has."""
+    named = {name: value for name, value in vars(settings).items() if name != "verbose"} | dict(more)
+    return {
+        name: value if isinstance(value, int | float | str | None) else repr(value) for name, value in named.items()
+    }

@@ -1,0 +1,121 @@
+"""Prompts of one length side by side, so that the linear engine pulls targets of all of them back at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pullback.attribution.heads import Heads
+from pullback.attribution.layout import Layout
+from pullback.lens import LayerTrace
+from pullback.ops import SparseActivations
+
+if TYPE_CHECKING:
+    from pullback.attribution.local import LocalModel
+
+CARRIED = 1 << 22  # elements of what attention writes of a block of source positions
+
+
+class Reach(NamedTuple):
+    """The sources at the first P positions of every prompt: rows q P + p of features, and where the sources stand in a
+    row of edges. Every span of it has as many for each prompt: the first ones of the same span of the prompt's own
+    layout, and of features, behind them, activations of 0 for what other prompts have more."""
+
+    acts: dict[int, SparseActivations]
+    layout: Layout
+
+
+class Stack:
+    """Q prompts of T positions. What they share, weights and dictionaries, is read from one."""
+
+    def __init__(self, locals: Sequence[LocalModel]) -> None:
+        # Not the local models themselves: one of them may hold this stack.
+        self.traces = [one.trace for one in locals]
+        self.acts = [one.acts for one in locals]
+        self.layouts = [one.layout for one in locals]
+        first = locals[0]
+        self.n_prompts, self.n_pos, self.n_layers = len(locals), first.n_pos, first.n_layers
+        self.sets, self.precision = first.sets, first.precision
+        # All of these (Q, T, d).
+        self.embed = torch.stack([one.trace.embed for one in locals])
+        positions = [one.trace.pos_embed for one in locals]
+        self.pos_embed = None if positions[0] is None else torch.stack([p for p in positions if p is not None])
+        self.errors = [torch.stack(error) for error in zip(*(one.errors for one in locals), strict=True)]
+        self.mlp_bias = {i: torch.stack([one.mlp_bias[i] for one in locals]) for i in first.mlp_bias}
+        self.attn_bias = [torch.stack(bias) for bias in zip(*(one.attn_bias for one in locals), strict=True)]
+        self.zeroed = [torch.stack(rest) for rest in zip(*(one.zeroed or [] for one in locals), strict=True)]
+        self._reach: dict[int, Reach] = {}
+        self._written: dict[int, Tensor] = {}
+
+    @cached_property
+    def layers(self) -> list[LayerTrace]:
+        """Blocks whose MLP's norm has a scale for every row q T + p."""
+        blocks = zip(*(one.layers for one in self.traces), strict=True)
+        return [replace(block[0], ln2_scale=torch.cat([one.ln2_scale for one in block])) for block in blocks]
+
+    @cached_property
+    def heads(self) -> list[Heads]:
+        blocks = zip(*(one.layers for one in self.traces), strict=True)
+        return [Heads(LayerTrace.stacked(block), self.precision) for block in blocks]
+
+    def written_by(self, u: Tensor, P: int) -> Iterator[tuple[slice, Tensor]]:
+        """What the first layer's attention writes at the first P positions of what the stream starts with there, u
+        (Q, T, d): source positions, and (Q, P, n_sources, d), a block of them at a time; of short prompts, kept."""
+        heads, T = self.heads[0], self.n_pos
+        if T * T * self.n_prompts * u.shape[2] <= CARRIED:
+            if id(u) not in self._written:
+                self._written[id(u)] = heads.written_by(u, slice(0, T), T)
+            yield slice(0, P), self._written[id(u)][:, :P, :P]
+            return
+        step = max(1, CARRIED // (P * self.n_prompts * u.shape[2]))
+        for first in range(0, P, step):
+            sources = slice(first, min(first + step, P))
+            yield sources, heads.written_by(u, sources, P)
+
+    @cached_property
+    def silent(self) -> set[tuple[str, int]]:
+        """Leaves, by kind and layer as in `Layout.spans`, that are 0 everywhere: attention without biases, MLPs without
+        errors."""
+        leaves = {"errors": dict(enumerate(self.errors)), "mlp_bias": self.mlp_bias}
+        leaves["attn_bias"] = dict(enumerate(self.attn_bias))
+        return {(kind, layer) for kind, by in leaves.items() for layer, u in by.items() if not bool(u.any())}
+
+    def reach(self, P: int) -> Reach:
+        if P not in self._reach:
+            acts = {i: self._features(i, P) for i in self.acts[0]}
+            layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
+            self._reach[P] = Reach(acts, layout)
+        return self._reach[P]
+
+    def _features(self, layer: int, P: int) -> SparseActivations:
+        """Those at the first P positions, which are a prompt's first, as many of each prompt; no more than its own."""
+        indptr, indices, values = self._padded[layer]
+        own = indptr[:, P, None]
+        width = int(own.max())
+        starts = torch.arange(self.n_prompts, device=own.device)[:, None] * width
+        within = torch.arange(width, device=own.device)
+        return SparseActivations(
+            torch.cat([(indptr[:, :P] + starts).flatten(), own.new_tensor([width * self.n_prompts])]),
+            indices[:, :width].flatten(),
+            torch.where(within < own, values[:, :width], 0).flatten(),
+            self.acts[0][layer].n_features,
+        )
+
+    @cached_property
+    def _padded(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """Of each layer: row pointers (Q, T + 1), ids and activations (Q, m), 0 behind those of a prompt."""
+
+        def side_by_side(per_prompt: Sequence[Tensor]) -> Tensor:
+            return nn.utils.rnn.pad_sequence(list(per_prompt), batch_first=True)
+
+        padded: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for i in self.acts[0]:
+            acts = [one[i] for one in self.acts]
+            indptr = torch.stack([own.indptr for own in acts])
+            padded[i] = indptr, side_by_side([a.indices for a in acts]), side_by_side([a.values for a in acts])
+        return padded
