@@ -9,11 +9,11 @@ from pullback.lens.weights import LayerWeights, Norm
 
 __all__ = [
     "INPUT_SITES",
-    "OUTPUT_SITES",
     "LayerTrace",
     "LayerWeights",
     "Lens",
     "Norm",
+    "OUTPUT_SITES",
     "Trace",
     "as_lens",
     "check_compatible",
