@@ -219,7 +219,7 @@ class Graph:
 
         `labels` names features by node id; other keyword arguments go into the metadata (`slug`, `scan`, ...).
         """
-        from pullback.attribution.neuronpedia import to_neuronpedia
+        from pullback.attribution.exchange.neuronpedia import to_neuronpedia
 
         return to_neuronpedia(self, path, labels or {}, metadata)
 
@@ -231,11 +231,11 @@ class Graph:
         labels: Mapping[str, str] | None = None,
     ) -> str:
         """One self-contained page; written to `path` if given, returned as text."""
-        from pullback.attribution.neuronpedia import to_html
+        from pullback.attribution.exchange.neuronpedia import to_html
 
         return to_html(self, path, pinned, labels or {})
 
     def _repr_html_(self) -> str:
-        from pullback.attribution.neuronpedia import notebook_html
+        from pullback.attribution.exchange.neuronpedia import notebook_html
 
         return notebook_html(self)
