@@ -212,6 +212,26 @@ class Graph:
 
         return load(path)
 
+    def to_circuit_tracer(self, path: str | PathLike[str], *, model: Any = None, scan: str | None = None) -> None:
+        """Write a file for `circuit_tracer.Graph.from_pt`: a dense matrix, of features, errors, tokens and logits only.
+
+        `model` is asked for its sizes and its tokenizer's name; `scan` names the transcoders.
+        """
+        from pullback.attribution.exchange.circuit_tracer import to_circuit_tracer
+
+        to_circuit_tracer(self, path, model, scan)
+
+    @staticmethod
+    def from_circuit_tracer(path: str | PathLike[str], *, tokenizer: Any = None) -> Graph:
+        """Read what circuit-tracer's `Graph.to_pt` wrote, without running code of the file.
+
+        The file has no names of tokens; a `tokenizer` (its `decode`) gives them. It does not say what its rows should
+        sum to, so `check()` is NaN. Raises ValueError for another or a damaged file.
+        """
+        from pullback.attribution.exchange.circuit_tracer import from_circuit_tracer
+
+        return from_circuit_tracer(path, tokenizer)
+
     def to_neuronpedia(
         self, path: str | PathLike[str] | None = None, *, labels: Mapping[str, str] | None = None, **metadata: Any
     ) -> dict[str, Any]:
