@@ -18,6 +18,8 @@ from pullback.attribution.nodes import FEATURE, KINDS, LOGIT, OWN, Nodes
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pullback.attribution.exchange.view import GraphView
+
 
 class Scores(NamedTuple):
     """How much of the answer the features carry (METHODS 5.1; circuit-tracer's definitions)."""
@@ -242,6 +244,33 @@ class Graph:
         from pullback.attribution.exchange.neuronpedia import to_neuronpedia
 
         return to_neuronpedia(self, path, labels or {}, metadata)
+
+    @staticmethod
+    def from_neuronpedia(source: str | PathLike[str] | Mapping[str, Any]) -> Graph:
+        """Read a graph JSON, or its payload: of circuit-tracer, Neuronpedia, or `to_neuronpedia`, which is read whole.
+
+        Others do not say what a target should sum to, so their `check()` is NaN. Labels, pins and supernodes are in
+        `view`. Raises ValueError for a payload that does not have the form, or kinds of nodes unknown here.
+        """
+        from pullback.attribution.exchange.neuronpedia_reader import from_neuronpedia
+
+        return from_neuronpedia(source)
+
+    @property
+    def view(self) -> GraphView:
+        """Pins, supernodes and labels, as read from a file or URL, or set by `with_view`."""
+        from pullback.attribution.exchange.view import GraphView
+
+        return GraphView.from_params(self.meta.get("view", {}))
+
+    def with_view(self, view: GraphView | str) -> Graph:
+        """The graph with other pins and supernodes, and further labels; from a `GraphView` or a viewer's URL.
+
+        Raises ValueError where nothing that is marked is in this graph.
+        """
+        from pullback.attribution.exchange.view import marked_by
+
+        return marked_by(self, view)
 
     def to_html(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor
 from pullback._util.atomic import atomic_write
 from pullback.attribution.exchange.dense import DenseGraph, dense, from_dense
 from pullback.attribution.graph import Graph
+from pullback.attribution.io import feeds_forward
 from pullback.transcoders.formats.files import read_pickle
 
 
@@ -131,7 +132,10 @@ def from_circuit_tracer(path: str | PathLike[str], tokenizer: Any) -> Graph:
         "scan": content.get("scan", content.get("scan_name")),
         "dtype": str(given.adjacency.dtype).removeprefix("torch."),
     }
-    return from_dense(given, meta)
+    graph = from_dense(given, meta)
+    if not feeds_forward(graph):
+        raise ValueError(f"{path} is damaged: some of its edges lead backwards")
+    return graph
 
 
 def _validate(content: Any, path: Path) -> None:
