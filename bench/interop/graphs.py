@@ -1,8 +1,8 @@
 """`python -m bench.interop.graphs`: the same weights and prompt in circuit-tracer and here, compared edge for edge.
 
 circuit-tracer zeroes features and errors of the first position and knows no biases, positions or own constants; the
-graph here is made with `zero_positions=slice(0, 1)` and compared on the nodes that both have. Its file is read here and
-ours there.
+graph here is made with `zero_positions=slice(0, 1)` and compared on the nodes that both have. Its files are read here,
+that of the pruned graph too, and ours there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.interop.models import MODELS, PROMPT, dictionaries, random_model
 from pullback._util.atomic import atomic_save
 from pullback.attribution import Graph
 from pullback.attribution.exchange.dense import DenseGraph, dense
-from pullback.attribution.nodes import ERROR, FEATURE
+from pullback.attribution.influence import counts_in_scores
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4  # of the largest edge of a target; float32, the same sums in another order
@@ -86,8 +86,10 @@ def compare(case: str, graph: Graph, there: dict[str, Any], place: Path) -> dict
     # Of our graph and theirs, as each tool scores it.
     scores = torch.tensor([graph.scores(), theirs.scores(), there["scores_of_ours"], there["scores"]])
     apart = float((scores[:3] - scores[3]).abs().max())
-    small = graph.prune(**PRUNING)
-    kept = {i for i, known in zip(small.node_ids(), small.of_kind(FEATURE, ERROR).tolist(), strict=True) if known}
+    kept = edges_among_known(graph.prune(**PRUNING))
+    shown = edges_among_known(Graph.from_neuronpedia(place / "theirs.json"))
+    largest = max(map(abs, shown.values()))
+    pruned = max(abs(kept.get(ends, 0.0) - weight) for ends, weight in shown.items()) / largest
     return {
         "case": case,
         "n_features": len(here.features),
@@ -96,9 +98,10 @@ def compare(case: str, graph: Graph, there: dict[str, Any], place: Path) -> dict
         "largest_difference": edges,
         "scores": dict(zip(("replacement", "completeness"), scores[3].tolist(), strict=True)),
         "scores_apart": apart,
-        "nodes_pruned_otherwise": len(kept ^ set(there["kept"])),
-        "nodes_kept": len(there["kept"]),
-        "ok": same_nodes and kept == set(there["kept"]) and max(apart, *edges.values()) <= TOLERANCE,
+        "edges_kept": len(shown),
+        "edges_pruned_otherwise": len(kept.keys() ^ shown.keys()),
+        "pruned_apart": pruned,
+        "ok": same_nodes and kept.keys() == shown.keys() and max(apart, pruned, *edges.values()) <= TOLERANCE,
     }
 
 
@@ -110,11 +113,18 @@ def differences(here: DenseGraph, there: DenseGraph) -> dict[str, float]:
     return {f"{t} from {s}": float(apart[spans[t], spans[s]].max()) for t in TARGETS for s in SOURCES}
 
 
+def edges_among_known(graph: Graph) -> dict[tuple[str, str], float]:
+    """{(source, target): weight} among the kinds of nodes that circuit-tracer has."""
+    ids, known = graph.node_ids(), counts_in_scores(graph).tolist()
+    ends = zip(graph.sources.tolist(), graph.rows().tolist(), graph.weights.tolist(), strict=True)
+    return {(ids[s], ids[t]): weight for s, t, weight in ends if known[s]}
+
+
 def in_words(row: dict[str, Any]) -> str:
     worst = max(row["largest_difference"].values(), default=float("nan"))
     verdict = "ok" if row["ok"] else "DIFFERS"
     size = f"{row['n_features']} features, {row['n_edges']} edges"
-    pruned = f"{row['nodes_pruned_otherwise']} of {row['nodes_kept']} pruned otherwise"
+    pruned = f"{row['edges_pruned_otherwise']} of {row['edges_kept']} pruned otherwise"
     return f"{row['case']:34} {size:29} edges {worst:.1e}, scores {row['scores_apart']:.1e}, {pruned}  {verdict}"
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from circuit_tracer import Graph, ReplacementModel, attribute
-from circuit_tracer.graph import compute_graph_scores, prune_graph
+from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.transcoder.activation_functions import TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from circuit_tracer.utils.create_graph_files import create_graph_files
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformer_lens import HookedTransformerConfig
@@ -48,8 +49,11 @@ def transcoders(folder: Path) -> Any:
 
 
 def replacement_model(folder: Path, config: dict[str, Any]) -> Any:
-    cfg = HookedTransformerConfig(**config, device="cpu", model_name="random", original_architecture="random")
-    model = ReplacementModel.from_config(cfg, transcoders(folder / "transcoders"), tokenizer=tokenizer(cfg.d_vocab))
+    words = tokenizer(config["d_vocab"])
+    words.save_pretrained(folder / "tokenizer")
+    named = {"model_name": "random", "original_architecture": "random", "tokenizer_name": str(folder / "tokenizer")}
+    cfg = HookedTransformerConfig(**config, device="cpu", **named)
+    model = ReplacementModel.from_config(cfg, transcoders(folder / "transcoders"), tokenizer=words)
     own = model.state_dict()
     weights = {}
     for name, value in load_file(folder / "model/weights.safetensors").items():
@@ -65,13 +69,6 @@ def replacement_model(folder: Path, config: dict[str, Any]) -> Any:
     return model
 
 
-def names(graph: Graph) -> list[str]:
-    """Of features and errors, which stand first in a matrix."""
-    features = graph.active_features[graph.selected_features].tolist()
-    errors = [f"{layer}_-1_{pos}" for layer in range(graph.cfg.n_layers) for pos in range(graph.n_pos)]
-    return [f"{layer}_{feature}_{pos}" for layer, pos, feature in features] + errors
-
-
 def main(folder: Path) -> None:
     report = {}
     for case in sorted(path.parent for path in folder.glob("*/case.json")):
@@ -80,12 +77,8 @@ def main(folder: Path) -> None:
         graph = attribute(torch.tensor(settings["prompt"]), model, **settings["attribution"])
         graph.to_pt(str(case / "theirs.pt"))
         ours = Graph.from_pt(str(case / "ours.pt"))
-        mask = prune_graph(graph, **settings["pruning"]).node_mask
-        report[case.name] = {
-            "scores": compute_graph_scores(graph),
-            "scores_of_ours": compute_graph_scores(ours),
-            "kept": [name for name, kept in zip(names(graph), mask.tolist(), strict=False) if kept],
-        }
+        create_graph_files(graph, "theirs", str(case), "random", **settings["pruning"])
+        report[case.name] = {"scores": compute_graph_scores(graph), "scores_of_ours": compute_graph_scores(ours)}
     (folder / "there.json").write_text(json.dumps({"version": version("circuit-tracer"), "cases": report}))
 
 

@@ -92,11 +92,18 @@ def colliding(*weights: float) -> dict[str, Any]:
 
 
 def test_names_that_an_error_shares_with_a_feature() -> None:
-    graph = Graph.from_neuronpedia(colliding(3.0, 0.5))
+    graph = Graph.from_neuronpedia(colliding(0.5, 3.0))  # the error stands first among the nodes
     assert (graph.edge("0_1_1", "3_2_1"), graph.edge("1_-1_1", "3_2_1")) == (3.0, 0.5)
     assert graph.edge("E_7_0", "0_1_1") == 4.0, "an error has no sources"
+    # The error stands before feature 5 among the nodes, feature 1 behind it; links stand in the order of their sources.
+    behind, before = colliding(3.0), colliding(0.5)
+    before["links"].insert(0, before["links"].pop())
+    assert Graph.from_neuronpedia(behind).edge("0_1_1", "3_2_1") == 3.0
+    assert Graph.from_neuronpedia(before).edge("1_-1_1", "3_2_1") == 0.5
+    alone = colliding(3.0)
+    alone["links"] = [link for link in alone["links"] if link["target"] != "3_2_1" or link["source"] == "0_1_1"]
     with pytest.raises(ValueError, match="may come from either"):
-        Graph.from_neuronpedia(colliding(3.0))
+        Graph.from_neuronpedia(alone)
 
 
 @pytest.mark.parametrize("token", ['"', 'a" (p=0.1) "b', "(p=", "", "\n", " )"])

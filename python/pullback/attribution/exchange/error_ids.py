@@ -6,18 +6,20 @@ Here, as in later ones, it is `{l}_-1_{p}`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ERROR_TYPE = "mlp reconstruction error"
+Ends = Sequence[tuple[str, str]]
+"""(source, target) of every link."""
 
 
 def with_own_error_ids(payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, str]]:
     """The payload with errors named in the new way, and {old id: new id} of those that no feature shared.
 
-    Where a feature and an error share a name, links are told apart by what an error can be: never a target, and a
-    source for later layers only; of two links from one name to one target, the feature's comes first, as it is written.
-    Raises ValueError where that does not decide.
+    Where a feature and an error share a name, what an error can be tells their links apart: never a target, and a
+    source for later layers only. So does the order of links: those into one target stand in the order of their sources
+    among the nodes. Raises ValueError where neither decides.
     """
     nodes, given = payload.get("nodes"), payload.get("links")
     if not _objects(nodes) or not _objects(given) or not all({"source", "target"} <= set(link) for link in given):
@@ -26,17 +28,16 @@ def with_own_error_ids(payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], d
     if not errors:
         return payload, {}
     others = {node.get("node_id") for node in nodes if not _old(node)}
-    shared, renamed = set(errors) & others, {old: new for old, new in errors.items() if old not in others}
+    renamed = {old: new for old, new in errors.items() if old not in others}
+    shared = {old: new for old, new in errors.items() if old in others}
     named = [{**node, "node_id": errors[node["node_id"]]} if _old(node) else node for node in nodes]
-    layers = {node["node_id"]: node.get("layer") for node in named}
-    seen: set[tuple[str, str]] = set()
-    pairs = [(link["source"], link["target"]) for link in given]
+    place = {node["node_id"]: i for i, node in enumerate(named)}
+    layer = {node["node_id"]: node.get("layer") for node in named}
+    ends = [(renamed.get(link["source"], link["source"]), link["target"]) for link in given]
     links = []
-    for link, (source, target) in zip(given, pairs, strict=True):
-        source = renamed.get(source, source)
-        if source in shared:
-            source = _of_two(source, errors[source], target, layers, again=(source, target) in seen, pairs=pairs)
-        seen.add((link["source"], target))
+    for i, (link, (source, target)) in enumerate(zip(given, ends, strict=True)):
+        if source in shared and int(layer[target]) > int(layer[shared[source]]):
+            source = _by_order(i, ends, place, shared)
         links.append({**link, "source": source})
     return {**payload, "nodes": named, "links": links}, renamed
 
@@ -50,15 +51,21 @@ def _old(node: Mapping[str, Any]) -> bool:
     return node.get("feature_type") == ERROR_TYPE and node.get("node_id") == old
 
 
-def _of_two(
-    name: str, error: str, target: str, layers: Mapping[str, Any], *, again: bool, pairs: list[tuple[str, str]]
-) -> str:
-    """Whether a link from `name` comes from the feature of that name or from the error."""
-    if int(layers[target]) <= int(layers[error]):
-        return name
-    if pairs.count((name, target)) == 2:
-        return error if again else name
-    raise ValueError(
-        f"graph payload: '{name}' is the name of a feature of layer 0 and of the error of layer {layers[error]}, and "
-        f"the link to {target} may come from either; write the file with a circuit-tracer that calls errors '{error}'"
-    )
+def _by_order(i: int, ends: Ends, place: Mapping[str, int], shared: Mapping[str, str]) -> str:
+    """Whose the i-th link is: the feature's or the error's, by the links into the same target around it."""
+    name, target = ends[i]
+    into = [j for j, end in enumerate(ends) if end[1] == target]
+    same = [j for j in into if ends[j][0] == name]
+    if len(same) == 2:
+        return sorted((name, shared[name]), key=lambda source: place[source])[same.index(i)]
+    known = [(j, place[ends[j][0]]) for j in into if ends[j][0] not in shared]
+    below = max((at for j, at in known if j < i), default=-1)
+    above = min((at for j, at in known if j > i), default=len(place))
+    in_order = [at for _, at in known] == sorted(at for _, at in known)
+    fits = [source for source in (name, shared[name]) if below < place[source] < above]
+    if not in_order or len(fits) != 1:
+        raise ValueError(
+            f"graph payload: '{name}' is the name of a feature of layer 0 and of an error, and the link to {target} "
+            f"may come from either; write the file with a circuit-tracer that calls errors '{shared[name]}'"
+        )
+    return fits[0]
