@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
 
 if TYPE_CHECKING:
-    from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
+    from pullback import attribution, causal, interpret, lens, ops, training, transcoders, viz, zoo
     from pullback.attribution import Graph, Scores, attribute
     from pullback.causal import Swap, interchange, intervene
+    from pullback.interpret import FeaturePack, write_feature_pack
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
+    "FeaturePack",
     "Graph",
     "JumpReLU",
     "Lens",
@@ -48,6 +50,7 @@ __all__ = [
     "causal",
     "evaluate",
     "interchange",
+    "interpret",
     "intervene",
     "lens",
     "load_transcoders",
@@ -56,13 +59,15 @@ __all__ = [
     "training",
     "transcoders",
     "viz",
+    "write_feature_pack",
     "zoo",
 ]
 
-_ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
+_ROOMS = ("attribution", "causal", "interpret", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
     "attribution": ("Graph", "Scores", "attribute"),
     "causal": ("Swap", "interchange", "intervene"),
+    "interpret": ("FeaturePack", "write_feature_pack"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),

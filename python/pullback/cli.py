@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import train_options
+from pullback import features_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _eval(commands)
     _graph(commands)
+    _features(commands)
     _convert(commands)
     _doctor(commands)
     return parser
@@ -307,6 +308,15 @@ def _run_graph(args: argparse.Namespace) -> None:
     print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
     print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
     print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
+
+
+def _features(commands: Any) -> None:
+    summary = "write a card for every feature: where it is active, how strongly, and what it says"
+    features_command.add_arguments(_command(commands, "features", _run_features, summary), MODEL_HELP)
+
+
+def _run_features(args: argparse.Namespace) -> None:
+    features_command.run(args, open_model, _open_set)
 
 
 def _convert(commands: Any) -> None:
