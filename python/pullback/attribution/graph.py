@@ -16,7 +16,9 @@ from pullback.attribution.names import node_ids
 from pullback.attribution.nodes import FEATURE, KINDS, LOGIT, OWN, Nodes
 
 if TYPE_CHECKING:
+    import networkx
     import pandas as pd
+    import pyarrow
 
     from pullback.attribution.exchange.view import GraphView
 
@@ -200,6 +202,25 @@ class Graph:
             {"source": ids[self.sources.numpy()], "target": ids[self.rows().numpy()], "weight": self.weights.numpy()}
         )
         return nodes, edges
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Nodes by id with the columns of `to_pandas`, edges with `weight`, `meta` on the graph."""
+        from pullback.attribution.exchange.tables import to_networkx
+
+        return to_networkx(self)
+
+    def to_arrow(self) -> tuple[pyarrow.Table, pyarrow.Table]:
+        """(nodes, edges), with the columns of `to_pandas` and all else that a graph is; for Parquet and Feather."""
+        from pullback.attribution.exchange.tables import to_arrow
+
+        return to_arrow(self)
+
+    @staticmethod
+    def from_arrow(nodes: pyarrow.Table, edges: pyarrow.Table) -> Graph:
+        """The graph of such tables, whose rows may have been sorted or left out. Raises ValueError for other tables."""
+        from pullback.attribution.exchange.tables import from_arrow
+
+        return from_arrow(nodes, edges)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
