@@ -39,7 +39,7 @@ def write_feature_pack(
     strict: bool = True,
     verbose: bool = False,
 ) -> None:
-    """Write `index.json.gz` and a `layer_{i}.bin` a layer, with a card for every feature of the set (FORMATS.md a).
+    """Write `index.json.gz` and a `layer_{i}.bin` a layer, with a card for every feature of the set (FORMATS.md e).
 
     The model reads the tokens once. What is held meanwhile (`pack_nbytes`) grows with features and layers, not with the
     tokens. The folder appears whole, or what was there stays.

@@ -1,4 +1,4 @@
-"""Feature packs on disk: `index.json.gz`, and a `layer_{i}.bin` of compressed cards a layer (FORMATS.md a)."""
+"""Feature packs on disk: `index.json.gz`, and a `layer_{i}.bin` of compressed cards a layer (FORMATS.md e)."""
 
 from __future__ import annotations
 

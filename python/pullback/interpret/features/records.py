@@ -1,4 +1,4 @@
-"""Cards in the field's form: a dict for each feature of a layer (FORMATS.md a, "Anthropic feature format")."""
+"""Cards in the field's form: a dict for each feature of a layer (FORMATS.md e)."""
 
 from __future__ import annotations
 
