@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,8 +131,26 @@ def test_their_file_is_read(theirs: Any, tmp_path: Path) -> None:
     assert graph.meta["scan"] == "x"
     named = Graph.from_circuit_tracer(tmp_path / "g.pt", tokenizer=models.tokenizer())
     assert named.meta["str_tokens"] == ["w7", "w8"]
-    torch.save(their_file(logit_targets=torch.tensor([4])), tmp_path / "old.pt")
-    assert Graph.from_circuit_tracer(tmp_path / "old.pt").answers() == [("4", 0.5)]
+
+
+@pytest.mark.parametrize(
+    "home", ["transformer_lens.HookedTransformerConfig", "transformer_lens.config.HookedTransformerConfig"]
+)
+def test_files_of_its_first_versions_are_read(
+    home: str, theirs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Token ids for targets, and the configuration of TransformerLens."""
+    old_config = type("HookedTransformerConfig", (), {"__module__": home})
+    monkeypatch.setitem(sys.modules, home, ModuleType(home))
+    sys.modules[home].HookedTransformerConfig = old_config  # type: ignore[attr-defined]
+    cfg = old_config()
+    vars(cfg).update(n_layers=1, model_name="gpt2", initializer_range=np.float64(0.02), dtype=torch.float32)
+    content = their_file(logit_tokens=torch.tensor([4]), cfg=cfg)
+    del content["logit_targets"]
+    torch.save(content, tmp_path / "old.pt")
+    graph = Graph.from_circuit_tracer(tmp_path / "old.pt")
+    assert graph.answers() == [("4", 0.5)]
+    assert (graph.meta["model_name"], graph.n_edges) == ("gpt2", 2)
 
 
 class Evil:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,18 @@ NAMES = {
     LogitTarget: "circuit_tracer.attribution.targets.LogitTarget",
     UnifiedConfig: "circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig",
 }
+_of_scalar = np.float64(0).__reduce__()[0]
+# Files of its first versions hold the configuration of TransformerLens, from one of two places, with a number of numpy.
+READ_AS = [
+    *NAMES.items(),
+    (UnifiedConfig, "transformer_lens.HookedTransformerConfig.HookedTransformerConfig"),
+    (UnifiedConfig, "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig"),
+    (_of_scalar, "numpy._core.multiarray.scalar"),
+    (_of_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    torch.device,
+]
 SIZES = ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab")
 TENSORS = (
     "input_tokens",
@@ -102,10 +115,10 @@ def _config(graph: Graph, d: DenseGraph, model: Any) -> UnifiedConfig:
 
 def from_circuit_tracer(path: str | PathLike[str], tokenizer: Any) -> Graph:
     path = Path(path)
-    content = read_pickle(path, [*NAMES.items(), torch.device])
+    content = read_pickle(path, READ_AS)
     _validate(content, path)
-    targets = content["logit_targets"]
-    if isinstance(targets, Tensor):  # files of its first versions
+    targets = content.get("logit_targets", content.get("logit_tokens"))
+    if isinstance(targets, Tensor):  # of its first versions too
         targets = [("", int(token)) for token in targets]
     config = vars(content["cfg"])
     given = DenseGraph(
@@ -140,6 +153,8 @@ def from_circuit_tracer(path: str | PathLike[str], tokenizer: Any) -> Graph:
 
 def _validate(content: Any, path: Path) -> None:
     keys = set(content) if isinstance(content, dict) else set()
+    if "logit_tokens" in keys:
+        keys.add("logit_targets")
     missing = {*TENSORS, "input_string", "logit_targets", "cfg"} - keys
     if missing or not all(isinstance(content[name], Tensor) for name in TENSORS):
         raise ValueError(f"{path} is no graph of circuit-tracer: it lacks {', '.join(sorted(missing)) or 'tensors'}")
