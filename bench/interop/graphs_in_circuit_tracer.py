@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_tracer import Graph, ReplacementModel, attribute
+from circuit_tracer import Graph, ReplacementModel, __version__, attribute
 from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.transcoder.activation_functions import TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
@@ -37,7 +37,8 @@ def tokenizer(n_words: int) -> PreTrainedTokenizerFast:
 def transcoders(folder: Path) -> Any:
     config = safe_load((folder / "config.yaml").read_text())
     hooks = {name: config[name] for name in ("feature_input_hook", "feature_output_hook")}
-    common = {"scan": "random", "device": CPU, "dtype": torch.float32, "lazy_decoder": False, **hooks}
+    named = "scan_name" if "scan_name" in signature(load_transcoder_set).parameters else "scan"  # of its later versions
+    common = {named: "random", "device": CPU, "dtype": torch.float32, "lazy_decoder": False, **hooks}
     if (folder / "W_enc_0.safetensors").exists():
         return load_clt(str(folder), **common)
     paths = {int(file.stem.split("_")[1]): str(file) for file in folder.glob("layer_*.safetensors")}
@@ -79,7 +80,7 @@ def main(folder: Path) -> None:
         ours = Graph.from_pt(str(case / "ours.pt"))
         create_graph_files(graph, "theirs", str(case), "random", **settings["pruning"])
         report[case.name] = {"scores": compute_graph_scores(graph), "scores_of_ours": compute_graph_scores(ours)}
-    (folder / "there.json").write_text(json.dumps({"version": version("circuit-tracer"), "cases": report}))
+    (folder / "there.json").write_text(json.dumps({"version": __version__, "cases": report}))
 
 
 if __name__ == "__main__":
