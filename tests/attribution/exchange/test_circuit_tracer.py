@@ -16,6 +16,7 @@ from pullback.attribution import Graph
 from pullback.attribution import nodes as k
 from pullback.attribution.exchange.dense import dense
 from pullback.lens import as_lens
+from pullback.viz import validate_payload
 from tests import models
 from tests.attribution.test_graph import by_hand
 from tests.attribution.test_identities import tokens_of
@@ -76,6 +77,7 @@ def test_what_is_written_is_read(graph: Graph, tmp_path: Path, pruned: bool) -> 
     assert back.scores() == pytest.approx(graph.scores())
     assert back.answers() == graph.answers()
     assert torch.isnan(torch.tensor(back.check())), "nobody can tell what these rows should sum to"
+    validate_payload(back.to_neuronpedia())
     back.save(tmp_path / "g.safetensors")
     assert Graph.load(tmp_path / "g.safetensors").node_ids() == back.node_ids()
 
@@ -129,6 +131,10 @@ def test_their_file_is_read(theirs: Any, tmp_path: Path) -> None:
     assert graph.nodes.activation[graph.of_kind(k.FEATURE)].tolist() == [1.0, 3.0]
     assert graph.answers() == [(" c", 0.5)]
     assert graph.meta["scan"] == "x"
+    torch.save(their_file(scan=["set of layer 0", "set of layer 1"]), tmp_path / "list.pt")
+    metadata = Graph.from_circuit_tracer(tmp_path / "list.pt").to_neuronpedia()["metadata"]
+    assert metadata["transcoder_list"] == ["set of layer 0", "set of layer 1"]
+    assert metadata["scan"] == "custom-9dee0a1736dd48be", "the same in every process"
     named = Graph.from_circuit_tracer(tmp_path / "g.pt", tokenizer=models.tokenizer())
     assert named.meta["str_tokens"] == ["w7", "w8"]
 

@@ -194,6 +194,7 @@ def test_marks_of_a_url() -> None:
         "0_3_1": "by pair",
         "0_5_1": "renamed",
     }
+    assert '"pinnedIds":["2_2_1","0_3_1","E_7_0","0_5_1"]' in graph.to_html(pinned=["0_5_1", "0_3_1"])
     kept = graph.prune(0.5).view
     assert kept.pinned == ("2_2_1", "0_3_1", "E_7_0"), "marks stay with the graph, wherever it is shown"
     assert Graph.from_neuronpedia(payload).view.supernodes == graph.view.supernodes

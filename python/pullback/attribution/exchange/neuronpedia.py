@@ -149,7 +149,7 @@ def _links(graph: Graph) -> list[dict[str, Any]]:
 
 def _payload(graph: Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
     payload = to_neuronpedia(graph, None, labels, {})
-    payload["qParams"]["pinnedIds"] = list(pinned)
+    payload["qParams"]["pinnedIds"] = list(dict.fromkeys([*graph.view.pinned, *pinned]))
     return payload
 
 
