@@ -34,7 +34,7 @@ def test_best_of_a_stream(seed: int, k: int, batches: int) -> None:
     for f, all_of_it in every.items():
         expected = sorted(all_of_it)[:k]
         there = best.contexts[f] >= 0
-        found = list(zip((-best.values[f][there]).tolist(), best.contexts[f][there].tolist(), strict=True))
+        found = sorted(zip((-best.values[f][there]).tolist(), best.contexts[f][there].tolist(), strict=True))
         assert found == expected
         assert torch.equal(best.positions[f][there], best.contexts[f][there] + 1)
         assert torch.equal(best.around[f, there, 0], best.contexts[f][there].float()), "what goes with an example stays"

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NONE = torch.iinfo(torch.int64).min
+
 
 class Examples(NamedTuple):
     """n places where a feature is active, each the strongest of its context."""
@@ -21,19 +23,18 @@ class Examples(NamedTuple):
 
 
 class Best:
-    """For every feature the k examples of largest priority, with the activations around them.
+    """For every feature the k examples of largest priority, with the activations around them, in no order.
 
-    Of equal priorities the earlier example stays. What is kept is F * k * (24 + 4 * window) bytes.
+    Of equal priorities the earlier context stays. What is kept is F * k * (28 + 4 * window) bytes.
 
     Attributes:
-        priorities: (F, k), -inf where there is none yet.
-        contexts, positions, values: (F, k).
+        contexts, positions, values: (F, k); a context is -1 where there is none yet.
         around: (F, k, window), activations in a window around the position.
     """
 
     def __init__(self, n_features: int, k: int, window: int) -> None:
-        self.k = k
-        self.priorities = torch.full((n_features, k), -torch.inf)
+        self._ranks = torch.full((n_features, k), NONE)
+        self._least = torch.full((n_features,), NONE)
         self.contexts = torch.full((n_features, k), -1)
         self.positions = torch.zeros(n_features, k, dtype=torch.int64)
         self.values = torch.zeros(n_features, k)
@@ -42,32 +43,44 @@ class Best:
     def offer(self, examples: Examples, priorities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take what is good enough. Returns (which of the examples, feature, slot) of those that were taken: their
         `around` is the caller's to fill."""
-        worth = priorities > self.priorities[examples.features, -1]
-        which = worth.nonzero()[:, 0]
-        order = torch.argsort(priorities[which], descending=True, stable=True)
-        order = order[torch.argsort(examples.features[which[order]], stable=True)]
-        which = which[order]  # by feature, the best first
+        k = self._ranks.shape[1]
+        ranks = _ranks(priorities, examples.contexts)
+        which = (ranks > self._least[examples.features]).nonzero()[:, 0]
+        which = which[torch.argsort(ranks[which], descending=True)]
+        which = which[torch.argsort(examples.features[which], stable=True)]  # by feature, the best first
         seen, counts = torch.unique_consecutive(examples.features[which], return_counts=True)
-        rank = torch.arange(len(which)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         row = torch.repeat_interleave(torch.arange(len(seen)), counts)
-        fits = rank < self.k
-        which, rank, row = which[fits], rank[fits], row[fits]
-        incoming = torch.full((len(seen), self.k), -torch.inf)
-        incoming[row, rank] = priorities[which].float()
-        number = torch.full((len(seen), self.k), -1)
-        number[row, rank] = which
-        both = torch.cat([self.priorities[seen], incoming], 1)
-        chosen = torch.argsort(both, dim=1, descending=True, stable=True)[:, : self.k]
-        self.priorities[seen] = both.gather(1, chosen)
-        old = chosen.clamp(max=self.k - 1)
-        new = number.gather(1, (chosen - self.k).clamp(min=0)).where(chosen >= self.k, -1)
-        for column, fresh in (
-            (self.contexts, examples.contexts),
-            (self.positions, examples.positions),
-            (self.values, examples.values.float()),
-        ):
-            kept = column[seen].gather(1, old)
-            column[seen] = torch.where(new >= 0, fresh[new.clamp(min=0)], kept)
-        self.around[seen] = self.around[seen].gather(1, old[..., None].expand(-1, -1, self.around.shape[2]))
-        taken, slot = (new >= 0).nonzero(as_tuple=True)
-        return new[taken, slot], seen[taken], slot
+        place = torch.arange(len(which)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        which, row, place = which[place < k], row[place < k], place[place < k]
+        both = torch.full((len(seen), 2 * k), NONE)
+        both[:, :k] = self._ranks[seen]
+        both[row, k + place] = ranks[which]
+        number = torch.full((len(seen), k), -1)
+        number[row, place] = which
+        stays = torch.zeros_like(both, dtype=torch.bool)
+        stays.scatter_(1, torch.topk(both, k, dim=1, sorted=False).indices, True)
+        stays[:, k:] &= number >= 0
+        # As many slots of a row come free as newcomers stay, so both lists, row by row, belong together; where there
+        # are slots to spare, those of NONE are as good as any.
+        new_row, new_place = stays[:, k:].nonzero(as_tuple=True)
+        free = _first(~stays[:, :k], stays[:, k:].sum(1))
+        slot = free.nonzero(as_tuple=True)[1]
+        taken, feature = number[new_row, new_place], seen[new_row]
+        self._ranks[feature, slot] = ranks[taken]
+        self._least[seen] = self._ranks[seen].amin(1)
+        self.contexts[feature, slot] = examples.contexts[taken]
+        self.positions[feature, slot] = examples.positions[taken]
+        self.values[feature, slot] = examples.values[taken].float()
+        return taken, feature, slot
+
+
+def _ranks(priorities: Tensor, contexts: Tensor) -> Tensor:
+    """Integers in the order of priorities, and of equal ones against that of contexts; all different."""
+    bits = priorities.float().view(torch.int32)
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ascending.long() << 32) + (0x7FFFFFFF - contexts)
+
+
+def _first(mask: Tensor, counts: Tensor) -> Tensor:
+    """Of the true entries of each row only the first so many."""
+    return mask & (mask.cumsum(1) <= counts[:, None])

@@ -60,7 +60,8 @@ def layer_records(
 def _examples(best: Best, feature: int, window: tuple[int, int], corpus: Corpus) -> list[dict[str, Any]]:
     """Of one feature, the strongest first."""
     kept = best.contexts[feature] >= 0
-    order = torch.argsort(best.values[feature][kept], descending=True, stable=True)
+    order = torch.argsort(best.contexts[feature][kept])
+    order = order[torch.argsort(best.values[feature][kept][order], descending=True, stable=True)]
     contexts, positions, around = (
         column[feature][kept][order] for column in (best.contexts, best.positions, best.around)
     )
