@@ -100,6 +100,12 @@ def test_names_that_an_error_shares_with_a_feature() -> None:
     before["links"].insert(0, before["links"].pop())
     assert Graph.from_neuronpedia(behind).edge("0_1_1", "3_2_1") == 3.0
     assert Graph.from_neuronpedia(before).edge("1_-1_1", "3_2_1") == 0.5
+    within = colliding()
+    for node in within["nodes"]:
+        if node["node_id"] == "0_5_1":
+            node |= {"node_id": "1_5_1", "layer": "1", "feature": cantor(1, 5)}
+    within["links"] = [{"source": "0_1_1", "target": "1_5_1", "weight": 2.0}]
+    assert Graph.from_neuronpedia(within).edge("0_1_1", "1_5_1") == 2.0, "an error of layer 1 feeds later layers only"
     alone = colliding(3.0)
     alone["links"] = [link for link in alone["links"] if link["target"] != "3_2_1" or link["source"] == "0_1_1"]
     with pytest.raises(ValueError, match="may come from either"):

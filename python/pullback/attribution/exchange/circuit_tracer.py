@@ -64,7 +64,10 @@ TENSORS = (
 )
 
 
-class _Pickler(pickle._Pickler):  # the one in C cannot be told another name for a class
+_InPython: Any = pickle._Pickler  # the one in C cannot be told another name for a class
+
+
+class _Pickler(_InPython):
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj not in NAMES:
             return super().save_global(obj, name)

@@ -21,19 +21,22 @@ def with_own_error_ids(payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], d
     source for later layers only. So does the order of links: those into one target stand in the order of their sources
     among the nodes. Raises ValueError where neither decides.
     """
-    nodes, given = payload.get("nodes"), payload.get("links")
+    nodes: Any = payload.get("nodes")
+    given: Any = payload.get("links")
     if not _objects(nodes) or not _objects(given) or not all({"source", "target"} <= set(link) for link in given):
         return payload, {}  # not of the form: the validation says why
-    errors = {node["node_id"]: f"{node['layer']}_-1_{node['ctx_idx']}" for node in nodes if _old(node)}
+    errors: dict[str, str] = {node["node_id"]: f"{node['layer']}_-1_{node['ctx_idx']}" for node in nodes if _old(node)}
     if not errors:
         return payload, {}
     others = {node.get("node_id") for node in nodes if not _old(node)}
-    renamed = {old: new for old, new in errors.items() if old not in others}
+    renamed: dict[str, str] = {old: new for old, new in errors.items() if old not in others}
     shared = {old: new for old, new in errors.items() if old in others}
     named = [{**node, "node_id": errors[node["node_id"]]} if _old(node) else node for node in nodes]
     place = {node["node_id"]: i for i, node in enumerate(named)}
-    layer = {node["node_id"]: node.get("layer") for node in named}
-    ends = [(renamed.get(link["source"], link["source"]), link["target"]) for link in given]
+    layer: dict[str, Any] = {node["node_id"]: node.get("layer") for node in named}
+    ends: list[tuple[str, str]] = [
+        (renamed.get(str(link["source"]), str(link["source"])), link["target"]) for link in given
+    ]
     links = []
     for i, (link, (source, target)) in enumerate(zip(given, ends, strict=True)):
         if source in shared and int(layer[target]) > int(layer[shared[source]]):
