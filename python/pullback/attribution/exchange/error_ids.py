@@ -39,7 +39,7 @@ def with_own_error_ids(payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], d
     ]
     links = []
     for i, (link, (source, target)) in enumerate(zip(given, ends, strict=True)):
-        if source in shared and int(layer[target]) > int(layer[shared[source]]):
+        if source in shared and _above(layer.get(target), layer[shared[source]]):
             source = _by_order(i, ends, place, shared)
         links.append({**link, "source": source})
     return {**payload, "nodes": named, "links": links}, renamed
@@ -52,6 +52,10 @@ def _objects(value: Any) -> bool:
 def _old(node: Mapping[str, Any]) -> bool:
     old = f"0_{node.get('layer')}_{node.get('ctx_idx')}"
     return node.get("feature_type") == ERROR_TYPE and node.get("node_id") == old
+
+
+def _above(target: Any, error: Any) -> bool:
+    return all(str(layer).isdecimal() for layer in (target, error)) and int(target) > int(error)
 
 
 def _by_order(i: int, ends: Ends, place: Mapping[str, int], shared: Mapping[str, str]) -> str:
