@@ -9,7 +9,15 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, interpret, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, Scores, attribute
+    from pullback.attribution import (
+        DirectionTarget,
+        FeatureTarget,
+        Graph,
+        LogitDifference,
+        LogitTarget,
+        Scores,
+        attribute,
+    )
     from pullback.causal import Swap, interchange, intervene
     from pullback.interpret import FeaturePack, write_feature_pack
     from pullback.lens import Lens, as_lens
@@ -30,10 +38,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
+    "DirectionTarget",
     "FeaturePack",
+    "FeatureTarget",
     "Graph",
     "JumpReLU",
     "Lens",
+    "LogitDifference",
+    "LogitTarget",
     "ModelReading",
     "ReLU",
     "Scores",
@@ -65,7 +77,15 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "interpret", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "Scores", "attribute"),
+    "attribution": (
+        "DirectionTarget",
+        "FeatureTarget",
+        "Graph",
+        "LogitDifference",
+        "LogitTarget",
+        "Scores",
+        "attribute",
+    ),
     "causal": ("Swap", "interchange", "intervene"),
     "interpret": ("FeaturePack", "write_feature_pack"),
     "lens": ("Lens", "as_lens"),

@@ -35,9 +35,17 @@ class DenseGraph(NamedTuple):
 
 
 def dense(graph: Graph) -> DenseGraph:
-    """The features, errors, tokens and logits of a graph, and the edges among them. Takes 4 N^2 bytes in float32."""
+    """The features, errors, tokens and logits of a graph, and the edges among them. Takes 4 N^2 bytes in float32.
+
+    Raises ValueError for a graph that explains anything but logits at the last position.
+    """
     n = graph.nodes
     L, T = int(graph.meta["n_layers"]), len(graph.meta["tokens"])
+    if bool((graph.explained & ~(graph.of_kind(k.LOGIT) & (n.pos == T - 1))).any()):
+        raise ValueError(
+            "circuit-tracer explains logits at the last position; this graph explains something else, for which it has "
+            "no place"
+        )
     features = _places(graph, k.FEATURE)
     by_place = (n.layer[features].long() * T + n.pos[features]) * (int(n.feature.max()) + 1) + n.feature[features]
     features = features[torch.argsort(by_place)]
@@ -59,7 +67,7 @@ def dense(graph: Graph) -> DenseGraph:
         activations=n.activation[features],
         tokens=torch.tensor(graph.meta["tokens"]),
         logit_tokens=n.feature[logits],
-        logit_probabilities=n.activation[logits],
+        logit_probabilities=graph.target_weights[logits],
         n_layers=L,
     )
 

@@ -24,6 +24,7 @@ FEATURE_TYPES = {
     k.BIAS: "bias",
     k.OWN: "bias",
     k.LOGIT: "logit",
+    k.DIRECTION: "logit",
 }
 
 NOTEBOOK_EDGES = 100_000
@@ -55,6 +56,7 @@ def to_neuronpedia(
         "nodes": _nodes(graph, {**graph.view.labels, **labels}),
         "links": _links(graph),
     }
+    _mark_targets(graph, payload)
     if path is not None:
         atomic_save(Path(path), json.dumps(payload, ensure_ascii=False, allow_nan=False).encode())
     return payload
@@ -114,9 +116,30 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
                 "preactivation": _finite(preactivation),
                 "kind": k.KINDS[kind],
             }
-            | ({"dropped": dropped} if kind in (k.FEATURE, k.LOGIT) else {})
+            | ({"dropped": dropped} if kind in (k.FEATURE, k.LOGIT, k.DIRECTION) else {})
         )
     return nodes
+
+
+def _mark_targets(graph: Graph, payload: dict[str, Any]) -> None:
+    """Directions are shown as logits, the only targets that viewers know, and explained features are pinned."""
+    directions = graph.of_kind(k.DIRECTION).nonzero()[:, 0].tolist()
+    for i, label in zip(directions, graph.meta.get("direction_labels", []), strict=True):
+        weight = float(graph.target_weights[i])
+        payload["nodes"][i] |= {
+            "layer": str(graph.meta["n_layers"] + 1),
+            "site_layer": int(graph.nodes.layer[i]),
+            "token_prob": weight,
+            "is_target_logit": True,
+            "clerp": f'Output "{label}" (p={weight:.3f})',
+            "kind": "logit",
+        }
+    pinned = (graph.explained & graph.of_kind(k.FEATURE)).nonzero()[:, 0].tolist()
+    names = [payload["nodes"][i]["node_id"] for i in pinned]
+    payload["qParams"]["pinnedIds"] = list(dict.fromkeys([*payload["qParams"]["pinnedIds"], *names]))
+    if graph.given_weights is not None:
+        for i in graph.explained.nonzero()[:, 0].tolist():
+            payload["nodes"][i]["target_weight"] = float(graph.given_weights[i])
 
 
 def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
@@ -149,7 +172,7 @@ def _links(graph: Graph) -> list[dict[str, Any]]:
 
 def _payload(graph: Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
     payload = to_neuronpedia(graph, None, labels, {})
-    payload["qParams"]["pinnedIds"] = list(dict.fromkeys([*graph.view.pinned, *pinned]))
+    payload["qParams"]["pinnedIds"] += [name for name in pinned if name not in payload["qParams"]["pinnedIds"]]
     return payload
 
 

@@ -53,6 +53,7 @@ def from_neuronpedia(source: str | PathLike[str] | Mapping[str, Any]) -> Graph:
         **_edges(payload["links"], at, dtype),
         dropped=_column(nodes, "dropped", dtype).nan_to_num(0.0),
         cumulative=_cumulative(nodes),
+        given_weights=_given_weights(nodes, dtype),
         meta=_meta(payload["metadata"], nodes, table, n_layers),
     )
     if not feeds_forward(graph):
@@ -60,7 +61,11 @@ def from_neuronpedia(source: str | PathLike[str] | Mapping[str, Any]) -> Graph:
     ids = graph.node_ids()
     named = renamed | dict(zip(at, ids, strict=True))
     view = on_nodes(graph, GraphView.from_params(payload["qParams"]).renamed(named))
-    clerps = {i: node["clerp"] for i, (node, kind) in zip(ids, nodes, strict=True) if kind != k.LOGIT and node["clerp"]}
+    clerps = {
+        i: node["clerp"]
+        for i, (node, kind) in zip(ids, nodes, strict=True)
+        if kind not in (k.LOGIT, k.DIRECTION) and node["clerp"]
+    }
     return carrying(graph, replace(view, labels={**clerps, **view.labels}))
 
 
@@ -74,6 +79,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _kind(node: Mapping[str, Any]) -> int:
+    if re.fullmatch(r"D_\d+_\d+", node["node_id"]):  # viewers are told that it is a logit
+        return k.DIRECTION
     if "kind" in node:
         return k.KINDS.index(node["kind"])
     if node["feature_type"] not in KIND_OF_TYPE:
@@ -94,13 +101,18 @@ def _n_layers(nodes: list[JsonNode]) -> int:
 def _layer(node: Mapping[str, Any], kind: int, n_layers: int) -> int:
     if kind in (k.EMBEDDING, k.POSITION):
         return -1
+    if kind == k.DIRECTION:
+        return node.get("site_layer", n_layers)
     return n_layers if kind == k.LOGIT else min(int(node["layer"]), n_layers)  # an own leaf may be a logit's
 
 
 def _place(node: Mapping[str, Any], kind: int, n_layers: int, i: int) -> tuple[int, ...]:
-    """Where a node stands in the order of `Nodes`. Logits and own leaves keep the order they come in."""
-    if kind in (k.LOGIT, k.OWN):
-        return kind, i, 0, 0
+    """Where a node stands in the order of `Nodes`. Own leaves and what is explained keep the order they come in."""
+    inactive = kind == k.FEATURE and "target_weight" in node and node.get("activation") == 0
+    if kind in (k.LOGIT, k.DIRECTION) or inactive:
+        return k.LOGIT, i, 0, 0
+    if kind == k.OWN:
+        return k.OWN, i, 0, 0
     layer, pos, feature = _layer(node, kind, n_layers), node["ctx_idx"], _feature(node, kind, {})
     return (kind, feature, layer, pos) if kind == k.BIAS else (kind, layer, pos, feature)
 
@@ -134,6 +146,8 @@ def _feature(node: Mapping[str, Any], kind: int, at: Mapping[str, int]) -> int:
         if len(words) != 4 or words[2] not in k.BIAS_KINDS:
             raise ValueError(f"graph payload: a bias is named layer_bias_kind_position here, got '{node_id}'")
         return k.BIAS_KINDS.index(words[2])
+    if kind == k.DIRECTION:
+        return int(node_id.split("_")[1])
     if kind not in (k.EMBEDDING, k.FEATURE, k.LOGIT):
         return -1
     named = re.fullmatch(rf"{node['layer']}_(\d+)_{node['ctx_idx']}", node_id)
@@ -160,6 +174,12 @@ def _cumulative(nodes: list[JsonNode]) -> Tensor | None:
     return None if bool(shares.isnan().all()) else shares.nan_to_num(1.0)
 
 
+def _given_weights(nodes: list[JsonNode], dtype: torch.dtype) -> Tensor | None:
+    """Only our own files have them; elsewhere logits weigh as much as they are likely."""
+    weights = _column(nodes, "target_weight", dtype)
+    return None if bool(weights.isnan().all()) else weights.nan_to_num(0.0)
+
+
 def _meta(metadata: Mapping[str, Any], nodes: list[JsonNode], table: k.Nodes, n_layers: int) -> dict[str, Any]:
     tokens = [-1] * len(metadata["prompt_tokens"])  # a file names only the tokens that are nodes
     embedding = table.kind == k.EMBEDDING
@@ -173,6 +193,7 @@ def _meta(metadata: Mapping[str, Any], nodes: list[JsonNode], table: k.Nodes, n_
         "scan": metadata.get("transcoder_list") or metadata["scan"],
         "n_layers": n_layers,
         "logit_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.LOGIT],
+        "direction_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.DIRECTION],
         **{key: metadata[key] for key in ("generation_settings", "pruning_settings") if key in metadata},
         **_scores(metadata.get("scores") or {}),
         "metadata": {key: value for key, value in metadata.items() if key not in OF_THE_GRAPH},

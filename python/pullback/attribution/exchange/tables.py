@@ -34,8 +34,9 @@ def to_arrow(graph: Graph) -> tuple[pyarrow.Table, pyarrow.Table]:
     pa = _needed("pyarrow", "to_arrow")
     nodes, edges = graph.to_pandas()
     nodes["dropped"] = graph.dropped.numpy()
-    if graph.cumulative is not None:
-        nodes["cumulative"] = graph.cumulative.numpy()
+    for name, column in (("cumulative", graph.cumulative), ("target_weight", graph.given_weights)):
+        if column is not None:
+            nodes[name] = column.numpy()
     table = pa.Table.from_pandas(nodes, preserve_index=False)
     meta = {**(table.schema.metadata or {}), META: json.dumps(graph.meta).encode()}
     return table.replace_schema_metadata(meta), pa.Table.from_pandas(edges, preserve_index=False)
@@ -50,7 +51,7 @@ def from_arrow(nodes: pyarrow.Table, edges: pyarrow.Table) -> Graph:
         missing = ", ".join(sorted(lacking)) or "the metadata that to_arrow gives it"
         raise ValueError(f"from_arrow: the table of nodes lacks {missing}")
     kinds = np.array([k.KINDS.index(kind) for kind in nodes["kind"].to_pylist()], dtype=np.int8)
-    order = np.argsort(kinds, kind="stable")  # as `Nodes` has them, however the rows were sorted
+    order = np.argsort(_places(kinds, nodes), kind="stable")  # as `Nodes` has them, however the rows were sorted
     nodes = nodes.take(pa.array(order))
 
     def column(name: str) -> Tensor:
@@ -71,11 +72,21 @@ def from_arrow(nodes: pyarrow.Table, edges: pyarrow.Table) -> Graph:
         weights=torch.from_numpy(edges["weight"].to_numpy().copy())[by_row],
         dropped=column("dropped"),
         cumulative=column("cumulative") if "cumulative" in nodes.column_names else None,
+        given_weights=column("target_weight") if "target_weight" in nodes.column_names else None,
         meta=json.loads(nodes.schema.metadata[META]),
     )
     if not feeds_forward(graph):
         raise ValueError("from_arrow: some edges lead backwards, or into nodes that are neither features nor logits")
     return graph
+
+
+def _places(kinds: np.ndarray, nodes: pyarrow.Table) -> np.ndarray:
+    """Kinds, with all that is explained besides active features in one place."""
+    explained = kinds == k.DIRECTION
+    if "target_weight" in nodes.column_names:
+        inactive = nodes["activation"].to_numpy() == 0
+        explained |= (kinds == k.FEATURE) & inactive & (nodes["target_weight"].to_numpy() > 0)
+    return np.where(explained, k.LOGIT, kinds)
 
 
 def _numbers(names: Any, ids: Any) -> Tensor:
