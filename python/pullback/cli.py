@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval(commands)
     _graph(commands)
     _features(commands)
+    _serve(commands)
     _convert(commands)
     _doctor(commands)
     return parser
@@ -277,6 +278,13 @@ def _features(commands: Any) -> None:
 
 def _run_features(args: argparse.Namespace) -> None:
     features_command.run(args, open_model, _open_set)
+
+
+def _serve(commands: Any) -> None:
+    from pullback import serve
+
+    summary = "show the graphs of a folder in a browser, and keep what is noted on them"
+    serve.add_arguments(_command(commands, "serve", serve.run, summary))
 
 
 def _convert(commands: Any) -> None:

@@ -14,6 +14,7 @@ from pullback import cli
 from pullback.interpret.features import pack as packs
 from pullback.interpret.features.contexts import Contexts
 from pullback.lens import as_lens
+from pullback.viz.cards import validate_card
 from tests import models
 
 CORPUS = torch.randint(0, models.VOCAB - 2, (30, 9), generator=torch.Generator().manual_seed(3))
@@ -69,6 +70,7 @@ def test_examples_are_the_strongest_contexts(lens: Any, written: Any, layer: int
         strongest, position = acts[..., f].max(1)
         order = torch.argsort(strongest, descending=True, stable=True)
         order = order[strongest[order] > 0][:4]
+        validate_card(pack.card(layer, f))
         examples = pack.card(layer, f)["examples"]
         assert len(examples) == len(order)
         for example, context in zip(examples, order.tolist(), strict=True):
@@ -85,7 +87,7 @@ def test_a_sample_of_the_others_by_strength(lens: Any, written: Any) -> None:
     acts = activations(lens, sets, 0)
     for f in range(acts.shape[2]):
         n_active = int((acts[..., f].amax(1) > 0).sum())
-        groups = pack.card(0, f)["quantiles"]
+        groups = pack.card(0, f)["sampled"]
         strengths = [max(e["activations"]) for group in groups for e in group["examples"]]
         assert len(strengths) == min(6, n_active)
         assert strengths == sorted(strengths, reverse=True)
@@ -114,7 +116,7 @@ def test_batches_and_forgetting_change_nothing(
     other = pb.FeaturePack(tmp_path / "p")
     for f in range(pack.n_features(0)):
         first, second = pack.card(0, f), other.card(0, f)
-        assert first | {"quantiles": None} == second | {"quantiles": None}
+        assert first | {"sampled": None} == second | {"sampled": None}
 
 
 def test_masked_tokens_and_bos_do_not_count(lens: Any, tmp_path: Path) -> None:

@@ -60,21 +60,22 @@ class FeaturePack:
             ) from error
 
     def card(self, layer: int, feature: int) -> dict[str, Any]:
-        """What a page shows of a feature: examples (the strongest first), quantiles of examples, top_logits,
-        bottom_logits, density, histogram and its range. Raises KeyError for a feature that is not there."""
+        """What a page shows of a feature (`viz.CARD_SCHEMA`), and further examples by strength, `sampled`. Raises
+        KeyError for a feature that is not there."""
         record = self.record(layer, feature)
         first, *rest = record["examples_quantiles"] or [{"examples": []}]
+        counts = record.get("histogram", [])
+        high = record.get("histogram_max", record.get("act_max", 0.0))
+        low = 0.0 if "histogram_max" in record else record.get("act_min", 0.0)
+        edges = [low + (high - low) * i / len(counts) for i in range(len(counts) + 1)] if counts else []
         return {
             "examples": [_shown(example) for example in first["examples"]],
-            "quantiles": [{"name": q["quantile_name"], "examples": list(map(_shown, q["examples"]))} for q in rest],
+            "sampled": [{"name": q["quantile_name"], "examples": list(map(_shown, q["examples"]))} for q in rest],
             "top_logits": record.get("top_logits", []),
             "bottom_logits": record.get("bottom_logits", []),
             "density": record.get("activation_frequency"),
-            "histogram": {
-                "counts": record.get("histogram", []),
-                "min": 0.0 if "histogram_max" in record else record.get("act_min"),
-                "max": record.get("histogram_max", record.get("act_max")),
-            },
+            "histogram": {"counts": counts, "edges": edges} if counts else None,
+            "quantiles": record.get("quantile_values", []),
         }
 
 
