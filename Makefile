@@ -13,6 +13,7 @@ BUILT := $(VENV)/.built
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/* kernels/cuda/* kernels/triton/*)
 
 PEERS := build/bench-peers
+TRACER := build/bench-circuit-tracer
 # What `make bench` is given besides, e.g. BENCH_ARGS="--suite full --rounds 15".
 BENCH_ARGS ?=
 
@@ -89,14 +90,18 @@ bench-peers: $(PEERS)/.built
 bench-whole: $(BUILT) $(PEERS)/.installed
 	$(BIN)/python -m bench.whole --python $(PEERS)/bin/python $(BENCH_ARGS)
 
-# Its own requirements are those of an older stack; reading and writing transcoders needs none of them.
-build/circuit-tracer/.installed:
-	$(PEERS)/bin/python -m pip install --quiet --no-deps --target build/circuit-tracer circuit-tracer
+# Its own requirements are those of an older stack: these are the last it runs with.
+$(TRACER)/.installed:
+	test -x $(TRACER)/bin/python || $(PYTHON) -m venv $(TRACER)
+	$(TRACER)/bin/python -m pip install --quiet "$(TORCH)" transformer-lens==3.2.1 transformers==4.57.3 \
+		"huggingface_hub<1" nnsight==0.6.1
+	$(TRACER)/bin/python -m pip install --quiet --no-deps circuit-tracer==0.5.0
 	touch $@
 
-## make interop: files to and from SAELens, sparsify and circuit-tracer give the same outputs there and here
-interop: $(BUILT) $(PEERS)/.installed build/circuit-tracer/.installed
+## make interop: files to and from SAELens, sparsify and circuit-tracer give the same outputs there and here, and the same graphs
+interop: $(BUILT) $(PEERS)/.installed $(TRACER)/.installed
 	$(BIN)/python -m bench.interop
+	$(BIN)/python -m bench.interop.graphs
 
 ## make bench-report: tables and plots from bench/results, into README.md and docs/BENCHMARKS.md
 bench-report: $(BUILT)

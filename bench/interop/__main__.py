@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,21 +33,21 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ROWS, LAYERS = 1000, 2
 TOLERANCE = 1e-5  # of the largest output; the same sums in another order
-NEIGHBOURS = ("saelens", "sparsify", "circuit_tracer")
+PEERS, TRACER = ROOT / "build/bench-peers/bin/python", ROOT / "build/bench-circuit-tracer/bin/python"
+NEIGHBOURS = {"saelens": PEERS, "sparsify": PEERS, "circuit_tracer": TRACER}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.interop", description=__doc__)
     add = parser.add_argument
-    add("--neighbours", nargs="+", choices=NEIGHBOURS, default=list(NEIGHBOURS))
-    add("--python", type=Path, default=ROOT / "build/bench-peers/bin/python", help="interpreter that has them")
-    add("--path", type=Path, default=ROOT / "build/circuit-tracer", help="folder circuit-tracer is installed in")
+    add("--neighbours", nargs="+", choices=tuple(NEIGHBOURS), default=list(NEIGHBOURS))
+    add("--python", type=Path, default=None, help="interpreter that has them all (default: the Makefile's)")
     add("--out", type=Path, default=HERE / "results.json", help="where the figures go")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for neighbour in options.neighbours:
         with tempfile.TemporaryDirectory() as folder:
-            rows += exchange(neighbour, Path(folder), options.python, options.path)
+            rows += exchange(neighbour, Path(folder), options.python or NEIGHBOURS[neighbour])
     for row in rows:
         verdict = "ok" if row["ok"] else "DIFFERS"
         print(f"{row['neighbour']:20} {row['direction']:9} {row['case']:34} {row['largest_difference']:.1e}  {verdict}")
@@ -54,7 +55,7 @@ def main() -> int:
     return 0 if all(row["ok"] for row in rows) else 1
 
 
-def exchange(neighbour: str, folder: Path, python: Path, path: Path) -> list[dict[str, Any]]:
+def exchange(neighbour: str, folder: Path, python: Path) -> list[dict[str, Any]]:
     """Rows of one neighbour. Its script gets the folder and leaves `theirs.json` and tensors in it."""
     x = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0))
     ours = {}
@@ -65,8 +66,7 @@ def exchange(neighbour: str, folder: Path, python: Path, path: Path) -> list[dic
         ours |= {f"{case}/{layer}": y for layer, y in outputs_of(written, x).items()}
     save_file({"x": x}, folder / "inputs.safetensors")
     command = [str(python), str(HERE / f"in_{neighbour}.py"), str(folder)]
-    environment = {"PYTHONPATH": str(path), "PATH": "", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
-    subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+    subprocess.run(command, check=True, env=offline(folder), stdout=sys.stderr)
     there = load_file(folder / "outputs_of_ours.safetensors")
     theirs = json.loads((folder / "theirs.json").read_text())
     name = f"{neighbour} {theirs['version']}"
@@ -76,6 +76,14 @@ def exchange(neighbour: str, folder: Path, python: Path, path: Path) -> list[dic
         for layer, y in outputs_of(load_transcoders(folder / "theirs" / case, **options), x).items():
             rows.append(compare(name, "from them", f"{case}/{layer}", y, outputs[f"{case}/{layer}"]))
     return rows
+
+
+def offline(home: Path) -> dict[str, str]:
+    """The environment of a neighbour: nothing of ours, and no network."""
+    environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    if "CIRCUIT_TRACER" in os.environ:  # a checkout, instead of what is installed
+        environment["PYTHONPATH"] = os.environ["CIRCUIT_TRACER"]
+    return environment
 
 
 def outputs_of(loaded: TranscoderSet | CrossLayerTranscoder, x: Tensor) -> dict[int, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
 
 if TYPE_CHECKING:
-    from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
+    from pullback import attribution, causal, interpret, lens, ops, training, transcoders, viz, zoo
     from pullback.attribution import (
         DirectionTarget,
         ExpectedAttributions,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         write_index,
     )
     from pullback.causal import Swap, interchange, intervene
+    from pullback.interpret import FeaturePack, write_feature_pack
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
@@ -54,6 +55,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "DirectionTarget",
     "ExpectedAttributions",
+    "FeaturePack",
     "FeatureTarget",
     "Graph",
     "GraphCollection",
@@ -86,6 +88,7 @@ __all__ = [
     "head_loadings",
     "interchange",
     "interference",
+    "interpret",
     "intervene",
     "lens",
     "load_transcoders",
@@ -97,11 +100,12 @@ __all__ = [
     "transcoders",
     "virtual_weights",
     "viz",
+    "write_feature_pack",
     "write_index",
     "zoo",
 ]
 
-_ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
+_ROOMS = ("attribution", "causal", "interpret", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
     "attribution": (
         "DirectionTarget",
@@ -128,6 +132,7 @@ _FROM = {
         "write_index",
     ),
     "causal": ("Swap", "interchange", "intervene"),
+    "interpret": ("FeaturePack", "write_feature_pack"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import graph_command, many_command, train_options
+from pullback import features_command, graph_command, many_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _eval(commands)
     _graph(commands)
+    _features(commands)
     _serve(commands)
     _convert(commands)
     _doctor(commands)
@@ -273,6 +274,15 @@ def _run_graph(args: argparse.Namespace) -> None:
         many_command.run(args, graph_command.settings(args), open_model, _open_set)
     else:
         graph_command.run(args, open_model, _open_set)
+
+
+def _features(commands: Any) -> None:
+    summary = "write a card for every feature: where it is active, how strongly, and what it says"
+    features_command.add_arguments(_command(commands, "features", _run_features, summary), MODEL_HELP)
+
+
+def _run_features(args: argparse.Namespace) -> None:
+    features_command.run(args, open_model, _open_set)
 
 
 def _serve(commands: Any) -> None:

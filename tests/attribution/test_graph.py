@@ -15,7 +15,7 @@ import pullback as pb
 from pullback.attribution import Graph
 from pullback.attribution import influence as inf
 from pullback.attribution import nodes as k
-from pullback.attribution.neuronpedia import cantor
+from pullback.attribution.exchange.pairing import cantor
 from pullback.lens import as_lens
 from pullback.viz.schema import GRAPH_SCHEMA, validate_payload
 from tests import models

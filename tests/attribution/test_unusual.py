@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import pullback as pb
-from pullback.attribution import Graph, neuronpedia, rows
+from pullback.attribution import Graph, rows
 from pullback.attribution import nodes as k
+from pullback.attribution.exchange import neuronpedia
 from pullback.attribution.local import local_model
 from pullback.attribution.rules import EdgeRule
 from pullback.lens import as_lens

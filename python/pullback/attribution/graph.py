@@ -16,9 +16,12 @@ from pullback.attribution.names import node_ids
 from pullback.attribution.nodes import DIRECTION, FEATURE, KINDS, LOGIT, OWN, Nodes
 
 if TYPE_CHECKING:
+    import networkx
     import pandas as pd
+    import pyarrow
 
     from pullback.attribution.effects import Effects
+    from pullback.attribution.exchange.view import GraphView
 
 
 LABELLED = {LOGIT: "logit_labels", DIRECTION: "direction_labels"}
@@ -257,6 +260,25 @@ class Graph:
         )
         return nodes, edges
 
+    def to_networkx(self) -> networkx.DiGraph:
+        """Nodes by id with the columns of `to_pandas`, edges with `weight`, `meta` on the graph."""
+        from pullback.attribution.exchange.tables import to_networkx
+
+        return to_networkx(self)
+
+    def to_arrow(self) -> tuple[pyarrow.Table, pyarrow.Table]:
+        """(nodes, edges), with the columns of `to_pandas` and all else that a graph is; for Parquet and Feather."""
+        from pullback.attribution.exchange.tables import to_arrow
+
+        return to_arrow(self)
+
+    @staticmethod
+    def from_arrow(nodes: pyarrow.Table, edges: pyarrow.Table) -> Graph:
+        """The graph of such tables, whose rows may have been sorted or left out. Raises ValueError for other tables."""
+        from pullback.attribution.exchange.tables import from_arrow
+
+        return from_arrow(nodes, edges)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
         from pullback.attribution.io import save
@@ -270,6 +292,26 @@ class Graph:
 
         return load(path)
 
+    def to_circuit_tracer(self, path: str | PathLike[str], *, model: Any = None, scan: str | None = None) -> None:
+        """Write a file for `circuit_tracer.Graph.from_pt`: a dense matrix, of features, errors, tokens and logits only.
+
+        `model` is asked for its sizes and its tokenizer's name; `scan` names the transcoders.
+        """
+        from pullback.attribution.exchange.circuit_tracer import to_circuit_tracer
+
+        to_circuit_tracer(self, path, model, scan)
+
+    @staticmethod
+    def from_circuit_tracer(path: str | PathLike[str], *, tokenizer: Any = None) -> Graph:
+        """Read what circuit-tracer's `Graph.to_pt` wrote, without running code of the file.
+
+        The file has no names of tokens; a `tokenizer` (its `decode`) gives them. It does not say what its rows should
+        sum to, so `check()` is NaN. Raises ValueError for another or a damaged file.
+        """
+        from pullback.attribution.exchange.circuit_tracer import from_circuit_tracer
+
+        return from_circuit_tracer(path, tokenizer)
+
     def to_neuronpedia(
         self, path: str | PathLike[str] | None = None, *, labels: Mapping[str, str] | None = None, **metadata: Any
     ) -> dict[str, Any]:
@@ -277,9 +319,36 @@ class Graph:
 
         `labels` names features by node id; other keyword arguments go into the metadata (`slug`, `scan`, ...).
         """
-        from pullback.attribution.neuronpedia import to_neuronpedia
+        from pullback.attribution.exchange.neuronpedia import to_neuronpedia
 
         return to_neuronpedia(self, path, labels or {}, metadata)
+
+    @staticmethod
+    def from_neuronpedia(source: str | PathLike[str] | Mapping[str, Any]) -> Graph:
+        """Read a graph JSON, or its payload: of circuit-tracer, Neuronpedia, or `to_neuronpedia`, which is read whole.
+
+        Others do not say what a target should sum to, so their `check()` is NaN. Labels, pins and supernodes are in
+        `view`. Raises ValueError for a payload that does not have the form, or kinds of nodes unknown here.
+        """
+        from pullback.attribution.exchange.neuronpedia_reader import from_neuronpedia
+
+        return from_neuronpedia(source)
+
+    @property
+    def view(self) -> GraphView:
+        """Pins, supernodes and labels, as read from a file or URL, or set by `with_view`."""
+        from pullback.attribution.exchange.view import GraphView
+
+        return GraphView.from_params(self.meta.get("view", {}))
+
+    def with_view(self, view: GraphView | str) -> Graph:
+        """The graph with other pins and supernodes, and further labels; from a `GraphView` or a viewer's URL.
+
+        Raises ValueError where nothing that is marked is in this graph.
+        """
+        from pullback.attribution.exchange.view import marked_by
+
+        return marked_by(self, view)
 
     def to_html(
         self,
@@ -295,11 +364,11 @@ class Graph:
         `cards` tells more of features, by node id or "{layer}_{feature}" (`viz.graph_page`); `compare` is another graph
         of the same model, shown with this one and their difference on one page (`viz.diff_page`).
         """
-        from pullback.attribution.neuronpedia import to_html
+        from pullback.attribution.exchange.neuronpedia import to_html
 
         return to_html(self, path, pinned, labels or {}, cards, compare)
 
     def _repr_html_(self) -> str:
-        from pullback.attribution.neuronpedia import notebook_html
+        from pullback.attribution.exchange.neuronpedia import notebook_html
 
         return notebook_html(self)

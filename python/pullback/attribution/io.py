@@ -84,13 +84,13 @@ def _validate(graph: Graph, path: str) -> None:
         and (e == 0 or (int(graph.sources.min()) >= 0 and int(graph.sources.max()) < n))
         and graph.weights.dtype in (torch.float32, torch.float64)
     )
-    if not fits or not _feeds_forward(graph):
+    if not fits or not feeds_forward(graph):
         raise ValueError(f"{path} contradicts itself: its edges do not fit its {n} nodes")
     if not bool(torch.isfinite(graph.weights).all()):
         raise ValueError(f"{path} is damaged: some of its edges are NaN or infinite")
 
 
-def _feeds_forward(graph: Graph) -> bool:
+def feeds_forward(graph: Graph) -> bool:
     """Whether only features and logits are targets, and every feature feeds later layers only: no cycles, so that
     influence can be summed up."""
     layer, sources, rows = graph.nodes.layer, graph.sources.long(), graph.rows()

@@ -72,7 +72,7 @@ def run_train(
     if args.cache is not None:
         train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
-        train(open_model(), _tokens(args, args.data), **which, **where)
+        train(open_model(), read_tokens(args, args.data), **which, **where)
     if not speaks():
         return
     if len(configs) > 1:
@@ -135,7 +135,7 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
 def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivations:
     return cache_activations(
         open_model(),
-        _tokens(args, args.data),
+        read_tokens(args, args.data),
         path,
         layers=args.layers,
         hook_name=args.hook_name,
@@ -172,10 +172,10 @@ def run_sweep(args: Namespace, open_model: OpenModel) -> None:
     )
     found = sweep(
         lens,
-        _tokens(args, args.data),
+        read_tokens(args, args.data),
         args.out,
         config,
-        evaluation=_first_prompts(lens, _tokens(args, args.eval_data or args.data), args),
+        evaluation=_first_prompts(lens, read_tokens(args, args.eval_data or args.data), args),
         kinds=args.kinds,
         architectures=args.architectures,
         k=args.k,
@@ -198,7 +198,8 @@ def _first_prompts(lens: Any, tokens: Tokens, args: Namespace) -> list[Batch]:
     return list(islice(batches, -(-args.eval_prompts // size)))
 
 
-def _tokens(args: Namespace, path: Path | None) -> Tokens:
+def read_tokens(args: Namespace, path: Path | None) -> Tokens:
+    """What a file given as `--data` holds. Raises ValueError where none is given."""
     if path is None:
         raise ValueError("--data FILE is needed: a .txt, .jsonl, .npy or .bin file")
     if path.suffix in TOKEN_FILES:

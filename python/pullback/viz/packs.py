@@ -90,6 +90,8 @@ def as_card(record: dict[str, Any]) -> dict[str, Any]:
 
 def _histogram(record: dict[str, Any]) -> dict[str, Any]:
     counts, low, high = record["histogram"], record.get("act_min"), record.get("act_max")
+    if "histogram_max" in record:  # bins from 0 on, whatever the smallest activation is
+        low, high = 0.0, record["histogram_max"]
     if low is None or high is None:
         return {"counts": counts}
     step = (high - low) / len(counts)

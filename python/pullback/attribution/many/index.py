@@ -117,7 +117,7 @@ def read_index(folder: str | os.PathLike[str]) -> pd.DataFrame:
     parquet, csv = Path(folder) / PARQUET, Path(folder) / CSV
     if parquet.exists():
         if not has_parquet():
-            raise ValueError(f"{parquet} is read by the package pyarrow: pip install 'pullback[many]'")
+            raise ValueError(f"{parquet} is read by the package pyarrow: pip install 'pullback[tables]'")
         return pd.read_parquet(parquet)
     if not csv.exists():
         raise FileNotFoundError(f"there is no index in {folder}; attribute_many writes one when it is done")

@@ -104,7 +104,7 @@ def attribute_many(
         failed = int((table["status"] != OK).sum())
         tqdm.write(f"{path}: {len(table)} prompts, {failed} without a graph")
         if not has_parquet():
-            tqdm.write("the table is a CSV file; pip install 'pullback[many]' for Parquet")
+            tqdm.write("the table is a CSV file; pip install 'pullback[tables]' for Parquet")
     return table
 
 

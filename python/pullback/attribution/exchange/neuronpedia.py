@@ -1,7 +1,8 @@
-"""The graph JSON of circuit-tracer and Neuronpedia, and the page drawn from it (FORMATS.md a)."""
+"""Writing the graph JSON of circuit-tracer and Neuronpedia, and the page drawn from it (FORMATS.md a)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from pullback import viz
 from pullback._util.atomic import atomic_save
 from pullback.attribution import nodes as k
+from pullback.attribution.exchange.pairing import cantor
 from pullback.attribution.graph import Graph
 
 FEATURE_TYPES = {
@@ -28,11 +30,6 @@ FEATURE_TYPES = {
 NOTEBOOK_EDGES = 100_000
 
 
-def cantor(layer: int, feature: int) -> int:
-    """Cantor pairing of layer and feature id: what viewers decode with schema_version 1."""
-    return (layer + feature) * (layer + feature + 1) // 2 + feature
-
-
 def to_neuronpedia(
     graph: Graph, path: str | PathLike[str] | None, labels: Mapping[str, str], metadata: dict[str, Any]
 ) -> dict[str, Any]:
@@ -42,26 +39,35 @@ def to_neuronpedia(
     payload = {
         "metadata": {
             "slug": re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "graph",
-            "scan": graph.meta["model_name"],
-            "transcoder_list": [],
+            **_scan(graph.meta.get("scan") or graph.meta["model_name"]),
             "prompt_tokens": graph.meta["str_tokens"],
             "prompt": prompt,
             "node_threshold": graph.meta.get("pruning_settings", {}).get("node_threshold", 1.0),
             "schema_version": 1,
             "info": {"generator": {"name": "pullback", "version": _version()}},
             "scores": {"replacement": replacement, "completeness": completeness},
-            "check_max_error": graph.check(),
+            "check_max_error": _finite(graph.check()),
+            "dtype": str(graph.weights.dtype).removeprefix("torch."),
             **{key: graph.meta[key] for key in ("generation_settings", "pruning_settings") if key in graph.meta},
+            **graph.meta.get("metadata", {}),
             **metadata,
         },
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
-        "nodes": _nodes(graph, labels),
+        "qParams": graph.view.among(graph.node_ids()).to_params(),
+        "nodes": _nodes(graph, {**graph.view.labels, **labels}),
         "links": _links(graph),
     }
     _mark_targets(graph, payload)
     if path is not None:
         atomic_save(Path(path), json.dumps(payload, ensure_ascii=False, allow_nan=False).encode())
     return payload
+
+
+def _scan(transcoders: str | list[str]) -> dict[str, Any]:
+    """How a viewer finds the cards of the features: one name, or one that stands for a list."""
+    if isinstance(transcoders, str):
+        return {"scan": transcoders, "transcoder_list": []}
+    digest = hashlib.sha256("-".join(transcoders).encode()).hexdigest()
+    return {"scan": f"custom-{digest[:16]}", "transcoder_list": transcoders}
 
 
 def _version() -> str:
@@ -87,8 +93,9 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         n.feature.tolist(),
         n.activation.tolist(),
         n.preactivation.tolist(),
+        graph.dropped.tolist(),
     )
-    for i, (kind, layer, pos, feature, activation, preactivation) in enumerate(zip(*columns, strict=True)):
+    for i, (kind, layer, pos, feature, activation, preactivation, dropped) in enumerate(zip(*columns, strict=True)):
         label = next(logit_labels) if kind == k.LOGIT else ""
         nodes.append(
             {
@@ -105,10 +112,11 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
                 # Viewers split a logit's label at "(p=".
                 "clerp": f'Output "{label}" (p={activation:.3f})' if kind == k.LOGIT else labels.get(ids[i], ""),
                 "influence": share[i],
-                "activation": activation,
+                "activation": _finite(activation),
                 "preactivation": _finite(preactivation),
                 "kind": k.KINDS[kind],
             }
+            | ({"dropped": dropped} if kind in (k.FEATURE, k.LOGIT, k.DIRECTION) else {})
         )
     return nodes
 
@@ -120,13 +128,18 @@ def _mark_targets(graph: Graph, payload: dict[str, Any]) -> None:
         weight = float(graph.target_weights[i])
         payload["nodes"][i] |= {
             "layer": str(graph.meta["n_layers"] + 1),
+            "site_layer": int(graph.nodes.layer[i]),
             "token_prob": weight,
             "is_target_logit": True,
             "clerp": f'Output "{label}" (p={weight:.3f})',
             "kind": "logit",
         }
     pinned = (graph.explained & graph.of_kind(k.FEATURE)).nonzero()[:, 0].tolist()
-    payload["qParams"]["pinnedIds"] = [payload["nodes"][i]["node_id"] for i in pinned]
+    names = [payload["nodes"][i]["node_id"] for i in pinned]
+    payload["qParams"]["pinnedIds"] = list(dict.fromkeys([*payload["qParams"]["pinnedIds"], *names]))
+    if graph.given_weights is not None:
+        for i in graph.explained.nonzero()[:, 0].tolist():
+            payload["nodes"][i]["target_weight"] = float(graph.given_weights[i])
 
 
 def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:

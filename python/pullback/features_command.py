@@ -1,0 +1,56 @@
+"""`pullback features`: a feature pack of a set, from a corpus."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+    add = parser.add_argument
+    add("model", help=model_help)
+    add("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    add("--data", type=Path, required=True, help="prompts or documents (.txt, .jsonl), or token ids (.npy, .bin)")
+    add("--out", type=Path, required=True, help="folder for index.json.gz and layer_{i}.bin")
+    add("--context-size", type=int, default=None, help="tokens of a context; packs the lines of a .txt file")
+    add("--column", default=None, help="of a .jsonl file (default: input_ids, tokens, text or content)")
+    add("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
+    add("--batch-size", type=int, default=32, help="contexts of one forward pass")
+    add("--n-top", type=int, default=20, help="contexts shown, the strongest first")
+    add("--n-quantiles", type=int, default=5, help="groups of further ones, by strength")
+    add("--n-per-quantile", type=int, default=5, help="contexts in each")
+    add("--window", type=int, nargs=2, default=[16, 8], metavar=("LEFT", "RIGHT"), help="tokens around the strongest")
+    add("--n-logits", type=int, default=10, help="tokens that it says most, and least")
+    add("--seed", type=int, default=0, help="of the contexts that are drawn")
+
+
+def run(
+    args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[argparse.Namespace], Any]
+) -> None:
+    """Read the corpus, write the pack; says what memory it takes before."""
+    from pullback.interpret.features import FeaturePack, pack_nbytes, write_feature_pack
+    from pullback.training.command import read_tokens
+
+    sets = open_set(args)
+    left, right = args.window
+    held = pack_nbytes(sets, args.n_top, args.n_quantiles * args.n_per_quantile, (left, right))
+    print(f"examples of {sum(len(sets[i].b_enc) for i in sets.layers)} features take {held / 1e9:.2f} GB of memory")
+    write_feature_pack(
+        open_model(args.model),
+        sets,
+        read_tokens(args, args.data),
+        args.out,
+        batch_size=args.batch_size,
+        context_size=args.context_size,
+        n_top=args.n_top,
+        n_quantiles=args.n_quantiles,
+        n_per_quantile=args.n_per_quantile,
+        window=(left, right),
+        n_logits=args.n_logits,
+        seed=args.seed,
+        verbose=True,
+    )
+    pack = FeaturePack(args.out)
+    print(f"wrote {args.out}: {sum(map(pack.n_features, pack.layers))} cards of layers {pack.layers}")
