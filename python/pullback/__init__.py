@@ -10,7 +10,20 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
     from pullback.attribution import Graph, Scores, attribute
-    from pullback.causal import Swap, interchange, intervene
+    from pullback.causal import (
+        Ablation,
+        Margin,
+        Supernode,
+        Swap,
+        ablate,
+        agreement,
+        faithfulness_curves,
+        generate,
+        interchange,
+        intervene,
+        node_scores,
+        steer,
+    )
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
@@ -27,31 +40,40 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Ablation",
     "BatchTopK",
     "CrossLayerTranscoder",
     "Graph",
     "JumpReLU",
     "Lens",
+    "Margin",
     "ModelReading",
     "ReLU",
     "Scores",
     "SparseActivations",
+    "Supernode",
     "Swap",
     "TopK",
     "TrainConfig",
     "TrainStep",
     "Transcoder",
     "TranscoderSet",
+    "ablate",
+    "agreement",
     "as_lens",
     "attribute",
     "attribution",
     "causal",
     "evaluate",
+    "faithfulness_curves",
+    "generate",
     "interchange",
     "intervene",
     "lens",
     "load_transcoders",
+    "node_scores",
     "ops",
+    "steer",
     "train",
     "training",
     "transcoders",
@@ -62,7 +84,20 @@ __all__ = [
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
     "attribution": ("Graph", "Scores", "attribute"),
-    "causal": ("Swap", "interchange", "intervene"),
+    "causal": (
+        "Ablation",
+        "Margin",
+        "Supernode",
+        "Swap",
+        "ablate",
+        "agreement",
+        "faithfulness_curves",
+        "generate",
+        "interchange",
+        "intervene",
+        "node_scores",
+        "steer",
+    ),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),

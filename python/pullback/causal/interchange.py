@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.causal.gradients import output_gradients
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
@@ -241,24 +242,11 @@ def _inputs_and_gradients(
     {layer: (N, T, d)} each."""
     written = sorted({dst for layer in layers for dst in sets.targets(layer)})
     sites = lens.sites(sets, written)
-    leaves: dict[int, Tensor] = {}
 
-    def leaf(layer: int) -> rec.Edit:
-        def edit(y: Tensor) -> Tensor:
-            # A zero added to the stream: its gradient is the gradient at the output, whatever feeds the output.
-            leaves[layer] = torch.zeros_like(y, requires_grad=True)
-            return y + leaves[layer]
-
-        return edit
-
-    with torch.enable_grad():
-        logits, seen = rec.record(
-            lens.model,
-            tokens.to(lens.device),
-            [s for s, _ in sites.values()],
-            [*lens.exact_edits, *((sites[i][1], leaf(i)) for i in written)],
-        )
+    def difference(logits: Tensor) -> Tensor:
         rows = torch.arange(len(tokens))
-        value = (logits[rows, -1, target] - logits[rows, -1, other]).sum()
-        gradients = torch.autograd.grad(value, [leaves[i] for i in written])
-    return {i: seen[sites[i][0]].detach() for i in layers}, dict(zip(written, gradients, strict=True))
+        return logits[rows, -1, target] - logits[rows, -1, other]
+
+    outputs = {i: site_out for i, (_, site_out) in sites.items()}
+    _, gradients, seen = output_gradients(lens, tokens, outputs, difference, sites=[s for s, _ in sites.values()])
+    return {i: seen[sites[i][0]] for i in layers}, gradients
