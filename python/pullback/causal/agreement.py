@@ -93,12 +93,12 @@ def agreement(
     """
     if unknown := [run for run in runs if run not in RUNS]:
         raise ValueError(f"agreement: there are the runs {', '.join(RUNS)}, not {', '.join(unknown)}")
+    chosen = _stratified(graph, n, share, seed)
     lens = as_lens(model)
     sets = lens.fitted(sets, strict=strict)
     base = trace(lens, lens.to_tokens(graph.meta["tokens"]))
     margin = margin_of(graph) if margin is None else margin
     test = _Test(lens, sets, graph, base, margin, factor)
-    chosen = _stratified(graph, n, share, seed)
     found = Agreement(
         len(chosen), seed, share, factor, margin.target, margin.other, {run: test.run(run, chosen) for run in runs}
     )

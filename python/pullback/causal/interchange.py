@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback.causal.gradients import output_gradients
+from pullback.causal.places import Supernode
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
@@ -58,6 +59,24 @@ class Swap:
         return Swap(
             layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys.to(f.device)), n_features
         )
+
+    @staticmethod
+    def supernode(sets: LayeredDictionary, group: Supernode) -> list[Swap]:
+        """The features of a group, the same for every pair, each at its position of both prompts.
+
+        Raises ValueError for layers or features that the set does not have, and for slices of positions: pairs are
+        swapped place by place.
+        """
+        chosen: dict[tuple[int, int], Tensor] = {}
+        for layer, pos, feature in group.features:
+            if isinstance(pos, slice) or layer not in sets or not 0 <= feature < sets[layer].d_sae:
+                raise ValueError(
+                    f"Swap.supernode: ({layer}, {pos}, {feature}) of '{group.name}' is no feature of this set at one "
+                    "position"
+                )
+            mask = chosen.setdefault((layer, pos), torch.zeros(sets[layer].d_sae, dtype=torch.bool))
+            mask[feature] = True
+        return [Swap.features(layer, pos, mask) for (layer, pos), mask in chosen.items()]
 
 
 def interchange(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.causal.places import Intervention, Placed, Setting, parsed, placed
+from pullback.causal.places import Intervention, Placed, parsed, placed
 from pullback.lens import Lens, Trace, as_lens, must_be_transcoders, trace
 from pullback.lens import record as rec
 from pullback.lens.freeze import Freeze, frozen_run

@@ -16,7 +16,7 @@ from pullback.causal.ablation import Ablation
 from pullback.causal.gradients import output_gradients
 from pullback.causal.margin import Margin
 from pullback.causal.scores.patches import Patches
-from pullback.causal.scores.relevance import relevance_edits
+from pullback.causal.scores.relevance import must_act, relevance_edits
 from pullback.lens import Lens
 from pullback.lens import record as rec
 from pullback.lens.freeze import Freeze, freeze_edits
@@ -84,7 +84,7 @@ def eap_ig_inputs(problem: Problem) -> Tensor:
 
 
 def eap_ig_activations(problem: Problem) -> Tensor:
-    """Layer by layer: gradients averaged over all nodes of the layer at (k / m) clean + (1 - k / m) ablated, k = 1 .. m.
+    """Layer by layer: gradients averaged over its nodes at (k / m) clean + (1 - k / m) ablated, k = 1 .. m.
 
     Summed over a layer's nodes, the margin lost where all of them are ablated, up to O(1 / m).
     """
@@ -109,6 +109,7 @@ def _fractions(m: int, first: int, like: Tensor) -> Tensor:
 def relp(problem: Problem) -> Tensor:
     """Relevance patching: attribution patching with the gradients of a model whose norms and activation functions are
     linear at what they are in the clean run."""
+    must_act(problem.lens, problem.local)
     return problem.patches.along(problem.run_gradients(relevance_edits(problem.lens)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pullback.attribution.local import LocalModel
 from pullback.lens import Lens
 from pullback.lens import record as rec
 
@@ -29,6 +30,20 @@ def relevance_edits(lens: Lens) -> list[tuple[str, rec.Edit]]:
             )
         edits += _linearised(factors, f"blocks.{i}.mlp.hook_post")
     return edits
+
+
+def must_act(lens: Lens, local: LocalModel) -> None:
+    """Raises ValueError where what is written behind an activation function does not reach the MLP's output: gradients
+    would be the model's own."""
+    outputs = [f"blocks.{i}.hook_mlp_out" for i in range(lens.n_layers)]
+    none = [(f"blocks.{i}.mlp.hook_post", torch.zeros_like) for i in range(lens.n_layers)]
+    _, seen = lens.record(local.trace.tokens[None], outputs, none)
+    for i, site in enumerate(outputs):
+        if bool((seen[site] != seen[site][:, :1]).any()):  # biases alone are the same at every position
+            raise ValueError(
+                f"relp: edits at blocks.{i}.mlp.hook_post do not reach the output of that MLP of {lens.model_name}, so "
+                "its activation function cannot be replaced; use eap"
+            )
 
 
 def _linearised(factors: list[str], post: str) -> list[tuple[str, rec.Edit]]:
