@@ -88,7 +88,7 @@ def test_some_kept_by_hand() -> None:
 
 
 def test_on_planted_weights_three_features_are_the_circuit(tmp_path: Path) -> None:
-    """Their scores stand above all others, and alone they do most of what the model does; faint distractors the rest."""
+    """Their scores stand above all others, and alone they do most of what the model does; distractors do the rest."""
     model = pb.zoo.load("planted", dtype=torch.float64)
     sets = pb.zoo.transcoders("planted", dtype=torch.float64)
     truth = pb.zoo.truth("planted")

@@ -5,6 +5,7 @@ from pullback.causal.ablation import Ablation, ablate
 from pullback.causal.agreement import Agreement, RunAgreement, agreement
 from pullback.causal.circuit import CircuitRunner
 from pullback.causal.curves import Areas, Curve, Curves, faithfulness_curves, graph_scores
+from pullback.causal.edges import EdgeScores, edge_scores
 from pullback.causal.effects import predicted, total_effects
 from pullback.causal.generate import Generated, generate
 from pullback.causal.interchange import Swap, interchange, swap_scores
@@ -23,6 +24,7 @@ __all__ = [
     "CircuitRunner",
     "Curve",
     "Curves",
+    "EdgeScores",
     "Generated",
     "Intervened",
     "Margin",
@@ -38,6 +40,7 @@ __all__ = [
     "between_group_share",
     "cmd",
     "cpr",
+    "edge_scores",
     "faithfulness_curves",
     "generate",
     "graph_scores",

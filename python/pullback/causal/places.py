@@ -69,7 +69,8 @@ def _settings(intervention: Any) -> list[Setting]:
         if isinstance(intervention[0], Supernode):
             group, factor = intervention
             return [_setting(*feature, factor, relative=True) for feature in group.features]
-        return [_setting(*intervention)]
+        layer, pos, feature, value = intervention
+        return [_setting(layer, pos, feature, value)]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             "intervene: an intervention is (layer, position, feature, value), three integers and a number (the "
