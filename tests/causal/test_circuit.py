@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import pullback as pb
-from pullback.causal import CircuitRunner, NodeSet, auroc, graph_scores
+from pullback.attribution.nodes import FEATURE, LOGIT, OWN
+from pullback.causal import CircuitRunner, NodeSet, auroc, graph_scores, margin_of, recovery
 from pullback.lens import as_lens
 from tests import models
 from tests.causal.exact import prompts
@@ -105,6 +106,7 @@ def test_on_planted_weights_three_features_are_the_circuit(tmp_path: Path) -> No
     curve = curves.curves["graph"]["signed"]
     assert curve.n_nodes == [1, 3, n_live, n]
     assert curve.faithfulness == pytest.approx([0, 0.754, 1, 1], abs=1e-3)
+    assert curve.recovery[2:] == pytest.approx([1, 1], abs=1e-9)
     assert curve.completeness[1:] == pytest.approx([0.057, 0, 0], abs=1e-3)
     curves.to_json(tmp_path / "curves.json")
     stored = json.loads((tmp_path / "curves.json").read_text())
@@ -128,6 +130,29 @@ def test_rankings_side_by_side() -> None:
         (f0, f1), (a0, a1) = (curves.curves[name][order].faithfulness for order in ("signed", "absolute"))
         assert areas.cpr == pytest.approx(0.8 * (f0 + f1) / 2)
         assert areas.cmd == pytest.approx(0.8 * (abs(1 - a0) + abs(1 - a1)) / 2)
+
+
+def test_recovery_is_what_leaves_contribute_through_kept_nodes() -> None:
+    """Against a sum over all paths of the part that is kept, and by hand where no feature is."""
+    lens = as_lens(models.build("gpt2"))
+    sets = models.random_set(lens)
+    graph = pb.attribute(lens, sets, TOKENS)
+    margin, kinds = margin_of(graph), graph.nodes.kind.long()
+    everything = torch.ones(graph.n_nodes, dtype=torch.bool)
+    assert recovery(graph, everything) == pytest.approx(1, abs=1e-9)
+    value = margin.weights(graph) @ graph.nodes.preactivation.nan_to_num()
+    no_feature = ~graph.of_kind(FEATURE)
+    A = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=torch.float64)
+    A[graph.rows(), graph.sources.long()] = graph.weights
+    direct = (margin.weights(graph) @ A)[no_feature].sum()
+    assert recovery(graph, no_feature) == pytest.approx(float(direct / value), abs=1e-9)
+    some = no_feature | (torch.arange(graph.n_nodes) % 2 == 0)
+    own = kinds == OWN
+    some[own] = some[graph.nodes.feature[own]]
+    part = torch.where(some[:, None] & some, A, 0) / torch.where(graph.of_kind(FEATURE), graph.nodes.activation, 1)
+    paths = torch.linalg.inv(torch.eye(graph.n_nodes, dtype=torch.float64) - part)
+    by_hand = (margin.weights(graph) @ paths)[some & ~graph.of_kind(FEATURE, LOGIT)].sum()
+    assert recovery(graph, some) == pytest.approx(float(by_hand / value), abs=1e-9)
 
 
 def test_node_sets() -> None:

@@ -6,7 +6,7 @@ from pullback.causal.agreement import Agreement, RunAgreement, agreement
 from pullback.causal.circuit import CircuitRunner
 from pullback.causal.curves import Areas, Curve, Curves, faithfulness_curves, graph_scores
 from pullback.causal.edges import EdgeScores, edge_scores
-from pullback.causal.effects import predicted, total_effects
+from pullback.causal.effects import predicted, recovery, total_effects
 from pullback.causal.generate import Generated, generate
 from pullback.causal.interchange import Swap, interchange, swap_scores
 from pullback.causal.intervene import Intervened, intervene, run_interventions
@@ -49,6 +49,7 @@ __all__ = [
     "margin_of",
     "node_scores",
     "predicted",
+    "recovery",
     "run_interventions",
     "steer",
     "swap_scores",

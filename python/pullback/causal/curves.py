@@ -16,7 +16,7 @@ from pullback.attribution import Graph
 from pullback.causal import mib
 from pullback.causal.ablation import Ablation
 from pullback.causal.circuit import CircuitRunner
-from pullback.causal.effects import total_effects
+from pullback.causal.effects import recovery, total_effects
 from pullback.causal.margin import Margin, margin_of
 from pullback.causal.nodes import NodeSet
 from pullback.transcoders import LayeredDictionary
@@ -27,13 +27,14 @@ class Curve:
     """Circuits of the best nodes of one ranking: share of all nodes, their number, and what they do.
 
     faithfulness: of the circuit alone, 1 like the whole model, 0 like none of it. completeness: of everything but the
-    circuit; near 0 where nothing outside of it can give the answer, too.
+    circuit; near 0 where nothing outside of it can give the answer, too. recovery: what the graph says of it.
     """
 
     sizes: list[float]
     n_nodes: list[int]
     faithfulness: list[float]
     completeness: list[float]
+    recovery: list[float]
 
 
 class Areas(NamedTuple):
@@ -114,6 +115,9 @@ def faithfulness_curves(
     def measure(keep: Tensor) -> float:
         return float(margin(runner.logits(keep)))
 
+    def in_graph(keep: Tensor) -> Tensor:
+        return (~NodeSet.mask(graph)).masked_scatter(NodeSet.mask(graph), keep)
+
     every = torch.ones(n, dtype=torch.bool)
     full, empty = float(margin(runner.lens.capped(runner.local.trace.logits))), measure(~every)
 
@@ -126,6 +130,7 @@ def faithfulness_curves(
             counts,
             [mib.faithfulness(measure(circuit), full, empty) for circuit in circuits],
             [mib.faithfulness(measure(~circuit), full, empty) for circuit in circuits],
+            [recovery(graph, in_graph(circuit), margin) for circuit in circuits],
         )
 
     curves = {name: {"signed": curve(s), "absolute": curve(s.abs())} for name, s in scores.items()}

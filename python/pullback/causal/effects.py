@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback.attribution import Graph
 from pullback.attribution.influence import flow
-from pullback.attribution.nodes import FEATURE
+from pullback.attribution.nodes import FEATURE, LOGIT
 from pullback.causal.margin import Margin, margin_of
 
 
@@ -48,3 +48,15 @@ def predicted(graph: Graph, node: int, change: float, holding: Collection[int] =
     start = graph.weights.new_zeros(graph.n_nodes)
     start[node] = change
     return flow(graph.sources.long(), graph.rows(), slopes, start)
+
+
+def recovery(graph: Graph, keep: Tensor, margin: Margin | None = None) -> float:
+    """Share of the margin that leaves contribute through kept nodes alone (Ge et al. 2024): keep (n_nodes) bool.
+
+    No model is run: it is what the edges say, and 1 where a whole graph is kept.
+    """
+    margin = margin_of(graph) if margin is None else margin
+    part = graph.subgraph(keep)
+    leaves = ~part.of_kind(FEATURE, LOGIT)
+    whole = margin.weights(graph) @ torch.where(graph.of_kind(LOGIT), graph.nodes.preactivation, 0)
+    return float(total_effects(part, margin)[leaves].sum() / whole)

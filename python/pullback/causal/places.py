@@ -68,7 +68,7 @@ def _settings(intervention: Any) -> list[Setting]:
     try:
         if isinstance(intervention[0], Supernode):
             group, factor = intervention
-            return [_setting(*feature, factor, relative=True) for feature in group.features]
+            return [_setting(layer, pos, feature, factor, relative=True) for layer, pos, feature in group.features]
         layer, pos, feature, value = intervention
         return [_setting(layer, pos, feature, value)]
     except (TypeError, ValueError, IndexError) as error:

@@ -110,10 +110,13 @@ def eap_ig_activations(pairs: Pairs) -> Tensor:
 
 
 def _between(pairs: Pairs, site: str, share: float) -> tuple[str, rec.Edit]:
-    """The clean run with what it has at a site moved towards the corrupted run's, of which it keeps `share`."""
+    """The clean run with what it has at a site moved towards the corrupted run's, of which it keeps `share`.
+
+    Moved, not replaced by a constant: gradients pass on to what feeds the site.
+    """
     clean, corrupted = (pairs.lens.record_only(tokens, [site])[site] for tokens in (pairs.clean, pairs.corrupted))
-    value = corrupted + share * (clean - corrupted)
-    return site, lambda _x: value
+    move = (1 - share) * (corrupted - clean)
+    return site, lambda y: y + move
 
 
 def exact(pairs: Pairs) -> Tensor:
