@@ -115,8 +115,8 @@ def test_integrated_gradients_are_complete() -> None:
     assert abs(gaps[-1]) < 0.05 * abs(float(lost))
 
 
-def test_input_gradients_start_at_the_ablated_prompt() -> None:
-    """One step: k = 0 only, the gradient of the other prompt's own run."""
+def test_one_step_of_a_path() -> None:
+    """Of embeddings k = 0 only, the gradient of the other prompt's own run; of activations k = 1, the clean run's."""
     lens = as_lens(models.build("gpt2"))
     sets = models.random_set(lens)
     p = problem(lens, sets, pb.Ablation.resample(lens, sets, OTHER), steps=1)
@@ -124,6 +124,7 @@ def test_input_gradients_start_at_the_ablated_prompt() -> None:
     _, gradients, _ = output_gradients(lens, OTHER[None], outputs, p.margin)
     expected = p.patches.along({i: g[0] for i, g in gradients.items()})
     assert torch.allclose(METHODS["eap_ig_inputs"](p), expected, atol=1e-10)
+    assert torch.allclose(METHODS["eap_ig_activations"](p), METHODS["eap"](p), atol=1e-10)
 
 
 @pytest.mark.parametrize("gated", [True, False])
