@@ -11,8 +11,8 @@ import torch
 import pullback as pb
 from pullback.attribution.nodes import FEATURE, LOGIT
 from pullback.causal import Margin, margin_of, predicted, total_effects
-from pullback.causal.agreement import _stratified
-from pullback.lens import as_lens
+from pullback.causal.agreement import _stratified, _Test
+from pullback.lens import as_lens, trace
 from tests import models
 from tests.causal.exact import own_mlps, prompts, relu_model
 
@@ -31,6 +31,16 @@ def test_with_everything_frozen_a_graph_foretells_everything(name: str, draw: An
         assert found.spearman == pytest.approx(1, abs=1e-12)
         assert found.cosine == pytest.approx(1, abs=1e-12)
         assert found.nmse < 1e-20
+
+
+def test_edges_explain_logits_before_a_soft_cap() -> None:
+    lens = as_lens(models.native(seed=0, output_logits_soft_cap=3.0))
+    sets = models.random_set(lens)
+    graph = pb.attribute(lens, sets, TOKENS)
+    test = _Test(lens, sets, graph, trace(lens, TOKENS), margin_of(graph), factor=0.0)
+    for node in _stratified(graph, 4, 1.0, seed=0):
+        (foretold, _), (measured, _) = test._foretold("direct", node), test._measured("direct", node)
+        assert float(foretold) == pytest.approx(float(measured), abs=1e-9)
 
 
 def test_runs_that_are_not_frozen_agree_less() -> None:

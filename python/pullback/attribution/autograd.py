@@ -63,8 +63,7 @@ class AutogradEngine:
         logits, seen = rec.record(lens.model, local.trace.tokens[None], [*attn, *inputs], edits)
         self.attn_out = [seen[s] for s in attn]
         self.inputs = [seen[s][0] for s in inputs]
-        cap = lens.logit_soft_cap
-        self.logits = logits[0] if cap is None else cap * torch.atanh(logits[0] / cap)
+        self.logits = lens.uncapped(logits[0])
 
     def rows(self, targets: Targets, logit_tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Edges (B, n_sources) and zeroed mass (B), as `linear_rows`; logit targets need their token ids (B)."""

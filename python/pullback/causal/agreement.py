@@ -175,7 +175,8 @@ class _Test:
         freeze = None if run == "unconstrained" else "attention"
         hold = replace(held(self.lens, self.sets, freeze, self._holding(run, node)), final_norm=run == "direct")
         after = run_from(self.lens, self.sets, self.base, placed(self.sets, self.base.n_pos, [place]), hold)
-        margins = self.margin(torch.stack([self.lens.capped(self.base.logits), after.logits.to(self.base.logits)]))
+        logits = self.lens.uncapped(after.logits.to(self.base.logits))  # edges explain logits before a soft cap
+        margins = self.margin(torch.stack([self.base.logits, logits]))
         moved = self._preactivations(after.inputs) - self.before
         moved = torch.where(moved.abs() > self.resolution(self.before), moved, 0)
         return (margins[1] - margins[0]).cpu().to(self.weights), moved.cpu().to(self.weights)

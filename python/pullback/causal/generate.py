@@ -71,7 +71,7 @@ def generate(
     sets = lens.fitted(sets, strict=strict)
     hold = held(lens, sets, freeze, constrained_layers)
     settings = anchored(parsed(interventions), len(tokens))
-    placed(sets, len(tokens), settings, some=False)  # what cannot be set is said before anything runs
+    placed(sets, len(tokens), settings, must_cover=False)  # what cannot be set is said before anything runs
     if max_new_tokens < 1 or len(tokens) + max_new_tokens - 1 > lens.n_ctx:
         raise ValueError(
             f"generate: max_new_tokens must be in 1..{lens.n_ctx - len(tokens) + 1} after {len(tokens)} tokens (the "
@@ -81,7 +81,7 @@ def generate(
     end = _eos(lens, eos_token_id) if stop_at_eos else None
     seen: list[Tensor] = []
     while len(seen) < max_new_tokens:
-        wanted = placed(sets, len(tokens), settings, some=False)
+        wanted = placed(sets, len(tokens), settings, must_cover=False)
         seen.append(run_from(lens, sets, trace(lens, tokens), wanted, hold).logits[-1])
         tokens = torch.cat([tokens, choose(seen[-1])])
         if int(tokens[-1]) == end:

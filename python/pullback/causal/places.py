@@ -114,11 +114,13 @@ class Placed:
         return torch.where(self.relative.to(unchanged.device), amounts * unchanged, amounts)
 
 
-def placed(sets: LayeredDictionary, T: int, settings: Sequence[Setting], *, some: bool = True) -> dict[int, Placed]:
+def placed(
+    sets: LayeredDictionary, T: int, settings: Sequence[Setting], *, must_cover: bool = True
+) -> dict[int, Placed]:
     """Checked settings on a prompt of T tokens, by layer.
 
     Raises ValueError for layers, positions or features that do not exist, amounts that are not finite, a place that is
-    set twice, and, unless not `some`, a slice that covers no position.
+    set twice, and, if they `must_cover` some, a slice that covers no position.
     """
     wanted: dict[int, dict[tuple[int, int], tuple[float, bool]]] = {}
     for s in settings:
@@ -135,7 +137,7 @@ def placed(sets: LayeredDictionary, T: int, settings: Sequence[Setting], *, some
                 f"got {s.amount}"
             )
         positions = _positions(s.pos, T)
-        if some and not positions:
+        if must_cover and not positions:
             raise ValueError(f"intervene: {s.pos} covers none of the prompt's {T} tokens")
         here = wanted.setdefault(s.layer, {})
         for pos in positions:
