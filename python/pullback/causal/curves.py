@@ -123,7 +123,7 @@ def faithfulness_curves(
 
     def curve(ranking: Tensor) -> Curve:
         order = torch.argsort(ranking, descending=True, stable=True)
-        counts = [int(size * n) for size in sizes]
+        counts = [int(size * n + 1e-9) for size in sizes]  # 0.29 * 100 is less than 29
         circuits = [torch.zeros_like(every).index_fill(0, order[:count], True) for count in counts]
         return Curve(
             list(sizes),
