@@ -9,7 +9,15 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, Scores, attribute
+    from pullback.attribution import (
+        DirectionTarget,
+        FeatureTarget,
+        Graph,
+        LogitDifference,
+        LogitTarget,
+        Scores,
+        attribute,
+    )
     from pullback.causal import (
         Ablation,
         Margin,
@@ -44,9 +52,13 @@ __all__ = [
     "Ablation",
     "BatchTopK",
     "CrossLayerTranscoder",
+    "DirectionTarget",
+    "FeatureTarget",
     "Graph",
     "JumpReLU",
     "Lens",
+    "LogitDifference",
+    "LogitTarget",
     "Margin",
     "ModelReading",
     "ReLU",
@@ -85,7 +97,15 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "Scores", "attribute"),
+    "attribution": (
+        "DirectionTarget",
+        "FeatureTarget",
+        "Graph",
+        "LogitDifference",
+        "LogitTarget",
+        "Scores",
+        "attribute",
+    ),
     "causal": (
         "Ablation",
         "Margin",

@@ -1,6 +1,20 @@
 """Attribution graphs: exact, signed, summing to what they explain."""
 
-from pullback.attribution.build import attribute
+from pullback.attribution.asked import DirectionTarget, FeatureTarget, LogitDifference, LogitTarget
+from pullback.attribution.build import attribute, attribute_local
+from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
+from pullback.attribution.settings import Settings
 
-__all__ = ["Graph", "Scores", "attribute"]
+__all__ = [
+    "DirectionTarget",
+    "Effects",
+    "FeatureTarget",
+    "Graph",
+    "LogitDifference",
+    "LogitTarget",
+    "Scores",
+    "Settings",
+    "attribute",
+    "attribute_local",
+]

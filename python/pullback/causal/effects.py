@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import Graph
-from pullback.attribution.influence import flow
-from pullback.attribution.nodes import FEATURE, LOGIT
+from pullback.attribution.effects import effects
+from pullback.attribution.influence import runs_of
+from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT
 from pullback.causal.margin import Margin, margin_of
 
 
@@ -31,23 +32,26 @@ def total_effects(graph: Graph, margin: Margin | None = None) -> Tensor:
 
     The sum over leaves and what was dropped is the margin itself. `margin` defaults to the two likeliest answers.
     """
-    weight = (margin_of(graph) if margin is None else margin).weights(graph)
-    # Effect of a source = sum over targets of (effect of the target per unit of it) * edge.
-    per_unit = graph.weights / torch.where(graph.of_kind(FEATURE), graph.nodes.activation, 1)[graph.rows()]
-    return flow(graph.rows(), graph.sources.long(), per_unit, weight)
+    weights = (margin_of(graph) if margin is None else margin).weights(graph)
+    logits = weights.nonzero()[:, 0]
+    return (weights[logits].double() @ effects(graph, logits).total).to(graph.weights.dtype)
 
 
 def predicted(graph: Graph, node: int, change: float, holding: Collection[int] = ()) -> Tensor:
-    """Change of every node's pre-activation, (n_nodes), where the activation of one feature node changes by `change`.
+    """Change of every node's pre-activation, (n_nodes), where the activation of one feature node changes by `change`
+    (which stands at the node itself).
 
     Layers in `holding` are held: their features write what they wrote before, all but the changed one.
     """
     slopes = derivatives(graph, holding)
     from_node = graph.sources == node
     slopes[from_node] = graph.weights[from_node] / graph.nodes.activation[node]
-    start = graph.weights.new_zeros(graph.n_nodes)
-    start[node] = change
-    return flow(graph.sources.long(), graph.rows(), slopes, start)
+    moved = graph.weights.new_zeros(graph.n_nodes)
+    moved[node] = change
+    for run in reversed(runs_of(graph, slopes)):  # from the lowest layer up: edges lead up
+        into = torch.repeat_interleave(run.targets, run.counts)
+        moved.index_add_(0, into, run.sizes * moved[run.sources])
+    return moved
 
 
 def recovery(graph: Graph, keep: Tensor, margin: Margin | None = None) -> float:
@@ -57,6 +61,6 @@ def recovery(graph: Graph, keep: Tensor, margin: Margin | None = None) -> float:
     """
     margin = margin_of(graph) if margin is None else margin
     part = graph.subgraph(keep)
-    leaves = ~part.of_kind(FEATURE, LOGIT)
+    leaves = ~part.of_kind(FEATURE, LOGIT, DIRECTION)
     whole = margin.weights(graph) @ torch.where(graph.of_kind(LOGIT), graph.nodes.preactivation, 0)
     return float(total_effects(part, margin)[leaves].sum() / whole)

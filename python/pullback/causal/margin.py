@@ -29,7 +29,7 @@ class Margin:
         Raises ValueError where the graph does not explain one of the tokens.
         """
         weights = graph.weights.new_zeros(graph.n_nodes)
-        logits = graph.of_kind(LOGIT)
+        logits = _last_logits(graph)
         for token, sign in ((self.target, 1.0), (self.other, -1.0)):
             if token is None:
                 continue
@@ -44,8 +44,18 @@ class Margin:
 
 
 def margin_of(graph: Graph) -> Margin:
-    """Between the two likeliest tokens that the graph explains; of one alone, against the mean of all."""
-    logits = graph.of_kind(LOGIT).nonzero()[:, 0]
+    """Between the two likeliest tokens that the graph explains at the last position; of one alone, against the mean of
+    all. Raises ValueError where there is none."""
+    logits = _last_logits(graph).nonzero()[:, 0]
+    if not len(logits):
+        raise ValueError(
+            "margin: this graph explains no logit of the last position; give a margin of a graph that does"
+        )
     best = logits[torch.argsort(graph.nodes.activation[logits], descending=True, stable=True)]
     tokens = graph.nodes.feature[best[:2]].tolist()
     return Margin(*tokens)
+
+
+def _last_logits(graph: Graph) -> Tensor:
+    """Which nodes are logits of the last position, (n_nodes) bool."""
+    return graph.of_kind(LOGIT) & (graph.nodes.pos == len(graph.meta["tokens"]) - 1)
