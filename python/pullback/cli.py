@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval(commands)
     _graph(commands)
     _intervene(commands)
+    _serve(commands)
     _convert(commands)
     _doctor(commands)
     return parser
@@ -289,6 +290,13 @@ def _run_intervene(args: argparse.Namespace) -> None:
     from pullback.causal.command import run_intervene
 
     run_intervene(args, open_model(args.model), _open_set(args))
+
+
+def _serve(commands: Any) -> None:
+    from pullback import serve
+
+    summary = "show the graphs of a folder in a browser, and keep what is noted on them"
+    serve.add_arguments(_command(commands, "serve", serve.run, summary))
 
 
 def _convert(commands: Any) -> None:
