@@ -15,7 +15,7 @@ from pullback.lens import record as rec
 from pullback.lens.fingerprint import fingerprint
 from pullback.lens.stand_ins import stand_ins
 from pullback.lens.tokens import Prompt, check_ids
-from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
+from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, mlp_norm, read_layer, read_norm
 from pullback.transcoders import LayeredDictionary, ModelReading
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ class Lens:
     @property
     def folded(self) -> bool:
         """Whether the MLP norms' affine is absent or the identity: `ln2.hook_normalized` is then the MLP's input."""
-        return all(read_norm(getattr(self.model.blocks[i], "ln2", None)).folded for i in range(self.n_layers))
+        blocks = [self.model.blocks[i] for i in range(self.n_layers)]
+        return all(read_norm(getattr(block, mlp_norm(block), None)).folded for block in blocks)
 
     @property
     def logit_soft_cap(self) -> float | None:

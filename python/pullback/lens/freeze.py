@@ -12,6 +12,7 @@ from torch import Tensor
 from pullback.lens import record as rec
 from pullback.lens.structure import relative_error, tolerance
 from pullback.lens.trace import Trace
+from pullback.lens.weights import NO_NORM
 
 if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
@@ -57,10 +58,11 @@ def freeze_edits(base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:
         if i in hold.patterns:
             edits.append((f"blocks.{i}.attn.hook_pattern", at(layer.pattern)))
         if i in hold.whole:
-            norms = (("ln1", layer.weights.ln1, layer.ln1_scale), ("ln2", layer.weights.ln2, layer.ln2_scale))
-            edits += [(f"blocks.{i}.{n}.hook_scale", at(s)) for n, norm, s in norms if norm.kind != "none"]
+            norms = layer.weights.norms()
+            held = {name: scale for name, scale in layer.scales().items() if norms[name].kind != NO_NORM}
+            edits += [(f"blocks.{i}.{name}.hook_scale", at(scale)) for name, scale in held.items()]
             edits.append((f"blocks.{i}.hook_mlp_out", at(layer.mlp_out)))
-    if hold.final_norm and base.ln_final.kind != "none":
+    if hold.final_norm and base.ln_final.kind != NO_NORM:
         edits.append(("ln_final.hook_scale", at(base.final_scale)))
     return edits
 
@@ -118,9 +120,9 @@ def _verify_held(lens: Lens, base: Trace, hold: Freeze, at: dict[str, Tensor], l
         must_equal(held, z, f"the attention pattern of layer {i}")
         if i not in hold.whole:
             continue
-        w = layer.weights
-        attended = w.attend(layer.pattern, w.values(w.ln1(x_pre, layer.ln1_scale))) + w.b_O
-        must_equal(attended, attn_out, f"ln1's scale of layer {i}", float(x_pre.abs().max()) / 100)
+        w, floor = layer.weights, float(x_pre.abs().max()) / 100
+        behind = "" if w.ln1_post.kind == NO_NORM else "ln1_post's or "
+        must_equal(layer.attend(x_pre), attn_out, f"{behind}ln1's scale of layer {i}", floor)
         stream = x_pre if layer.parallel else x_pre + attn_out
         must_equal(w.ln2(stream, layer.ln2_scale), at[lens.input_site(i, "mlp.hook_in")], f"ln2's scale of layer {i}")
     if hold.final_norm:

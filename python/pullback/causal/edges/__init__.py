@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pullback.causal.edges.methods import EDGE_METHODS, Pairs
-from pullback.lens import as_lens
+from pullback.lens import LayerWeights, Norm, as_lens
 from pullback.lens.tokens import check_ids
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["EDGE_METHODS", "EdgeScores", "edge_scores"]
+
+
+def _post_norms(weights: LayerWeights) -> list[Norm]:
+    return [norm for name, norm in weights.norms().items() if name.endswith("post")]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ def edge_scores(
         raise ValueError(f"edge_scores: steps and batch_size must be at least 1, got {steps}, {batch_size}")
     if lens.logit_soft_cap is not None:
         raise ValueError(f"edge_scores: {lens.model_name} caps its logits, which these methods do not know yet")
+    if any(norm.kind != "none" for i in range(lens.n_layers) for norm in _post_norms(lens.layer_weights(i))):
+        raise ValueError(
+            f"edge_scores: {lens.model_name} has norms behind attention or MLP, which are not known here yet"
+        )
     check_ids(lens, clean, "clean")
     check_ids(lens, corrupted, "corrupted")
     moved = (t.to(lens.device) for t in (clean, corrupted, target, other))
