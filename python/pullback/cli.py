@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval(commands)
     _graph(commands)
     _features(commands)
+    _intervene(commands)
     _serve(commands)
     _convert(commands)
     _doctor(commands)
@@ -283,6 +284,27 @@ def _features(commands: Any) -> None:
 
 def _run_features(args: argparse.Namespace) -> None:
     features_command.run(args, open_model, _open_set)
+
+
+def _intervene(commands: Any) -> None:
+    parser = _command(
+        commands, "intervene", _run_intervene, "set features of a prompt and see what the model says then"
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("prompt", help="the prompt, in quotes")
+    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    feature = "LAYER_FEATURE_POSITION"
+    parser.add_argument("--set", nargs="+", default=[], metavar=f"{feature}=VALUE", help="values of features")
+    parser.add_argument("--scale", nargs="+", default=[], metavar=f"{feature}=FACTOR", help="factors on what they are")
+    parser.add_argument("--freeze", choices=("attention", "all", "none"), default="attention", help="what is held")
+    parser.add_argument("--top", type=int, default=5, help="say so many next tokens")
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="and write on for N tokens")
+
+
+def _run_intervene(args: argparse.Namespace) -> None:
+    from pullback.causal.command import run_intervene
+
+    run_intervene(args, open_model(args.model), _open_set(args))
 
 
 def _serve(commands: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pullback.causal import Swap, between_group_share, interchange, swap_scores
+from pullback.causal import Supernode, Swap, between_group_share, interchange, swap_scores
 from pullback.lens import as_lens
 from pullback.transcoders import BatchTopK, Transcoder, TranscoderSet
 from tests import models
@@ -76,6 +76,19 @@ def test_parts_add_up_and_lists_agree_with_masks() -> None:
     ours = interchange(lens, sets, BASE, SOURCE, [only_second])
     assert torch.allclose(ours[1], masked[1], atol=1e-12)
     assert torch.allclose(ours[[0, 2, 3]], last(lens, BASE)[[0, 2, 3]], atol=1e-12)
+
+
+def test_a_supernode_is_its_features() -> None:
+    lens = relu_model()
+    sets = own_mlps(lens)
+    group = Supernode("three", ((0, 3, 5), (0, 3, 7), (1, 4, 2)))
+    ours = interchange(lens, sets, BASE, SOURCE, Swap.supernode(sets, group))
+    masks = [torch.isin(torch.arange(F), torch.tensor(ids)) for ids in ([5, 7], [2])]
+    by_hand = [Swap.features(0, 3, masks[0]), Swap.features(1, 4, masks[1])]
+    assert torch.equal(ours, interchange(lens, sets, BASE, SOURCE, by_hand))
+    for wrong in ((0, slice(1, 2), 5), (9, 1, 5), (0, 1, F)):
+        with pytest.raises(ValueError, match="of 'x' is no feature of this set at one position"):
+            Swap.supernode(sets, Supernode("x", (wrong,)))
 
 
 def test_a_batch_equals_its_pairs_one_by_one_and_lengths_may_differ() -> None:

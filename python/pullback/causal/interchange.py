@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.causal.gradients import output_gradients
+from pullback.causal.places import Supernode
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
@@ -57,6 +59,24 @@ class Swap:
         return Swap(
             layer, pos, pos, lambda pair, f: torch.isin(pair * n_features + f.long(), keys.to(f.device)), n_features
         )
+
+    @staticmethod
+    def supernode(sets: LayeredDictionary, group: Supernode) -> list[Swap]:
+        """The features of a group, the same for every pair, each at its position of both prompts.
+
+        Raises ValueError for layers or features that the set does not have, and for slices of positions: pairs are
+        swapped place by place.
+        """
+        chosen: dict[tuple[int, int], Tensor] = {}
+        for layer, pos, feature in group.features:
+            if isinstance(pos, slice) or layer not in sets or not 0 <= feature < sets[layer].d_sae:
+                raise ValueError(
+                    f"Swap.supernode: ({layer}, {pos}, {feature}) of '{group.name}' is no feature of this set at one "
+                    "position"
+                )
+            mask = chosen.setdefault((layer, pos), torch.zeros(sets[layer].d_sae, dtype=torch.bool))
+            mask[feature] = True
+        return [Swap.features(layer, pos, mask) for (layer, pos), mask in chosen.items()]
 
 
 def interchange(
@@ -241,24 +261,11 @@ def _inputs_and_gradients(
     {layer: (N, T, d)} each."""
     written = sorted({dst for layer in layers for dst in sets.targets(layer)})
     sites = lens.sites(sets, written)
-    leaves: dict[int, Tensor] = {}
 
-    def leaf(layer: int) -> rec.Edit:
-        def edit(y: Tensor) -> Tensor:
-            # A zero added to the stream: its gradient is the gradient at the output, whatever feeds the output.
-            leaves[layer] = torch.zeros_like(y, requires_grad=True)
-            return y + leaves[layer]
-
-        return edit
-
-    with torch.enable_grad():
-        logits, seen = rec.record(
-            lens.model,
-            tokens.to(lens.device),
-            [s for s, _ in sites.values()],
-            [*lens.exact_edits, *((sites[i][1], leaf(i)) for i in written)],
-        )
+    def difference(logits: Tensor) -> Tensor:
         rows = torch.arange(len(tokens))
-        value = (logits[rows, -1, target] - logits[rows, -1, other]).sum()
-        gradients = torch.autograd.grad(value, [leaves[i] for i in written])
-    return {i: seen[sites[i][0]].detach() for i in layers}, dict(zip(written, gradients, strict=True))
+        return logits[rows, -1, target] - logits[rows, -1, other]
+
+    outputs = {i: site_out for i, (_, site_out) in sites.items()}
+    _, gradients, seen = output_gradients(lens, tokens, outputs, difference, sites=[s for s, _ in sites.values()])
+    return {i: seen[sites[i][0]] for i in layers}, gradients

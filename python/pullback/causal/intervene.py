@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.lens import Trace, as_lens, must_be_transcoders, trace
+from pullback.causal.places import Intervention, Placed, parsed, placed
+from pullback.lens import Lens, Trace, as_lens, must_be_transcoders, trace
 from pullback.lens import record as rec
-from pullback.lens.freeze import frozen_run
+from pullback.lens.freeze import Freeze, frozen_run
+from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
-
-Intervention = tuple[int, int, int, float]
-"""(layer, position, feature, value after the activation function)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ def intervene(
     interventions: Sequence[Intervention],
     *,
     freeze: str | None = "attention",
+    constrained_layers: Iterable[int] | None = None,
     strict: bool = True,
 ) -> Tensor:
     """Logits (T, V) of the model with features set to values.
@@ -45,17 +43,24 @@ def intervene(
     the output hook of every layer it writes to, whose MLP runs on, too, unless it is frozen.
 
     Args:
-        interventions: (layer, position, feature, value), the value after the activation function; positions may be
-            negative.
+        interventions: (layer, position, feature, value), the value after the activation function, or (supernode,
+            factor), which sets its features to that factor times what they are in the unchanged run. Positions may be
+            negative, or slices.
         freeze: "attention" (default) holds attention patterns at the unchanged run's; "all" holds patterns, norm scales
-            and MLP outputs, so that only direct effects remain; None holds nothing.
+            and MLP outputs but for a transcoder's skip path, so that only direct effects remain, which a graph's edges
+            are; None holds nothing.
+        constrained_layers: layers held whole at the unchanged run (patterns, norm scales, MLP outputs), so that within
+            them nothing changes but what set features write; the others follow `freeze`. `range(n)` is circuit-tracer's
+            constrained patching up to layer n - 1, `range(n_layers)` is freeze="all"; None: iterative patching.
         strict: False accepts transcoders of a fine-tuned sibling.
 
     Raises:
         ValueError: layer, position or feature out of range, a value that is not finite, transcoders of another model,
-            autoencoders under freeze="all", or a freeze that this model does not keep.
+            autoencoders in constrained layers, or a freeze that this model does not keep.
     """
-    return run_interventions(model, sets, prompt, interventions, freeze=freeze, strict=strict).logits
+    return run_interventions(
+        model, sets, prompt, interventions, freeze=freeze, constrained_layers=constrained_layers, strict=strict
+    ).logits
 
 
 def run_interventions(
@@ -65,44 +70,69 @@ def run_interventions(
     interventions: Sequence[Intervention],
     *,
     freeze: str | None = "attention",
+    constrained_layers: Iterable[int] | None = None,
     strict: bool = True,
 ) -> Intervened:
     """As `intervene`, with the inputs that every transcoder of the set read."""
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
     sets = lens.fitted(sets, strict=strict)
-    if freeze == "all":
-        must_be_transcoders(sets, "freeze='all'")
-    wanted = _by_layer(sets, len(tokens), interventions)
-    base = trace(lens, tokens)
+    hold = held(lens, sets, freeze, constrained_layers)
+    wanted = placed(sets, len(tokens), parsed(interventions))
+    return run_from(lens, sets, trace(lens, tokens), wanted, hold)
+
+
+def held(lens: Lens, sets: LayeredDictionary, freeze: str | None, constrained_layers: Iterable[int] | None) -> Freeze:
+    """The freeze that these arguments ask for. Raises ValueError where this set or model cannot have it."""
+    hold = Freeze.of(lens.n_layers, freeze, constrained_layers or ())
+    if hold.whole:
+        must_be_transcoders(sets, "freeze='all'" if freeze == "all" else "constrained patching")
+    return hold
+
+
+def run_from(lens: Lens, sets: LayeredDictionary, base: Trace, wanted: dict[int, Placed], hold: Freeze) -> Intervened:
+    """One pass under intervention from the unchanged run `base`; the set as `Lens.fitted` gives it."""
     edits: list[tuple[str, rec.Edit]] = []
-    for layer, changes in wanted.items():
-        change = _Change(sets, base, layer, changes, frozen=freeze == "all")
+    for layer, places in wanted.items():
+        change = _Change(sets, base, layer, places, frozen=layer in hold.whole)
         sites = lens.sites(sets, sets.targets(layer))
         edits.append((sites[layer][0], change.read))
         edits += [(site_out, partial(change.write, dst)) for dst, (_, site_out) in sites.items()]
+    edits += _skips(lens, sets, base, hold)
     sites = {i: site_in for i, (site_in, _) in lens.sites(sets, sets.layers).items()}
-    logits, seen = frozen_run(lens, tokens, base, freeze, edits, list(sites.values()))
+    logits, seen = frozen_run(lens, base.tokens, base, hold, edits, list(sites.values()))
     return Intervened(logits, {i: seen[s] for i, s in sites.items()})
+
+
+def _skips(lens: Lens, sets: LayeredDictionary, base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:
+    """A skip path is linear, so nothing holds it: what changes in the input of a layer held whole goes through."""
+
+    def moved(W_skip: Tensor, unchanged: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, y: y + (x - unchanged) @ W_skip.T
+
+    skips = {i: W_skip for i in sets.layers if i in hold.whole and (W_skip := sets.skip(i)) is not None}
+    fns = {i: moved(W_skip, unchanged_input(sets, base, i)) for i, W_skip in skips.items()}
+    return rec.patch_edits(fns, lens.sites(sets, fns))
 
 
 class _Change:
     """The features of one layer that are set: (value - z), and what it adds to the layers they write to."""
 
-    def __init__(
-        self, sets: LayeredDictionary, base: Trace, layer: int, changes: list[tuple[int, int, float]], frozen: bool
-    ) -> None:
-        self.sets, self.layer, like = sets, layer, base.embed
-        # Where all is frozen, z is the unchanged run's: the encoder is a nonlinearity too.
-        self.held = base.layers[layer].read(sets.hook_in(layer)) if frozen else None
-        self.positions, self.ids = torch.tensor([change[:2] for change in changes], device=like.device).T
-        self.values = torch.tensor([v for _, _, v in changes], device=like.device, dtype=sets[layer].dtype)
+    def __init__(self, sets: LayeredDictionary, base: Trace, layer: int, places: Placed, frozen: bool) -> None:
+        self.sets, self.layer, device = sets, layer, base.embed.device
+        self.positions, self.ids = places.positions.to(device), places.ids.to(device)
+        unchanged = self._activations(unchanged_input(sets, base, layer))
+        self.values = places.values(unchanged)
+        # Where the layer is frozen, z is the unchanged run's: the encoder is a nonlinearity too.
+        self.held = unchanged if frozen else None
         self.delta = torch.zeros_like(self.values)
+
+    def _activations(self, x: Tensor) -> Tensor:
+        return values_at(self.sets.encode(self.layer, x), self.positions, self.ids)
 
     def read(self, x: Tensor) -> None:
         """x (1, T, d), this layer's input."""
-        x = x[0] if self.held is None else self.held
-        self.delta = self.values - _activations(self.sets, self.layer, x, self.positions, self.ids)
+        self.delta = self.values - (self._activations(x[0]) if self.held is None else self.held)
 
     def write(self, dst: int, y: Tensor) -> Tensor:
         """y (1, T, d), the MLP output of layer dst."""
@@ -110,47 +140,19 @@ class _Change:
         return y.index_add(1, self.positions, added.to(y.dtype)[None])
 
 
-def _activations(sets: LayeredDictionary, layer: int, x: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
-    """z of features `ids` (n) at `positions` (n), from the inputs x (T, d)."""
-    acts = sets.encode(layer, x)
-    now = acts.values.new_zeros(len(ids))
-    for n, (p, f) in enumerate(zip(positions.tolist(), ids.tolist(), strict=True)):
-        span = slice(int(acts.indptr[p]), int(acts.indptr[p + 1]))
-        now[n] = acts.values[span][acts.indices[span] == f].sum()
-    return now
+def unchanged_input(sets: LayeredDictionary, base: Trace, layer: int) -> Tensor:
+    """What the dictionary of a layer reads in the unchanged run, (T, d)."""
+    at, site = base.layers[layer], sets.hook_in(layer)
+    if site != sets.hook_out(layer):
+        return at.read(site)
+    return at.attn_out if site == "hook_attn_out" else at.mlp_out  # an autoencoder reads the output it stands in for
 
 
-def _parts(intervention: Intervention) -> tuple[int, int, int, float]:
-    """Plain numbers, whether they came as such, from numpy or as tensors of one element."""
-    try:
-        layer, pos, feature, value = intervention
-        return operator.index(layer), operator.index(pos), operator.index(feature), float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "intervene: an intervention is (layer, position, feature, value), three integers and a number, "
-            f"got {intervention!r}"
-        ) from error
-
-
-def _by_layer(
-    sets: LayeredDictionary, T: int, interventions: Sequence[Intervention]
-) -> dict[int, list[tuple[int, int, float]]]:
-    """Checked interventions, {layer: [(position, feature, value)]}."""
-    wanted: dict[int, dict[tuple[int, int], float]] = {}
-    for intervention in interventions:
-        layer, pos, feature, value = _parts(intervention)
-        if layer not in sets:
-            raise ValueError(f"intervene: no transcoder for layer {layer}; the set has layers {sets.layers}")
-        if not -T <= pos < T:
-            raise ValueError(f"intervene: position {pos} is outside the prompt's {T} tokens")
-        if not 0 <= feature < sets[layer].d_sae:
-            raise ValueError(
-                f"intervene: feature {feature} is out of range; layer {layer} has features 0..{sets[layer].d_sae - 1}"
-            )
-        if not math.isfinite(value):
-            raise ValueError(f"intervene: the value of feature {feature} must be finite, got {value}")
-        place = (pos % T, feature)
-        if place in wanted.setdefault(layer, {}):
-            raise ValueError(f"intervene: layer {layer}, position {place[0]}, feature {feature} is set twice")
-        wanted[layer][place] = value
-    return {layer: [(p, f, v) for (p, f), v in places.items()] for layer, places in wanted.items()}
+def values_at(acts: SparseActivations, rows: Tensor, ids: Tensor) -> Tensor:
+    """Activations of features `ids` (n) in rows (n): 0 where one is not active."""
+    if not acts.nnz:
+        return acts.values.new_zeros(len(ids))
+    keys = acts.rows() * acts.n_features + acts.indices  # ascending
+    wanted = rows * acts.n_features + ids.long()
+    at = torch.searchsorted(keys, wanted).clamp(max=acts.nnz - 1)
+    return torch.where(keys[at] == wanted, acts.values[at], 0)

@@ -136,6 +136,11 @@ class Lens:
         cap = self.logit_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    def uncapped(self, logits: Tensor) -> Tensor:
+        """Logits before the model's soft cap, from logits as it gives them."""
+        cap = self.logit_soft_cap
+        return logits if cap is None else cap * torch.atanh(logits / cap)
+
     @property
     def positional(self) -> str:
         """'learned' where a position vector is added to the stream, else the configuration's word ('rotary', ...).

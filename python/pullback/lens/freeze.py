@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,26 +20,50 @@ if TYPE_CHECKING:
 FREEZES = ("all", "attention", None)
 
 
-def freeze_edits(base: Trace, freeze: str | None) -> list[tuple[str, rec.Edit]]:
-    """Edits that hold a forward pass at `base`: patterns ("attention"), or also norm scales and MLP outputs ("all")."""
-    if freeze not in FREEZES:
-        raise ValueError(f"freeze must be 'all', 'attention' or None, got {freeze!r}")
-    if freeze is None:
-        return []
+@dataclass(frozen=True)
+class Freeze:
+    """What of each layer is held: its attention pattern; or, in `whole` layers, norm scales and MLP output as well."""
 
-    def hold(value: Tensor) -> rec.Edit:
+    patterns: frozenset[int]
+    whole: frozenset[int]
+    final_norm: bool
+
+    @staticmethod
+    def of(n_layers: int, freeze: str | None, constrained: Iterable[int] = ()) -> Freeze:
+        """`freeze`: "attention" holds patterns, "all" all of every layer, None nothing; `constrained` layers are held
+        whole in any case. The last norm is held where every layer is.
+
+        Raises ValueError for another word, or a layer that the model does not have.
+        """
+        if freeze not in FREEZES:
+            raise ValueError(f"freeze must be 'all', 'attention' or None, got {freeze!r}")
+        every = frozenset(range(n_layers))
+        whole = every if freeze == "all" else frozenset(constrained)
+        if not whole <= every:
+            raise ValueError(
+                f"constrained_layers must lie in 0..{n_layers - 1}, got layers {sorted(whole - every)}: "
+                f"range(n) constrains the first n layers"
+            )
+        return Freeze(patterns=whole if freeze is None else every, whole=whole, final_norm=whole == every)
+
+
+def freeze_edits(base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:
+    """Edits that hold a forward pass at `base`."""
+
+    def at(value: Tensor) -> rec.Edit:
         return lambda t: value.to(t.dtype).expand_as(t)
 
     edits: list[tuple[str, rec.Edit]] = []
     for i, layer in enumerate(base.layers):
-        edits.append((f"blocks.{i}.attn.hook_pattern", hold(layer.pattern)))
-        if freeze == "all":
+        if i in hold.patterns:
+            edits.append((f"blocks.{i}.attn.hook_pattern", at(layer.pattern)))
+        if i in hold.whole:
             norms = layer.weights.norms()
             held = {name: scale for name, scale in layer.scales().items() if norms[name].kind != NO_NORM}
-            edits += [(f"blocks.{i}.{name}.hook_scale", hold(scale)) for name, scale in held.items()]
-            edits.append((f"blocks.{i}.hook_mlp_out", hold(layer.mlp_out)))
-    if freeze == "all" and base.ln_final.kind != NO_NORM:
-        edits.append(("ln_final.hook_scale", hold(base.final_scale)))
+            edits += [(f"blocks.{i}.{name}.hook_scale", at(scale)) for name, scale in held.items()]
+            edits.append((f"blocks.{i}.hook_mlp_out", at(layer.mlp_out)))
+    if hold.final_norm and base.ln_final.kind != NO_NORM:
+        edits.append(("ln_final.hook_scale", at(base.final_scale)))
     return edits
 
 
@@ -46,7 +72,7 @@ def frozen_run(
     lens: Lens,
     tokens: Tensor,
     base: Trace,
-    freeze: str | None,
+    freeze: Freeze | str | None,
     edits: list[tuple[str, rec.Edit]],
     sites: list[str],
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -54,26 +80,27 @@ def frozen_run(
 
     Raises ValueError where the model ran on with something else than what was held or written.
     """
-    probes = _probe_sites(lens, freeze)
-    frozen = [*lens.exact_edits, *freeze_edits(base, freeze)]
+    hold = freeze if isinstance(freeze, Freeze) else Freeze.of(lens.n_layers, freeze)
+    probes = _probe_sites(lens, hold)
+    frozen = [*lens.exact_edits, *freeze_edits(base, hold)]
     logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *edits])
-    _verify_held(lens, base, freeze, {k: v[0].to(lens.compute_dtype) for k, v in seen.items()}, logits[0])
+    _verify_held(lens, base, hold, {k: v[0].to(lens.compute_dtype) for k, v in seen.items()}, logits[0])
     return logits[0], {s: seen[s][0] for s in sites}
 
 
 WRITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
 
-def _probe_sites(lens: Lens, freeze: str | None) -> list[str]:
+def _probe_sites(lens: Lens, hold: Freeze) -> list[str]:
     sites = []
     for i in range(lens.n_layers):
         sites += [f"blocks.{i}.{s}" for s in WRITES]
-        sites += [] if freeze is None else [f"blocks.{i}.attn.hook_v", f"blocks.{i}.attn.hook_z"]
-        sites += [lens.input_site(i, "mlp.hook_in")] if freeze == "all" else []
+        sites += [f"blocks.{i}.attn.hook_v", f"blocks.{i}.attn.hook_z"] if i in hold.patterns else []
+        sites += [lens.input_site(i, "mlp.hook_in")] if i in hold.whole else []
     return sites
 
 
-def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tensor], logits: Tensor) -> None:
+def _verify_held(lens: Lens, base: Trace, hold: Freeze, at: dict[str, Tensor], logits: Tensor) -> None:
     def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-30) -> None:
         error = relative_error(ours, theirs.to(ours.dtype), floor)
         if not error <= tolerance(lens.dtype):
@@ -85,20 +112,20 @@ def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tens
     for i, layer in enumerate(base.layers):
         x_pre, attn_out, mlp_out, x_post = (at[f"blocks.{i}.{s}"] for s in WRITES)
         must_equal(x_pre + attn_out + mlp_out, x_post, f"what was written to the MLP output of layer {i}")
-        if freeze is None:
+        if i not in hold.patterns:
             continue
         v, z = at[f"blocks.{i}.attn.hook_v"], at[f"blocks.{i}.attn.hook_z"]  # (T, heads, d_head)
         repeats = z.shape[1] // v.shape[1]
         held = torch.einsum("hts,she->the", layer.pattern, v.repeat_interleave(repeats, dim=1))
         must_equal(held, z, f"the attention pattern of layer {i}")
-        if freeze != "all":
+        if i not in hold.whole:
             continue
         w, floor = layer.weights, float(x_pre.abs().max()) / 100
         behind = "" if w.ln1_post.kind == NO_NORM else "ln1_post's or "
         must_equal(layer.attend(x_pre), attn_out, f"{behind}ln1's scale of layer {i}", floor)
         stream = x_pre if layer.parallel else x_pre + attn_out
         must_equal(w.ln2(stream, layer.ln2_scale), at[lens.input_site(i, "mlp.hook_in")], f"ln2's scale of layer {i}")
-    if freeze == "all":
+    if hold.final_norm:
         last = at[f"blocks.{lens.n_layers - 1}.hook_resid_post"]
         ours = base.ln_final(last, base.final_scale) @ base.W_U + base.b_U
         must_equal(lens.capped(ours), logits, "ln_final's scale")

@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-NEEDED = 'pictures of sweeps need matplotlib: pip install "matplotlib>=3.8"'
+NEEDED = 'pictures of curves need matplotlib: pip install "matplotlib>=3.8"'
 COLOURS = {"transcoder": "#b3342d", "sae": "#3b6a9c"}
+# Without version and date in it, the same figures give the same file.
+REPRODUCIBLE = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 STYLES = ("-", "--", ":", "-.")
 FAR = 3  # times the span of the curves
 
@@ -53,9 +55,7 @@ def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         fvu.legend(frameon=False, fontsize=8)
     target = Path(path)
-    # Without version and date in it, the same sweep gives the same file.
-    nothing = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    figure.savefig(target, dpi=110, metadata=nothing.get(target.suffix))
+    figure.savefig(target, dpi=110, metadata=REPRODUCIBLE.get(target.suffix))
 
 
 def _levels(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str) -> None:

@@ -1,0 +1,139 @@
+"""What ablated nodes become: nothing, their mean over a corpus, or what they are in another prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.attribution.local import local_model
+from pullback.causal.intervene import held, run_from, values_at
+from pullback.causal.places import Feature, Placed, Supernode, parsed, placed
+from pullback.lens import as_lens, trace
+from pullback.ops import SparseActivations
+from pullback.transcoders import LayeredDictionary
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """Values of features, errors and token embeddings that stand in for a prompt's own.
+
+    Either one row for any position, or a row for each of T positions. Made by `zero`, `mean` and `resample`.
+    """
+
+    kind: str
+    acts: dict[int, SparseActivations]  # layer -> 1 or T rows
+    errors: dict[int, Tensor]  # layer -> (1 or T, d)
+    embed: Tensor  # (1 or T, d)
+
+    @staticmethod
+    def zero(model: Any, sets: LayeredDictionary) -> Ablation:
+        """Nothing: 0 for every feature, error and embedding."""
+        lens = as_lens(model)
+        nothing = torch.zeros(1, lens.d_model, dtype=lens.compute_dtype, device=lens.device)
+        acts = {i: SparseActivations.from_dense(nothing.new_zeros(1, sets[i].d_sae)) for i in sets.layers}
+        return Ablation("zero", acts, dict.fromkeys(range(lens.n_layers), nothing), nothing)
+
+    @staticmethod
+    def mean(
+        model: Any,
+        sets: LayeredDictionary,
+        prompts: Iterable[str | Sequence[int] | Tensor],
+        *,
+        positions: slice = slice(None),
+        strict: bool = True,
+    ) -> Ablation:
+        """The mean over all tokens of a corpus, at `positions` of each prompt (`slice(1, None)` leaves BOS out).
+
+        Raises ValueError where no token is left.
+        """
+        lens = as_lens(model)
+        n, total = 0, dict[Any, Tensor]()
+        for prompt in prompts:
+            local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+            chosen = range(local.n_pos)[positions]
+            rows = torch.tensor(list(chosen), dtype=torch.long, device=lens.device)
+            n += len(rows)
+            parts: dict[Any, Tensor] = {("error", i): e[rows].sum(0) for i, e in enumerate(local.errors)}
+            parts["embed"] = local.trace.embed[rows].sum(0)
+            for i, acts in local.acts.items():
+                here = torch.isin(acts.rows(), rows)
+                sums = acts.values.new_zeros(acts.n_features)
+                parts["acts", i] = sums.index_add_(0, acts.indices[here].long(), acts.values[here])
+            for key, part in parts.items():
+                total[key] = total[key] + part if key in total else part
+        if not n:
+            raise ValueError(
+                "mean ablation: there is no token to take the mean over; give prompts, and positions in them"
+            )
+        mean = {key: (part / n)[None] for key, part in total.items()}
+        return Ablation(
+            "mean",
+            {i: SparseActivations.from_dense(mean["acts", i]) for i in sets.layers},
+            {i: mean["error", i] for i in range(lens.n_layers)},
+            mean["embed"],
+        )
+
+    @staticmethod
+    def resample(
+        model: Any, sets: LayeredDictionary, prompt: str | Sequence[int] | Tensor, *, strict: bool = True
+    ) -> Ablation:
+        """What nodes are in another prompt, position by position; it must be as long as the one that is ablated."""
+        lens = as_lens(model)
+        local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+        return Ablation("resample", local.acts, dict(enumerate(local.errors)), local.trace.embed)
+
+    def must_fit(self, T: int) -> None:
+        """Raises ValueError for values of a prompt of another length."""
+        if self.embed.shape[0] not in (1, T):
+            raise ValueError(
+                f"resample ablation: the prompt has {T} tokens, and the one that values are taken from "
+                f"{self.embed.shape[0]}; they must be as long as each other"
+            )
+
+    def features(self, layer: int, pos: Tensor, ids: Tensor) -> Tensor:
+        """Values of features `ids` (n) at positions (n)."""
+        acts = self.acts[layer]
+        return values_at(acts, pos if acts.n_rows > 1 else torch.zeros_like(pos), ids)
+
+    def error(self, layer: int, pos: Tensor) -> Tensor:
+        """Errors at positions (n), (n, d)."""
+        errors = self.errors[layer]
+        return errors[pos] if len(errors) > 1 else errors.expand(len(pos), -1)
+
+
+def ablate(
+    model: Any,
+    sets: LayeredDictionary,
+    prompt: str | Sequence[int] | Tensor,
+    features: Supernode | Sequence[Feature],
+    ablation: Ablation | None = None,
+    *,
+    freeze: str | None = "attention",
+    constrained_layers: Iterable[int] | None = None,
+    strict: bool = True,
+) -> Tensor:
+    """Logits (T, V) with features set to what an ablation makes of them (None: zero).
+
+    features: (layer, position, feature) each, or a `Supernode`; positions may be slices. Otherwise as `intervene`.
+    """
+    lens = as_lens(model)
+    base = trace(lens, lens.to_tokens(prompt))
+    sets = lens.fitted(sets, strict=strict)
+    ablation = Ablation.zero(lens, sets) if ablation is None else ablation
+    ablation.must_fit(base.n_pos)
+    hold = held(lens, sets, freeze, constrained_layers)
+    group = features if isinstance(features, Supernode) else Supernode("features", tuple(features))
+    wanted = placed(sets, base.n_pos, parsed([(group, 0.0)]))
+
+    def ablated(layer: int, places: Placed) -> Placed:
+        pos, ids = places.positions.to(lens.device), places.ids.to(lens.device)
+        return replace(
+            places, amounts=ablation.features(layer, pos, ids), relative=torch.zeros_like(pos, dtype=torch.bool)
+        )
+
+    changed = {layer: ablated(layer, places) for layer, places in wanted.items()}
+    return run_from(lens, sets, base, changed, hold).logits

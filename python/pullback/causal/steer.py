@@ -1,0 +1,98 @@
+"""Steering: the same features, scaled by one factor after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pullback.causal.intervene import held, run_from, unchanged_input, values_at
+from pullback.causal.margin import Margin
+from pullback.causal.places import Feature, Placed, Supernode, parsed, placed
+from pullback.lens import Trace, as_lens, trace
+from pullback.transcoders import LayeredDictionary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Logits (n, V) at the last position, a row for each of n factors."""
+
+    factors: list[float]
+    logits: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(n, V)"""
+        return torch.softmax(self.logits, -1)
+
+    def margins(self, target: int, other: int | None = None) -> Tensor:
+        """logit[target] - logit[other] (or the mean of all) for each factor, (n)."""
+        return Margin(target, other)(self.logits[:, None])
+
+    def to_pandas(self, tokens: Sequence[int]) -> pd.DataFrame:
+        """A row for each factor and token: factor, token, logit, probability."""
+        import pandas as pd
+
+        chosen = list(tokens)
+        return pd.DataFrame(
+            {
+                "factor": [factor for factor in self.factors for _ in chosen],
+                "token": chosen * len(self.factors),
+                "logit": self.logits[:, chosen].flatten().cpu().numpy(),
+                "probability": self.probabilities[:, chosen].flatten().cpu().numpy(),
+            }
+        )
+
+
+def steer(
+    model: Any,
+    sets: LayeredDictionary,
+    prompt: str | Sequence[int] | Tensor,
+    features: Supernode | Sequence[Feature],
+    factors: Sequence[float],
+    *,
+    freeze: str | None = "attention",
+    constrained_layers: Iterable[int] | None = None,
+    strict: bool = True,
+) -> Steered:
+    """Features set to each factor times what they are in the unchanged run: 1 leaves them, 0 ablates, -1 turns them
+    round.
+
+    Args:
+        features: (layer, position, feature) each, or a `Supernode`; positions may be slices.
+        freeze, constrained_layers, strict: of `intervene`.
+
+    Raises:
+        ValueError: as `intervene`, for no factor, and where none of the features is active on this prompt: scaling
+            them would change nothing.
+    """
+    if not len(factors):
+        raise ValueError("steer: give at least one factor")
+    lens = as_lens(model)
+    base = trace(lens, lens.to_tokens(prompt))
+    sets = lens.fitted(sets, strict=strict)
+    hold = held(lens, sets, freeze, constrained_layers)
+    group = features if isinstance(features, Supernode) else Supernode("features", tuple(features))
+    rows = []
+    for factor in factors:
+        wanted = placed(sets, base.n_pos, parsed([(group, factor)]))
+        _must_be_active(sets, base, group, wanted)
+        rows.append(run_from(lens, sets, base, wanted, hold).logits[-1])
+    return Steered([float(factor) for factor in factors], torch.stack(rows))
+
+
+def _must_be_active(sets: LayeredDictionary, base: Trace, group: Supernode, wanted: dict[int, Placed]) -> None:
+    for layer, places in wanted.items():
+        x = unchanged_input(sets, base, layer)
+        if bool(values_at(sets.encode(layer, x), places.positions.to(x.device), places.ids.to(x.device)).any()):
+            return
+    raise ValueError(
+        f"steer: none of the {len(group.features)} features of '{group.name}' is active on this prompt, so scaling "
+        "them changes nothing; set them to values with intervene"
+    )

@@ -1,0 +1,199 @@
+"""Node scores against finite differences, against each other where they must agree, and against conservation laws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pullback as pb
+from pullback.attribution.local import local_model
+from pullback.causal import Margin, NodeSet, margin_of
+from pullback.causal.gradients import output_gradients
+from pullback.causal.scores.methods import METHODS, Problem, eap_ig_activations
+from pullback.causal.scores.patches import Patches
+from pullback.causal.scores.relevance import relevance_edits
+from pullback.lens import as_lens
+from pullback.lens.freeze import Freeze
+from tests import models
+from tests.causal.exact import prompts
+from tests.causal.test_agreement import linear_model
+
+TOKENS, OTHER = prompts(2, 6, seed=1)
+WIRINGS = ["LN-gqa-standard-plain", "RMS-gqa-rotary-gated", "neox-parallel"]
+
+
+def problem(lens: Any, sets: Any, ablation: Any, steps: int = 5, freeze: str | None = None) -> Problem:
+    local = local_model(lens, sets, TOKENS)
+    nodes = NodeSet.active(lens, sets, TOKENS)
+    patches = Patches(local, nodes, ablation)
+    return Problem(lens, local, patches, ablation, Margin(3, 7), Freeze.of(3, freeze), steps, batch_size=50)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_where_the_model_is_linear_all_methods_agree(steps: int) -> None:
+    """EAP = exact for every m, and the graph's own effects are the same numbers once more."""
+    lens, sets = linear_model()
+    graph = pb.attribute(lens, sets, TOKENS)
+    found = pb.node_scores(lens, sets, graph, steps=steps, freeze="attention", batch_size=100)
+    assert list(found.scores) == ["graph", *METHODS]
+    exact = found.scores["exact"]
+    assert float(exact.abs().max()) > 0.1
+    for name, scores in found.scores.items():
+        assert torch.allclose(scores, exact, atol=1e-8 * float(exact.abs().max())), name
+
+
+@pytest.mark.parametrize("draw", [models.random_set, models.random_clt])
+@pytest.mark.parametrize("name", WIRINGS)
+def test_exact_scores_are_interventions(name: str, draw: Any) -> None:
+    lens = as_lens(models.build(name))
+    sets = draw(lens)
+    ablation = pb.Ablation.resample(lens, sets, OTHER)
+    scores = METHODS["exact"](problem(lens, sets, ablation))
+    nodes, margin = NodeSet.active(lens, sets, TOKENS), Margin(3, 7)
+    clean = margin(lens.logits(TOKENS[None]))[0]
+    local = local_model(lens, sets, TOKENS)
+    for n in [*range(0, len(nodes), 29), len(nodes) - 1]:
+        layer, pos, feature = nodes.places()[n]
+        if feature >= 0:
+            after = pb.ablate(lens, sets, TOKENS, [(layer, pos, feature)], ablation, freeze=None)
+        else:
+
+            def swap(_x: Tensor, y: Tensor, layer: int = layer, pos: int = pos) -> Tensor:
+                y = y.clone()
+                y[0, pos] += ablation.errors[layer][pos] - local.errors[layer][pos]
+                return y
+
+            with lens.patch_mlp({layer: swap}):
+                after = lens.logits(TOKENS[None])[0]
+        assert float(scores[n]) == pytest.approx(float(clean - margin(after)), abs=1e-9)
+
+
+@pytest.mark.parametrize("freeze", [None, "attention"])
+@pytest.mark.parametrize("name", WIRINGS)
+def test_attribution_patching_is_the_derivative_of_patching(name: str, freeze: str | None) -> None:
+    """Ablated to almost what they are, all gradients are the clean run's."""
+    lens = as_lens(models.build(name))
+    sets = models.random_set(lens, skip=True)
+    same = pb.Ablation.resample(lens, sets, TOKENS)
+    eps = 1e-6
+    nearly = replace(
+        same,
+        acts={i: replace(a, values=a.values * (1 - eps)) for i, a in same.acts.items()},
+        errors={i: e * (1 - eps) for i, e in same.errors.items()},
+    )
+    p = problem(lens, sets, nearly, freeze=freeze)
+    exact = METHODS["exact"](p) / eps
+    for method in ("eap", "eap_ig_inputs", "eap_ig_activations"):
+        assert torch.allclose(METHODS[method](p) / eps, exact, atol=1e-4, rtol=1e-4), method
+    assert not torch.allclose(METHODS["relp"](p) / eps, exact, atol=1e-2)
+
+
+def test_integrated_gradients_are_complete() -> None:
+    """Summed over a layer they come to what ablating all of it does; the error halves as steps double."""
+    lens = as_lens(models.build("LN-gqa-standard-plain"))
+    sets = models.random_set(lens)
+    ablation = pb.Ablation.resample(lens, sets, OTHER)
+    layer = NodeSet.active(lens, sets, TOKENS).layer == 1
+    whole = problem(lens, sets, ablation).patches.together(1)
+
+    def without(_x: Tensor, y: Tensor) -> Tensor:
+        return y - whole[1]
+
+    margin = Margin(3, 7)
+    with lens.patch_mlp({1: without}):
+        lost = margin(lens.logits(TOKENS[None])).neg()[0]
+    lost = lost + margin(lens.logits(TOKENS[None]))[0]
+    gaps = [
+        float(eap_ig_activations(problem(lens, sets, ablation, steps=m))[layer].sum() - lost) for m in (16, 32, 64, 128)
+    ]
+    for coarse, fine in zip(gaps, gaps[1:], strict=False):
+        assert coarse / fine == pytest.approx(2, abs=0.25)
+    assert abs(gaps[-1]) < 0.05 * abs(float(lost))
+
+
+def test_one_step_of_a_path() -> None:
+    """Of embeddings k = 0 only, the gradient of the other prompt's own run; of activations k = 1, the clean run's."""
+    lens = as_lens(models.build("gpt2"))
+    sets = models.random_set(lens)
+    p = problem(lens, sets, pb.Ablation.resample(lens, sets, OTHER), steps=1)
+    outputs = {i: f"blocks.{i}.hook_mlp_out" for i in range(3)}
+    _, gradients, _ = output_gradients(lens, OTHER[None], outputs, p.margin)
+    expected = p.patches.along({i: g[0] for i, g in gradients.items()})
+    assert torch.allclose(METHODS["eap_ig_inputs"](p), expected, atol=1e-10)
+    assert torch.allclose(METHODS["eap_ig_activations"](p), METHODS["eap"](p), atol=1e-10)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_relevance_changes_no_value_and_is_conserved(gated: bool) -> None:
+    """Without biases nothing is made or lost on the way: relevance at the embeddings is the margin."""
+    act = {"gated_mlp": True, "act_fn": "silu"} if gated else {"act_fn": "gelu"}
+    model = models.native(seed=5, normalization_type="RMS", positional_embedding_type="rotary", **act)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    lens = as_lens(model)
+    margin = Margin(3, 7)
+    plain = margin(lens.logits(TOKENS[None]))
+    values, relevance, seen = output_gradients(
+        lens, TOKENS[None], {0: "hook_embed"}, margin, edits=relevance_edits(lens), sites=["hook_embed"]
+    )
+    assert torch.allclose(values, plain, atol=1e-10)
+    assert float((relevance[0] * seen["hook_embed"]).sum()) == pytest.approx(float(plain), rel=1e-9)
+    _, gradients, _ = output_gradients(lens, TOKENS[None], {0: "hook_embed"}, margin)
+    assert float((gradients[0] * seen["hook_embed"]).sum()) != pytest.approx(float(plain), rel=1e-3)
+
+
+def test_relevance_refuses_what_it_cannot_reach() -> None:
+    model = models.native(seed=41)
+    lens = as_lens(model)
+    sets = models.random_set(lens)
+    graph = pb.attribute(lens, sets, TOKENS)
+    handles = []
+    try:
+        for block in model.blocks:
+            stale = {}
+            last = block.mlp.out.original_component  # behind the hook
+            handles.append(last.register_forward_pre_hook(lambda _m, a, stale=stale: stale.setdefault(0, a)))
+        lens.logits(TOKENS[None])
+        with pytest.raises(ValueError, match=r"edits at blocks\.0\.mlp\.hook_post do not reach the output"):
+            pb.node_scores(lens, sets, graph, methods=["relp"])
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_tables() -> None:
+    lens = as_lens(models.build("gpt2"))
+    sets = models.random_set(lens)
+    graph = pb.attribute(lens, sets, TOKENS)
+    found = pb.node_scores(lens, sets, graph, methods=["exact", "eap"], batch_size=7)
+    nodes = found.to_pandas()
+    assert nodes["id"].tolist() == NodeSet.of(graph).ids()
+    assert list(nodes.columns) == ["id", "layer", "pos", "feature", "graph", "exact", "eap"]
+    table = found.correlations()
+    assert list(table.columns) == list(table.index) == ["graph", "exact", "eap"]
+    assert all(table[m][m] == pytest.approx(1) for m in table)
+    assert table["eap"]["exact"] == table["exact"]["eap"] > 0.5
+    assert margin_of(graph).other is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"methods": ["atp"]}, "there are the methods exact, eap, eap_ig_inputs, eap_ig_activations, relp, not atp"),
+        ({"steps": 0}, "steps and batch_size must be at least 1"),
+        ({"batch_size": 0}, "steps and batch_size must be at least 1"),
+        ({"freeze": "all"}, "freeze 'attention' or None"),
+        ({"freeze": "norms"}, "freeze must be"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(options: Any, sentence: str) -> None:
+    lens = as_lens(models.build("gpt2"))
+    sets = models.random_set(lens)
+    with pytest.raises(ValueError, match=sentence):
+        pb.node_scores(lens, sets, pb.attribute(lens, sets, TOKENS), **options)
