@@ -8,6 +8,7 @@ from torch import Tensor
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import Targets
 from pullback.ops import contract
+from pullback.transcoders import in_memory
 
 CONES = 8  # groups of a prompt's positions: more of them waste less of it and make smaller products
 
@@ -84,7 +85,8 @@ class _Sweep:
         G = self.R.transpose(0, 1).to(local.precision)
         for src in local.sets.sources(i):
             acts = local.acts[src][: self.P]
-            contract(G, acts, local.sets.decoder(src, i), out=edges[:, layout.features[src]][:, : acts.nnz])
+            active, W_dec = in_memory(acts, local.sets.decoder(src, i))
+            contract(G, active, W_dec, out=edges[:, layout.features[src]][:, : acts.nnz])
         self._leaf(layout.errors[i], local.errors[i])
         if i in local.mlp_bias:
             self._leaf(layout.mlp_bias[i], local.mlp_bias[i])

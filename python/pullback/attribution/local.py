@@ -110,6 +110,7 @@ def local_model(
                 f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
             )
     acts = {i: _at_positions(sets.encode(i, x), keep) for i, x in inputs.items()}
+    sets = sets.holding(acts)  # every batch of targets reads the same decoder rows
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
     errors: list[Tensor] = []
