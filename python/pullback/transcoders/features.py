@@ -73,7 +73,7 @@ class FeatureLayer(nn.Module):
                 # Kernels read whole rows, so rows must be contiguous.
                 self.register_parameter(name, nn.Parameter(weight.detach().contiguous(), requires_grad=False))
             else:
-                setattr(self, name, weight)
+                self._keep(name, weight)
         if W_skip is None:
             self.register_parameter("W_skip", None)
         # A buffer, so that thresholds follow the weights to another device or dtype.
@@ -163,7 +163,7 @@ class FeatureLayer(nn.Module):
         if not isinstance(self.W_dec, MappedRows):
             return self
         layer = copy.copy(self)  # shares the parameters, of which a decoder in a file is none
-        layer.W_dec = self.W_dec.held(features)
+        layer._keep("W_dec", self.W_dec.held(features))
         return layer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -171,8 +171,12 @@ class FeatureLayer(nn.Module):
         for name in ("W_enc", "W_dec"):
             weight = getattr(self, name)
             if isinstance(weight, MappedRows):
-                setattr(self, name, weight.to(self.device, self.dtype))
+                self._keep(name, weight.to(self.device, self.dtype))
         return self
+
+    def _keep(self, name: str, rows: Rows) -> None:
+        """A weight that is no parameter: it is not in memory, or not whole."""
+        setattr(self, name, rows)
 
     def extra_repr(self) -> str:
         skip = ", skip" if self.W_skip is not None else ""

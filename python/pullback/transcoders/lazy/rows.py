@@ -142,8 +142,9 @@ class HeldRows:
     def __len__(self) -> int:
         return self.F
 
-    def __getitem__(self, ids: Tensor | Sequence[int]) -> Tensor:
+    def __getitem__(self, which: Tensor | Sequence[int] | slice) -> Tensor:
         """Raises ValueError if one of them is not held."""
+        ids = range(self.F)[which] if isinstance(which, slice) else which
         return self.rows[self._places(torch.as_tensor(ids, device=self.device).long())]
 
     def target(self, place: int) -> HeldRows:
