@@ -9,7 +9,7 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, Scores, attribute
+    from pullback.attribution import Graph, Scores, attribute, memory_estimate
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
@@ -51,6 +51,7 @@ __all__ = [
     "intervene",
     "lens",
     "load_transcoders",
+    "memory_estimate",
     "ops",
     "train",
     "training",
@@ -61,7 +62,7 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "Scores", "attribute"),
+    "attribution": ("Graph", "Scores", "attribute", "memory_estimate"),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),

@@ -2,5 +2,6 @@
 
 from pullback.attribution.build import attribute
 from pullback.attribution.graph import Graph, Scores
+from pullback.attribution.memory import MemoryEstimate, memory_estimate
 
-__all__ = ["Graph", "Scores", "attribute"]
+__all__ = ["Graph", "MemoryEstimate", "Scores", "attribute", "memory_estimate"]

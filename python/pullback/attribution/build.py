@@ -12,14 +12,14 @@ from tqdm.auto import tqdm
 from pullback.attribution.assemble import assemble
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.graph import Graph
-from pullback.attribution.linear import bytes_per_target, linear_rows
+from pullback.attribution.linear import linear_rows
 from pullback.attribution.local import LocalModel, local_model
+from pullback.attribution.memory import batch_size_that_fits, estimated
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import LayeredDictionary
 
-WORKING_MEMORY = 2 * 2**30
 ENGINES = ("linear", "autograd")
 CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -62,7 +62,7 @@ def attribute(
             processor does so, and the graph misses its sums by some 1e-2. None for the precision of the model, float32
             at least.
         strict: False accepts transcoders of a fine-tuned sibling.
-        verbose: show a progress bar.
+        verbose: print a memory estimate and show a progress bar.
 
     Returns:
         A graph whose every target sums: pre-activation = edges + dropped mass (`graph.check()`).
@@ -83,6 +83,8 @@ def attribute(
     with torch.no_grad():
         local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict, precision=products)
         logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
+        if verbose:
+            tqdm.write(str(estimated(lens, local, batch_size, max_feature_nodes)))
         rows = _Rows(lens, local, logits, engine, batch_size, verbose)
         chosen = (
             rows.all_features() if max_feature_nodes is None else rows.by_influence(max_feature_nodes, update_interval)
@@ -120,7 +122,7 @@ class _Rows:
         self, lens: Lens, local: LocalModel, logits: LogitTargets, engine: str, batch_size: int, verbose: bool
     ) -> None:
         self.local, self.logits, self.verbose = local, logits, verbose
-        self.batch_size = max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
+        self.batch_size = batch_size_that_fits(local, batch_size)
         self.engine = AutogradEngine(lens, local) if engine == "autograd" else None
         self.edges = EdgeRows(local.layout)
         self._add(-1 - torch.arange(len(logits.labels)), logit_batch(local, logits), logits.tokens)
