@@ -15,9 +15,10 @@ from pullback.attribution.graph import Graph
 from pullback.attribution.linear import linear_rows
 from pullback.attribution.local import LocalModel, local_model
 from pullback.attribution.memory import batch_size_that_fits, estimated
+from pullback.attribution.offload import out_of_memory
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
-from pullback.lens import Lens, as_lens
+from pullback.lens import Lens, as_lens, offloaded
 from pullback.transcoders import LayeredDictionary
 
 ENGINES = ("linear", "autograd")
@@ -36,6 +37,7 @@ def attribute(
     max_feature_nodes: int | None = None,
     update_interval: int = 4,
     zero_positions: slice | None = None,
+    offload: str | None = None,
     engine: str = "linear",
     precision: str | None = None,
     strict: bool = True,
@@ -57,6 +59,9 @@ def attribute(
         max_feature_nodes: keep so many features, chosen by influence; None: all active ones.
         update_interval: batches between two rankings by influence, where features are chosen.
         zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
+        offload: once the prompt has been read, the model gives way to the graph, and comes back afterwards: "cpu" takes
+            it from its device, "disk" puts it, and on a CPU what is frozen of the prompt too, into temporary files, of
+            which a layer at a time is read. The forward pass takes what it takes.
         engine: "linear", or "autograd", its oracle: the same edges through the model and torch autograd, slower.
         precision: "bfloat16": the linear engine multiplies gradients in bfloat16 and sums in float32: faster where the
             processor does so, and the graph misses its sums by some 1e-2. None for the precision of the model, float32
@@ -75,6 +80,8 @@ def attribute(
         raise ValueError(f"attribute: engine must be one of {', '.join(ENGINES)}, got '{engine}'")
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes is not None and max_feature_nodes < 0):
         raise ValueError("attribute: batch_size and update_interval must be at least 1, max_feature_nodes at least 0")
+    if offload is not None and engine == "autograd":
+        raise ValueError("attribute: engine 'autograd' runs the model all the time; offload is for engine 'linear'")
     lens = as_lens(model)
     products = _products(lens, precision, engine)
     if engine == "autograd" and lens.dtype not in CHECK_TOLERANCE:
@@ -85,10 +92,14 @@ def attribute(
         logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
         if verbose:
             tqdm.write(str(estimated(lens, local, batch_size, max_feature_nodes)))
-        rows = _Rows(lens, local, logits, engine, batch_size, verbose)
-        chosen = (
-            rows.all_features() if max_feature_nodes is None else rows.by_influence(max_feature_nodes, update_interval)
-        )
+        with offloaded(lens.model, offload):
+            local = local if offload is None else out_of_memory(local)
+            rows = _Rows(lens, local, logits, engine, batch_size, verbose)
+            chosen = (
+                rows.all_features()
+                if max_feature_nodes is None
+                else rows.by_influence(max_feature_nodes, update_interval)
+            )
         settings = {
             "max_n_logits": max_n_logits,
             "desired_logit_prob": desired_logit_prob,

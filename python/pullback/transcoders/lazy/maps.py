@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pullback._util.mapped import view_of
 
 DTYPES = {
     "F64": torch.float64,
@@ -84,14 +85,14 @@ def reopen(place: Place, dtype: torch.dtype, shape: tuple[int, ...], strides: tu
     if (stat.st_size, stat.st_mtime_ns) != (place.size, place.modified):
         raise ValueError(f"{place.path} has changed since its weights were loaded with lazy=; load them again")
     reach = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    return _view(_map(place.path), dtype, reach, place.offset).as_strided(shape, strides)
+    return view_of(_map(place.path), dtype, reach, place.offset).as_strided(shape, strides)
 
 
 def _map(file: Path) -> mmap.mmap:
     with open(file, "rb") as handle:
         buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     stat = file.stat()
-    start = _view(buffer, torch.uint8, 1, 0).data_ptr()
+    start = view_of(buffer, torch.uint8, 1, 0).data_ptr()
     _open_maps[buffer] = _Map(file.absolute(), start, stat.st_size, stat.st_mtime_ns)
     return buffer
 
@@ -106,11 +107,4 @@ def _tensor(buffer: mmap.mmap, start: int, entry: dict[str, Any]) -> Tensor:
         raise ValueError(f"a tensor {dtype} {shape} cannot lie at bytes {first} to {last} of {len(buffer) - start}")
     if count == 0:
         return torch.empty(shape, dtype=DTYPES[dtype])
-    return _view(buffer, DTYPES[dtype], count, start + first).view(shape)
-
-
-def _view(buffer: mmap.mmap, dtype: torch.dtype, count: int, offset: int) -> Tensor:
-    with warnings.catch_warnings():
-        # torch has no read-only tensors, and warns that it will not be kept from writing.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
+    return view_of(buffer, DTYPES[dtype], count, start + first).view(shape)
