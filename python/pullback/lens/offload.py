@@ -53,7 +53,9 @@ def offloaded(model: torch.nn.Module, where: str | None) -> Iterator[None]:
     if where is None:
         yield
         return
-    tensors = list({id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+    # What a device map keeps away already is on no device.
+    found = {id(t): t for t in [*model.parameters(), *model.buffers()] if not t.is_meta}
+    tensors = list(found.values())
     if where == "cpu" and all(t.device.type == "cpu" for t in tensors):
         raise ValueError("offload='cpu': this model is on the CPU already; 'disk' moves it to temporary files")
     homes = [(t, t.device, t.data_ptr()) for t in tensors]

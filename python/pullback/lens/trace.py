@@ -99,16 +99,17 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
     with torch.no_grad():
         logits, seen = rec.record(lens.model, tokens[None], _sites(lens), edits)
     dtype = lens.compute_dtype
-    at = {site: value[0].to(dtype) for site, value in seen.items()}
+    # Blocks may run on several devices; the frozen map is on one.
+    at = {site: value[0].to(lens.device, dtype) for site, value in seen.items()}
     must_be_finite(lens, at)
     ones = at["hook_embed"].new_ones(tokens.shape[0], 1)
-    ln_final, W_U, b_U = lens.ln_final.to(dtype), lens.W_U.to(dtype), lens.b_U.to(dtype)
+    ln_final, W_U, b_U = lens.ln_final.to(dtype, lens.device), lens.W_U.to(dtype), lens.b_U.to(dtype)
     final_scale = at.get("ln_final.hook_scale", ones)
 
     def layer(i: int) -> LayerTrace:
         block = f"blocks.{i}."
         return LayerTrace(
-            weights=lens.layer_weights(i).to(dtype),
+            weights=lens.layer_weights(i).to(dtype, lens.device),
             parallel=lens.parallel,
             x_pre=at[block + "hook_resid_pre"],
             ln1_scale=at.get(block + "ln1.hook_scale", ones),
@@ -131,7 +132,7 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
         W_U=W_U,
         b_U=b_U,
     )
-    verify(lens, result, logits[0].to(dtype), at)
+    verify(lens, result, logits[0].to(lens.device, dtype), at)
     return result
 
 

@@ -52,10 +52,9 @@ class Norm:
     def bias_vector(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if self.b is None else self.b.to(like)
 
-    def to(self, dtype: torch.dtype) -> Norm:
-        return Norm(
-            self.kind, None if self.w is None else self.w.to(dtype), None if self.b is None else self.b.to(dtype)
-        )
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Norm:
+        w, b = (None if t is None else t.to(device=device, dtype=dtype) for t in (self.w, self.b))
+        return Norm(self.kind, w, b)
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ class LayerWeights:
         constant = torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
         return self.attend(pattern, constant[:, None, :].expand(-1, pattern.shape[-1], -1)) + self.b_O
 
-    def to(self, dtype: torch.dtype) -> LayerWeights:
-        tensors = {name: getattr(self, name).to(dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
-        return replace(self, ln1=self.ln1.to(dtype), ln2=self.ln2.to(dtype), **tensors)
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerWeights:
+        tensors = {name: getattr(self, name).to(device=device, dtype=dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
+        return replace(self, ln1=self.ln1.to(dtype, device), ln2=self.ln2.to(dtype, device), **tensors)
 
 
 def _identity_to_none(t: Tensor | None, neutral: float) -> Tensor | None:
