@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +176,18 @@ def test_dtypes_are_those_of_a_set_in_memory(dtype, stored, tmp_path, draw, x):
         assert torch.equal(moved[0].W_enc[:], load_transcoders(tmp_path / "set")[0].W_enc)
     else:
         _same(moved, eager.to(dtype=torch.float32), x)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_kernel_does_not_read_ahead_in_decoders(tmp_path, draw):
+    _clt(draw, "none", ReLU()).save(tmp_path / "set")
+    clt = load_transcoders(tmp_path / "set", lazy=True)
+    maps = Path("/proc/self/smaps").read_text().split("\nVmFlags:")
+    advised = [m.split("\n")[0].split() for m in maps[1:]]
+    told = {name: flags for flags, m in zip(advised, maps, strict=False) for name in [m.split("Size:")[0].split()[-1]]}
+    assert "rr" in told[str(tmp_path / "set" / "W_dec_0.safetensors")]
+    assert "rr" not in told[str(tmp_path / "set" / "W_enc_0.safetensors")]
+    assert clt.layers == [0, 1, 2]
 
 
 def test_parameters_are_what_is_in_memory(tmp_path, draw):

@@ -33,6 +33,8 @@ def test_rows_by_id_and_by_slice(mapped, W, dtype, turned):
     ids = torch.tensor([36, 0, 5, 5])
     assert torch.equal(rows[ids], W.to(dtype)[ids])
     assert torch.equal(rows[3:9], W.to(dtype)[3:9])
+    assert torch.equal(rows[7], W.to(dtype)[7])
+    assert torch.equal(rows.held(ids)[36], W.to(dtype)[36])
     assert torch.equal(rows[:], W.to(dtype))
     assert rows[:].is_contiguous()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pullback.transcoders.activations import Activation, JumpReLU
 from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.formats.files import read_safetensors
-from pullback.transcoders.lazy import BLOCK_BYTES, MappedRows, map_safetensors, place_of
+from pullback.transcoders.lazy import BLOCK_BYTES, MappedRows, map_safetensors, place_of, read_here_and_there
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.transcoder import Transcoder
 
@@ -93,6 +93,8 @@ def _left_there(
 ) -> MappedRows:
     if place_of(weight) is None:
         raise ValueError(f"{source}: {name} is not read as it lies in the file, so it cannot stay there; {NOT_LAZY}")
+    if name == "W_dec":
+        read_here_and_there(weight)
     return MappedRows(weight, dtype, options.device)
 
 

@@ -77,6 +77,19 @@ def place_of(tensor: Tensor) -> Place | None:
     return None
 
 
+def read_here_and_there(tensor: Tensor) -> None:
+    """Tell the kernel not to read ahead in a view of a map, of which single rows will be asked for."""
+    place = place_of(tensor)
+    if place is None or not hasattr(mmap, "MADV_RANDOM"):
+        return
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    first = place.offset // mmap.PAGESIZE * mmap.PAGESIZE
+    length = place.offset + reach * tensor.dtype.itemsize - first
+    for buffer, found in _open_maps.items():
+        if found.start + place.offset == tensor.data_ptr():
+            buffer.madvise(mmap.MADV_RANDOM, first, length)
+
+
 def reopen(place: Place, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
     """The view that lay there, on a new map. Raises FileNotFoundError or ValueError if the file is not what it was."""
     if not place.path.is_file():
