@@ -85,7 +85,11 @@ class MappedRows:
         buffer = torch.empty(height, *self.shape[1:], dtype=dtype, device=self.device)
         for start in range(0, len(self), height):
             which = slice(start, min(start + height, len(self)))
-            yield which, buffer[: which.stop - start].copy_(self._read(self._stored[which]))
+            part = self._stored[which]
+            if _transposed(part):
+                part = part.T.contiguous().T  # two fast copies instead of a slow one
+            # Converted once: to what is asked for, or first to what these rows are read in.
+            yield which, buffer[: which.stop - start].copy_(part if dtype == self.dtype else self._read(part))
 
     def held(self, ids: Tensor) -> HeldRows:
         """These rows in memory, ids Int[Tensor, 'n'] in any order."""
@@ -177,9 +181,13 @@ def in_memory(acts: SparseActivations, W_dec: Rows) -> tuple[SparseActivations, 
 
 def _gathered(stored: Tensor, ids: Tensor) -> Tensor:
     """Rows by id, in the order in which the file holds their parts."""
-    if stored.ndim == 2 and stored.stride(0) < stored.stride(1):  # a transposed matrix
+    if _transposed(stored):
         return stored.T.index_select(1, ids).T.contiguous()
     return stored.index_select(0, ids)
+
+
+def _transposed(stored: Tensor) -> bool:
+    return stored.ndim == 2 and stored.stride(0) < stored.stride(1)
 
 
 def _again(
