@@ -113,6 +113,7 @@ class Lens:
     device = torch.device("cpu")
     model = type("Model", (), {"tokenizer": None})()
     def reading(self, layer): return None
+    def unhooked(self): return self
     def mlp_io(self, tokens, layers, *hooks):
         x = torch.randn(*tokens.shape, d)
         return {layer: (x, x) for layer in layers}

@@ -32,7 +32,7 @@ def rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     model: Any = open_model(case, folder)
     bare: Any = AutoModelForCausalLM.from_pretrained(folder / "model")
     lens = as_lens(model)
-    harvester = Harvester(lens, range(lens.n_layers), "mlp.hook_in", "hook_mlp_out", Excluded(), None)
+    harvester = Harvester(lens.unhooked(), range(lens.n_layers), "mlp.hook_in", "hook_mlp_out", Excluded(), None)
 
     def harvest() -> list[Tensor]:
         return next(harvester.harvest([(prompts, torch.ones_like(prompts, dtype=torch.bool))])).rows

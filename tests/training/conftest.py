@@ -73,6 +73,9 @@ class ToyLens:
             io = {layer: (y, y) for layer, (_, y) in io.items()}
         return {layer: io[layer] for layer in (range(N_LAYERS) if layers is None else layers)}
 
+    def unhooked(self):
+        return self
+
     @contextmanager
     def patch_mlp(self, fns, hook_in="mlp.hook_in", hook_out="hook_mlp_out"):
         if hook_in == hook_out:

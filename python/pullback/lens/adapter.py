@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from pullback.lens.stand_ins import stand_ins
 from pullback.lens.tokens import check_ids
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
 from pullback.transcoders import LayeredDictionary, ModelReading
+
+if TYPE_CHECKING:
+    from pullback.lens.unhooked import Unhooked
 
 INPUT_SITES = ("mlp.hook_in", "ln2.hook_normalized", "ln2.hook_out", "hook_resid_mid")
 OUTPUT_SITES = ("hook_mlp_out", "mlp.hook_out", "hook_attn_out")
@@ -293,6 +296,12 @@ class Lens:
         sites = {i: self.site_pair(i, hook_in, hook_out) for i in chosen}
         seen = self.record_only(tokens, [s for pair in sites.values() for s in pair])
         return {i: (seen[a], seen[b]) for i, (a, b) in sites.items()}
+
+    def unhooked(self) -> Unhooked:
+        """`mlp_io` of the weights as they are now, by a plain forward pass where that does what this model does."""
+        from pullback.lens.unhooked import Unhooked
+
+        return Unhooked(self)
 
     @contextmanager
     def patch_mlp(

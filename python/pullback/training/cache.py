@@ -117,7 +117,7 @@ def cache_activations(
             context_size=context_size,
             generator=torch.Generator().manual_seed(seed),
         )
-        harvester = Harvester(lens, chosen, hook_name, hook_name_out, excluded, None, autocast_lm)
+        harvester = Harvester(lens.unhooked(), chosen, hook_name, hook_name_out, excluded, None, autocast_lm)
         writer.write(harvester.harvest(batches, writer.position), verbose)
     return CachedActivations(path)
 

@@ -1,6 +1,6 @@
 """Activations straight from the model: one forward pass for all layers, mixed into training batches.
 
-The model is used through the lens's `mlp_io` only, so anything that has it can be trained on.
+The model is used through `mlp_io` and `device` only, so anything that has them can be trained on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pullback._util.memory import out_of_memory
+from pullback._util.memory import keep_freed_memory, out_of_memory
 from pullback.training.masks import Excluded
 from pullback.training.mixing import Mixed
 from pullback.training.producer import Prefetched
@@ -67,7 +67,7 @@ class Harvester:
     A batch that does not fit into memory is run in halves, and so are those after it.
 
     Args:
-        lens: has `mlp_io`.
+        lens: has `mlp_io` and `device`, as `lens.Unhooked`.
         layers, hook_in, hook_out: what is read.
         excluded: tokens that are left out.
         like: rows come in its dtype and on its device; None for those of the model.
@@ -98,6 +98,7 @@ class Harvester:
             ValueError: `start` was not reached in these batches, or nothing counts in EMPTY_BATCHES of them in turn.
         """
         limit = None if start is None else start.limit
+        keep_freed_memory()
         for batch in self.counted(batches, start):
             rows, limit = self._rows(batch.tokens, batch.keep, limit)
             made = [Harvested(rows, batch.token_ids, batch.position._replace(limit=limit))]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from pullback._util.memory import keep_freed_memory
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.loggers import LoggingConfig, figures, open_loggers
 from pullback.training.plan import buffer_bytes
@@ -40,6 +41,7 @@ def fit(
         TrainingDiverged: says which layer; no checkpoint is written of it.
     """
     config, logger = runs[0].config, logger or LoggingConfig()
+    keep_freed_memory()
     reports, shared = runs[0].reports, runs[0].shared
     verbose = verbose and reports
     used = checkpoints.load(runs, batches) if checkpoints else 0

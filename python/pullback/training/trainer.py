@@ -135,7 +135,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
         checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
         runs = [team.run(one, widths, device, readings) for one in every]
         source = team.harvest(
-            (lens, layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
+            (lens.unhooked(), layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
             batches,
             batch_size=config.train_batch_size_tokens,
             capacity=held_tokens,

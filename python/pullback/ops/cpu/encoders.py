@@ -24,6 +24,8 @@ from .pages import on_huge_pages
 # Rows and columns of a block of the product: what the GEMM is fast at, and what stays in the cache for the kernel that
 # reads it. Wide blocks settle sooner what cannot matter; float32 gains more from a GEMM that stays in the second cache.
 BLOCKS = {torch.bfloat16: (256, 24576), torch.float32: (1024, 512)}
+# Blocks of few columns are made of more rows, up to so many entries: every block costs some calls.
+SMALL_BLOCK = 2**20
 # Rows whose candidates are held together, so that a row of W is fetched once for all that need it.
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
@@ -236,6 +238,7 @@ def _sifted(
     in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
     weights = shadow if in_bf16 else _unrounded(W_enc)
     height, width = BLOCKS[torch.bfloat16 if in_bf16 else torch.float32]
+    height = max(height, SMALL_BLOCK // min(width, F))
     # Half a unit of bfloat16, with something to spare for the roundings to float32.
     rho = 2.0**-8 + 2.0**-16 if in_bf16 else 2.0**-22
     roundings = (d + 4) * 2.0**-24
