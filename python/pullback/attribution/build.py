@@ -12,15 +12,15 @@ from tqdm.auto import tqdm
 from pullback.attribution.assemble import assemble
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.graph import Graph
-from pullback.attribution.linear import linear_rows
+from pullback.attribution.linear import bytes_per_target, linear_rows
 from pullback.attribution.local import LocalModel, local_model
-from pullback.attribution.memory import batch_size_that_fits, estimated
 from pullback.attribution.offload import out_of_memory
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
 from pullback.lens import Lens, as_lens, offloaded
 from pullback.transcoders import LayeredDictionary
 
+WORKING_MEMORY = 2 * 2**30
 ENGINES = ("linear", "autograd")
 CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -91,6 +91,8 @@ def attribute(
         local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict, precision=products)
         logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
         if verbose:
+            from pullback.attribution.memory import estimated
+
             tqdm.write(str(estimated(lens, local, batch_size, max_feature_nodes)))
         with offloaded(lens.model, offload):
             local = local if offload is None else out_of_memory(local)
@@ -126,6 +128,11 @@ def _products(lens: Lens, precision: str | None, engine: str) -> torch.dtype:
     return torch.bfloat16
 
 
+def targets_at_once(local: LocalModel, batch_size: int) -> int:
+    """As many as were asked for, fewer where they would take more than `WORKING_MEMORY`."""
+    return max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
+
+
 class _Rows:
     """Edges of targets, computed in batches and kept sparse."""
 
@@ -133,7 +140,7 @@ class _Rows:
         self, lens: Lens, local: LocalModel, logits: LogitTargets, engine: str, batch_size: int, verbose: bool
     ) -> None:
         self.local, self.logits, self.verbose = local, logits, verbose
-        self.batch_size = batch_size_that_fits(local, batch_size)
+        self.batch_size = targets_at_once(local, batch_size)
         self.engine = AutogradEngine(lens, local) if engine == "autograd" else None
         self.edges = EdgeRows(local.layout)
         self._add(-1 - torch.arange(len(logits.labels)), logit_batch(local, logits), logits.tokens)

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.attribution.build import targets_at_once
 from pullback.attribution.linear import bytes_per_target
 from pullback.attribution.local import LocalModel, local_model
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import FeatureLayer, HeldRows, LayeredDictionary
 
-WORKING_MEMORY = 2 * 2**30
 # Of an edge while rows are joined and numbered; 8 of them stay in the graph.
 BYTES_PER_EDGE = 70
 
@@ -77,7 +77,6 @@ def memory_estimate(
 def estimated(lens: Lens, local: LocalModel, batch_size: int, max_feature_nodes: int | None) -> MemoryEstimate:
     """Of one prompt's local model; its dictionary is the one that was given, or a copy where dtypes differ."""
     in_memory, in_files, held = _dictionary_bytes(local.sets)
-    batch = batch_size_that_fits(local, batch_size)
     n_edges = expected_edges(local, max_feature_nodes)
     return MemoryEstimate(
         model=_bytes(lens.model.parameters()),
@@ -85,15 +84,10 @@ def estimated(lens: Lens, local: LocalModel, batch_size: int, max_feature_nodes:
         in_files=in_files,
         held=held,
         prompt=_bytes(_of_prompt(lens, local)),
-        batch=batch * bytes_per_target(local),
+        batch=targets_at_once(local, batch_size) * bytes_per_target(local),
         n_edges=n_edges,
         edges=BYTES_PER_EDGE * n_edges,
     )
-
-
-def batch_size_that_fits(local: LocalModel, batch_size: int) -> int:
-    """As many targets as were asked for, fewer where they would take more than `WORKING_MEMORY`."""
-    return max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
 
 
 def expected_edges(local: LocalModel, max_feature_nodes: int | None = None) -> int:
