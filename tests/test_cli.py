@@ -59,6 +59,24 @@ def test_graph_writes_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "austin" in (tmp_path / "g.html").read_text()
 
 
+def test_graph_of_what_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "g.safetensors")
+    asked = ["--target", "austin", "--target-difference", "austin", "sacramento", "--target-feature", "1", "-1", "5"]
+    rules = ["--position", "-1", "--edges-per-target", "20", "--edge-mass", "0.9", "--precision", "bfloat16"]
+    assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, *asked, *rules]) == 0
+    said = capsys.readouterr().out
+    assert "explained: austin - sacramento = " in said
+    assert f"explained: feature 1_5_{len(PROMPT.split())} = " in said
+    graph = Graph.load(out)
+    assert int(graph.explained.sum()) == 3
+    assert int(graph.indptr.diff().max()) <= 21
+    assert graph.meta["generation_settings"]["precision"] == "bfloat16"
+    assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, "--chat"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, "--target", "the capital"]) == 2
+    assert "the target 'the capital' is 2 tokens" in capsys.readouterr().err
+
+
 def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "prompts.txt"
     data.write_text(f"{PROMPT}\ndallas is in\nthe capital of texas is\n")

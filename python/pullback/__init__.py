@@ -9,7 +9,16 @@ import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runt
 
 if TYPE_CHECKING:
     from pullback import attribution, causal, lens, ops, training, transcoders, viz, zoo
-    from pullback.attribution import Graph, Scores, attribute, memory_estimate
+    from pullback.attribution import (
+        DirectionTarget,
+        FeatureTarget,
+        Graph,
+        LogitDifference,
+        LogitTarget,
+        Scores,
+        attribute,
+        memory_estimate,
+    )
     from pullback.causal import Swap, interchange, intervene
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
@@ -29,9 +38,13 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTopK",
     "CrossLayerTranscoder",
+    "DirectionTarget",
+    "FeatureTarget",
     "Graph",
     "JumpReLU",
     "Lens",
+    "LogitDifference",
+    "LogitTarget",
     "ModelReading",
     "ReLU",
     "Scores",
@@ -62,7 +75,16 @@ __all__ = [
 
 _ROOMS = ("attribution", "causal", "lens", "ops", "training", "transcoders", "viz", "zoo")
 _FROM = {
-    "attribution": ("Graph", "Scores", "attribute", "memory_estimate"),
+    "attribution": (
+        "DirectionTarget",
+        "FeatureTarget",
+        "Graph",
+        "LogitDifference",
+        "LogitTarget",
+        "Scores",
+        "attribute",
+        "memory_estimate",
+    ),
     "causal": ("Swap", "interchange", "intervene"),
     "lens": ("Lens", "as_lens"),
     "ops": ("SparseActivations",),

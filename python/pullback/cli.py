@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import train_options
+from pullback import graph_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
-LAZY_HELP = "leave the weights of --transcoders in their files: for sets larger than memory"
 MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
@@ -160,7 +159,8 @@ def _plan(commands: Any) -> None:
     parser.add_argument("--k", type=int, default=32, help="features active per token")
     parser.add_argument("--cross-layer", action="store_true", help="features write to all later layers")
     parser.add_argument("--processes", type=int, default=1, help="as many GPUs")
-    parser.add_argument("--parallel", default=None, help="layers, features, data, or 4x2 (default: layers)")
+    divisions = "layers, features, data, or 4x2 (default: layers; of a cross-layer one, features)"
+    parser.add_argument("--parallel", default=None, help=divisions)
     parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
     parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")
     parser.add_argument("--train-batch-size-tokens", type=int, default=1024, help="tokens per step")
@@ -235,7 +235,7 @@ def _eval(commands: Any) -> None:
     )
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
-    parser.add_argument("--lazy", action="store_true", help=LAZY_HELP)
+    parser.add_argument("--lazy", action="store_true", help=graph_command.LAZY_HELP)
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
     parser.add_argument("--compare", default=None, help="folder or hub id of another set, measured beside it")
     parser.add_argument("--per-layer", action="store_true", help="also replace each layer on its own: slower")
@@ -262,54 +262,12 @@ def _run_eval(args: argparse.Namespace) -> None:
 
 
 def _graph(commands: Any) -> None:
-    parser = _command(commands, "graph", _run_graph, "explain a model's answer to one prompt as an attribution graph")
-    parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("prompt", help="the prompt, in quotes")
-    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
-    parser.add_argument("--lazy", action="store_true", help=LAZY_HELP)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one",
-    )
-    parser.add_argument("--max-n-logits", type=int, default=10, help="explain at most so many next tokens")
-    parser.add_argument("--desired-logit-prob", type=float, default=0.95, help="and as few as reach this probability")
-    parser.add_argument("--batch-size", type=int, default=256, help="targets pulled back together: memory")
-    parser.add_argument("--max-feature-nodes", type=int, default=7500, help="keep the most influential features")
-    parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")
-    parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of edge influence to keep")
+    summary = "explain a model's answer to one prompt as an attribution graph"
+    graph_command.add_arguments(_command(commands, "graph", _run_graph, summary), MODEL_HELP)
 
 
 def _run_graph(args: argparse.Namespace) -> None:
-    from pullback.attribution import attribute
-
-    writers = {".html": "to_html", ".json": "to_neuronpedia", ".safetensors": "save"}
-    if args.out.suffix not in writers:
-        raise ValueError(f"--out must end in {', '.join(writers)}, got '{args.out}'")
-    if args.out.is_dir():
-        raise ValueError(f"--out names a folder: '{args.out}'")
-    for option in ("node_threshold", "edge_threshold"):
-        if not 0 <= getattr(args, option) <= 1:
-            raise ValueError(f"--{option.replace('_', '-')} must lie in [0, 1], got {getattr(args, option)}")
-    graph = attribute(
-        open_model(args.model),
-        _open_set(args),
-        args.prompt,
-        max_n_logits=args.max_n_logits,
-        desired_logit_prob=args.desired_logit_prob,
-        batch_size=args.batch_size,
-        max_feature_nodes=args.max_feature_nodes,
-        verbose=True,
-    )
-    scores = graph.scores()
-    whole = args.out.suffix == ".safetensors"  # a page can only show a part; a file can keep all of it
-    written = graph if whole else graph.prune(args.node_threshold, args.edge_threshold)
-    getattr(written, writers[args.out.suffix])(args.out)
-    print("answer: " + ", ".join(f"'{label}' {p:.1%}" for label, p in graph.answers()))
-    print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
-    print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
-    print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
+    graph_command.run(args, open_model, _open_set)
 
 
 def _convert(commands: Any) -> None:

@@ -68,7 +68,7 @@ TABLES = {
         Option(
             "parallel", str, None,
             "under torchrun: layers, features, data, none, or 4x2 for layers over 4 groups of 2 processes that share "
-            "features (default: layers where there are enough, else features)",
+            "features (default: layers where there are enough, else features; cross-layer: features)",
         ),
     ),
     "sparsity rules": (

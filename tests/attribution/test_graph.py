@@ -166,7 +166,7 @@ def test_tables_have_the_promised_columns(graph: Graph) -> None:
     assert nodes["id"].is_unique
     assert nodes[nodes["kind"] == "logit"]["token"].tolist() == graph.meta["logit_labels"]
     assert nodes[nodes["kind"] == "embedding"]["token"].tolist() == graph.meta["str_tokens"]
-    assert set(nodes["kind"]) == set(k.KINDS)
+    assert set(nodes["kind"]) == set(k.KINDS) - {"direction"}
     incoming = edges.groupby("target")["weight"].sum()
     for row in nodes[nodes["kind"].isin(["feature", "logit"])].itertuples():
         assert incoming[row.id] == pytest.approx(row.preactivation, abs=1e-9)
@@ -252,7 +252,7 @@ def test_cumulative_influence_agrees_with_pruning(graph: Graph) -> None:
     counted = inf.counts_in_scores(graph) & ~graph.of_kind(k.EMBEDDING, k.LOGIT)
     for t in (0.3, 0.8):
         shown = int(((share <= t) & counted).sum())
-        kept = inf.smallest_set(inf.node_influence(graph) * inf.counts_in_scores(graph), t)
+        kept = inf.smallest_set(graph.influence() * inf.counts_in_scores(graph), t)
         assert abs(shown - int((kept & counted).sum())) <= 1
 
 

@@ -195,7 +195,7 @@ def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
     graph = pb.attribute(lens, models.random_set(lens), tokens_of(6))
     A = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=torch.float64)
     A[graph.rows(), graph.sources.long()] = inf.normalized(graph, bias=True)
-    w = graph.logit_weights.double()
+    w = graph.target_weights.double()
     eye = torch.eye(graph.n_nodes, dtype=torch.float64)
     inverse = torch.linalg.inv(eye - A) - eye
     influence = graph.influence(bias=True).double()
@@ -209,7 +209,7 @@ def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
 
 
 def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pullback.attribution import build, linear
+    from pullback.attribution import batches, linear
 
     lens = as_lens(models.build("RMS-gqa-rotary-gated"))
     sets = models.random_set(lens)
@@ -220,8 +220,8 @@ def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) 
         sizes.append(len(targets))
         return linear.linear_rows(local, targets)
 
-    monkeypatch.setattr(build, "linear_rows", counted)
-    monkeypatch.setattr(build, "WORKING_MEMORY", 3 * linear.bytes_per_target(local_model(lens, sets, tokens_of(7))))
+    monkeypatch.setattr(batches, "linear_rows", counted)
+    monkeypatch.setattr(batches, "WORKING_MEMORY", 3 * linear.bytes_per_target(local_model(lens, sets, tokens_of(7))))
     assert_same_edges(pb.attribute(lens, sets, tokens_of(7)), whole, 1e-12)
     assert max(sizes[1:]) == 3
 

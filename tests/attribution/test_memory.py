@@ -12,7 +12,7 @@ from pullback.attribution import attribute
 from pullback.attribution.linear import bytes_per_target, linear_rows
 from pullback.attribution.local import local_model
 from pullback.attribution.memory import BYTES_PER_EDGE
-from pullback.attribution.targets import Targets
+from pullback.attribution.targets import feature_batch
 from pullback.lens import as_lens
 from pullback.transcoders import load_transcoders
 from tests import models
@@ -89,9 +89,8 @@ def test_what_a_prompt_and_a_batch_take_is_not_more_than_estimated(growth):
     tokens = torch.arange(BIG["n_ctx"]) % models.VOCAB
     attribute(lens, sets, tokens[:5])
     local = local_model(lens, sets, tokens)
-    batch, d = 1024, lens.d_model
-    at_the_end = torch.full((batch,), lens.n_layers), torch.full((batch,), len(tokens) - 1)
-    targets = Targets(*at_the_end, torch.randn(batch, d), torch.zeros(batch))
+    batch, last = 1024, sum(acts.nnz for acts in local.acts.values()) - 1
+    targets = feature_batch(local, torch.full((batch,), last))  # of the highest layer, at the last position
     assert batch * bytes_per_target(local) / 10 < growth(lambda: linear_rows(local, targets))
     estimate = pb.memory_estimate(lens, sets, tokens, batch_size=128)
     taken = growth(lambda: attribute(lens, sets, tokens, batch_size=128))

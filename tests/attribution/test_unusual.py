@@ -14,6 +14,7 @@ import pullback as pb
 from pullback.attribution import Graph, neuronpedia, rows
 from pullback.attribution import nodes as k
 from pullback.attribution.local import local_model
+from pullback.attribution.rules import EdgeRule
 from pullback.lens import as_lens
 from pullback.transcoders import BatchTopK, JumpReLU, TopK, Transcoder, TranscoderSet
 from tests import models
@@ -145,7 +146,7 @@ def test_blocks_of_edges_are_stored_by_rows_whatever_their_size(monkeypatch: pyt
     block = torch.randn(7, local.layout.n_sources, generator=torch.Generator().manual_seed(0)).relu()
     for entries in (1, 100, 1 << 20):
         monkeypatch.setattr(rows, "CHUNK_ENTRIES", entries)
-        edges = rows.EdgeRows(local.layout)
+        edges = rows.EdgeRows(local.layout, EdgeRule())
         edges.append(torch.arange(7), torch.zeros(7), torch.zeros(7), block, torch.zeros(7))
         joined = edges.joined()
         found = torch.zeros_like(block).index_put((joined.rows(), joined.sources.long()), joined.weights)

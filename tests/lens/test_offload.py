@@ -54,9 +54,10 @@ def test_a_large_model_leaves_memory_and_comes_back():
     y, size = model(x), sum(p.nbytes for p in model.parameters())
     before = _anonymous()
     with offloaded(model, "disk"):
-        assert before - _anonymous() > 0.9 * size
+        assert all(module._in_a_file(p) for p in model.parameters() if p.nbytes >= module.SMALLEST)
+        assert before - _anonymous() > 0.4 * size  # the C library may keep a block for later
         assert torch.equal(model(x), y)
-    assert _anonymous() > before - 0.1 * size
+    assert not any(module._in_a_file(p) for p in model.parameters())
     assert torch.equal(model(x), y)
     for p in model.parameters():
         p.add_(0)  # no longer read-only

@@ -74,6 +74,28 @@ def test_other_shapes_and_types(given: Any) -> None:
         as_lens(models.build("gpt2")).to_tokens(given)
 
 
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %} {% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "w{{ ['user', 'assistant'].index(m.role) }} {{ m.content }}{% if not loop.last %} w9{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} w9 w1{% endif %}"
+)
+
+
+def test_messages_of_a_chat_go_through_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = as_lens(models.gpt2(seed=4))
+    asked = {"role": "user", "content": "w3 <bos>"}
+    with pytest.raises(ValueError, match="has no chat template: give the prompt as a string or token ids"):
+        lens.to_tokens([asked])
+    monkeypatch.setattr(lens.model.tokenizer, "chat_template", TEMPLATE)
+    assert lens.to_tokens([asked]).tolist() == [BOS, 0, 3, BOS, 9, 1], "specials as given, no second BOS"
+    begun = [asked, {"role": "assistant", "content": "w5"}]
+    assert lens.to_tokens(begun).tolist() == [BOS, 0, 3, BOS, 9, 1, 5], "an answer that is begun goes on"
+    with pytest.raises(ValueError, match="refuses these messages: no tools"):
+        lens.to_tokens([{"role": "tool", "content": "w1"}])
+    with pytest.raises(ValueError, match="a message of a chat is"):
+        lens.to_tokens([asked, {"role": "user"}])
+
+
 def test_without_a_tokenizer() -> None:
     lens = as_lens(models.build("LN-mha-standard-plain"))
     with pytest.raises(ValueError, match="no tokenizer: give token ids, or set one with model.set_tokenizer"):

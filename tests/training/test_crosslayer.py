@@ -8,7 +8,6 @@ import torch
 
 from pullback.ops import use_backend
 from pullback.training import TrainConfig, TrainingDiverged
-from pullback.training.distributed.team import SharedTeam
 from pullback.training.run import PerLayerRun, new_step
 from pullback.training.runs import new_run
 from pullback.transcoders import BatchTopK, JumpReLU, ReLU, TopK
@@ -213,8 +212,10 @@ def test_a_failure_said_late_takes_every_layer_back():
         ({"micro_acc_steps": 2}, "micro_acc_steps goes with per-layer"),
         ({"loss": "reference"}, 'loss="reference" is that of one layer'),
         ({"hook_name": "hook_mlp_out"}, "an autoencoder writes what it reads"),
+        ({"parallel": "layers"}, "parallel='layers' .* have common residuals .* choose parallel=\"features\""),
+        ({"parallel": [2, 3]}, r"parallel=\[2, 3\] gives layers to processes"),
     ],
-    ids=["tying", "tying alone", "matryoshka", "scale", "parts", "reference", "autoencoder"],
+    ids=["tying", "tying alone", "matryoshka", "scale", "parts", "reference", "autoencoder", "layers", "mesh"],
 )
 def test_what_does_not_fit_is_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -224,9 +225,3 @@ def test_what_does_not_fit_is_refused(settings, sentence):
 def test_layers_of_several_widths_are_refused():
     with pytest.raises(ValueError, match="all layers must have the same widths"):
         new_run(TrainConfig(cross_layer=True), {0: (4, 4), 1: (4, 5)}, CPU, {})
-
-
-def test_several_processes_are_refused():
-    team = SharedTeam.__new__(SharedTeam)
-    with pytest.raises(ValueError, match="one process trains them all"):
-        team.run(TrainConfig(cross_layer=True), {}, CPU, {})

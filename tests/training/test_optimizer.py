@@ -86,8 +86,8 @@ def test_steps_are_those_of_autograd_and_torch_adam(skip, max_grad_norm, late, m
     assert max_grad_norm is None or plain.clipped_steps > 5
 
 
-def trained(n_steps, dtype=torch.float32, **how):
-    step = TrainStep(6, 6, 30, k=2, lr=1e-2, dtype=dtype, **how)
+def trained(n_steps, dtype=torch.float32, k=2, **how):
+    step = TrainStep(6, 6, 30, k=k, lr=1e-2, dtype=dtype, **how)
     for i in range(n_steps):
         x = rows(16, 6, i, dtype)
         step(x, x.abs())
@@ -113,8 +113,9 @@ def test_decoder_norm_keeps_unit_rows_and_still_learns():
         assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
-def test_lazy_adam_moves_only_what_fired():
-    step = trained(1, optimizer="lazy_adam", auxk_alpha=0)
+@pytest.mark.parametrize("k", [2, 28], ids=["full", "with empty slots"])
+def test_lazy_adam_moves_only_what_fired(k):
+    step = trained(1, optimizer="lazy_adam", auxk_alpha=0, k=k)
     assert isinstance(step.optimizer, LazyAdam)
     step.tokens_since_fired.zero_()
     before = step.transcoder.W_enc.detach().clone()

@@ -52,3 +52,10 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert "55.8 GB of weights and moments" in said
     assert "at least 5" in said
     assert main(["plan", "--n-layers", "2", "--d-model", "8", "--parameters", "1000", "--parallel", "2x3"]) == 0
+    capsys.readouterr()
+    cross_layer = ["plan", "gpt2-small", "--cross-layer", "--processes", "4"]
+    assert main(cross_layer) == main([*cross_layer, "--parallel", "features"]) == 0
+    first, second = capsys.readouterr().out.split("weights: ")[1:]
+    assert first == second
+    assert main([*cross_layer, "--parallel", "layers"]) != 0
+    assert "have common residuals in every step" in capsys.readouterr().err

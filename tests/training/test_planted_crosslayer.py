@@ -8,22 +8,24 @@ import torch
 from pullback.training import TrainConfig
 from pullback.training.runs import new_run
 from tests.training.matching import best_matching
+from tests.training.test_planted import JUMPRELU
 
 L, D, F, STEPS, N = 3, 24, 40, 600, 512
 
 
 class Planted:
     """Features of layer l read unit vectors of that layer, and write unit vectors to it, to the layers above, or both.
+    Tied per target, feature i of every layer writes to all of them, and to each the same as the i-th of the others.
 
     Attributes:
         reads: (L, F, D); writes: (L, L, F, D), zero where feature i of layer l does not write to layer m.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, tied: bool = False) -> None:
         self.random = torch.Generator().manual_seed(seed)
         self.reads = torch.nn.functional.normalize(self._draw(L, F, D), dim=-1)
-        writes = torch.nn.functional.normalize(self._draw(L, L, F, D), dim=-1)
-        chosen = torch.rand(L, L, F, generator=self.random) < 0.5
+        writes = torch.nn.functional.normalize(self._draw(1 if tied else L, L, F, D), dim=-1)
+        chosen = torch.rand(L, L, F, generator=self.random) < (1 if tied else 0.5)
         chosen |= torch.eye(L, dtype=torch.bool)[..., None]  # at least to its own
         self.chosen = chosen & torch.ones(L, L, dtype=torch.bool).triu()[..., None]
         self.writes = writes * self.chosen[..., None]
@@ -56,9 +58,13 @@ def trained(planted: Planted, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "settings"), [(0, {}), (1, {"architecture": "batchtopk"})], ids=["topk", "batchtopk"])
+@pytest.mark.parametrize(
+    ("seed", "settings"),
+    [(0, {}), (1, {"architecture": "batchtopk"}), (11, JUMPRELU), (11, {"decoder_tying": "per_target"})],
+    ids=["topk", "batchtopk", "jumprelu", "tied"],
+)
 def test_features_and_their_blocks_are_found(seed, settings):
-    planted = Planted(seed)
+    planted = Planted(seed, tied="decoder_tying" in settings)
     clt = trained(planted, seed=seed, **settings)
     for layer in range(L):
         true = torch.cat([planted.writes[layer, m] for m in clt.targets(layer)], 1)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import nodes as k
+from pullback.attribution.explained import Explained
 from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
-from pullback.attribution.targets import LogitTargets
 
 
-def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
+def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
     """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass."""
     joined = edges.joined()
     names, own, weights, sources = joined.names, joined.own, joined.weights, joined.sources.long()
@@ -24,14 +24,14 @@ def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: T
     keep[layout.all_features] = False
     keep[first + chosen] = True
     new_id = torch.cumsum(keep, 0) - 1
-    n_sources, K = int(keep.sum()), len(logits.labels)
+    n_sources, K = int(keep.sum()), len(explained)
     n_targets = len(chosen) + K
     n_nodes = n_sources + n_targets + K
 
-    # Own leaves stand in target order: features as they stand, then logits, which are the last nodes.
-    is_logit = names < 0
-    target_node = torch.where(is_logit, n_nodes - K + (-1 - names), new_id[(first + names).clamp(min=0)])
-    own_rank = torch.where(is_logit, len(chosen) + (-1 - names), torch.searchsorted(chosen, names.clamp(min=0)))
+    # Own leaves stand in target order: features as they stand, then what is explained besides: the last nodes.
+    appended = names < 0
+    target_node = torch.where(appended, n_nodes - K + (-1 - names), new_id[(first + names).clamp(min=0)])
+    own_rank = torch.where(appended, len(chosen) + (-1 - names), torch.searchsorted(chosen, names.clamp(min=0)))
     target_of_own = torch.empty(n_targets, dtype=torch.long)
     target_of_own[own_rank] = target_node
 
@@ -49,20 +49,23 @@ def assemble(local: LocalModel, logits: LogitTargets, edges: EdgeRows, chosen: T
     all_sources[at], all_weights[at] = new_id.int()[sources[stays]], weights[stays]
     at_own = (begin + kept)[has_own]
     all_sources[at_own], all_weights[at_own] = (n_sources + own_rank)[has_own].int(), own[has_own].to(weights.dtype)
+    target_weights = weights.new_zeros(n_nodes)
+    target_weights[n_nodes - K :] = explained.weights
+    target_weights[new_id[first + explained.features]] = explained.feature_weights
     return Graph(
-        nodes=_nodes(local, logits, keep, target_of_own),
+        nodes=_nodes(local, explained, keep, target_of_own),
         indptr=indptr,
         sources=all_sources,
         weights=all_weights,
-        dropped=weights.new_zeros(n_nodes).index_add_(0, target_node, lost + joined.zeroed.to(weights.dtype)),
+        dropped=weights.new_zeros(n_nodes).index_add_(0, target_node, lost + joined.dropped.to(weights.dtype)),
+        given_weights=target_weights,
         meta=meta,
     )
 
 
-def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own: Tensor) -> k.Nodes:
-    """The node table: kept sources in layout order, own leaves, logits."""
-    t = local.trace
-    T, K = local.n_pos, len(logits.labels)
+def _nodes(local: LocalModel, explained: Explained, keep: Tensor, target_of_own: Tensor) -> k.Nodes:
+    """The node table: kept sources in layout order, own leaves, what is explained besides."""
+    t, T = local.trace, local.n_pos
     dtype = t.embed.dtype
     positions = torch.arange(T)
     parts: list[k.Nodes] = []
@@ -96,12 +99,8 @@ def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own:
     for i in range(local.n_layers):
         add(k.BIAS, i, positions, torch.full((T,), k.BIAS_KINDS.index("attn")), ones)
     sources = _concat(parts)[keep]
-
-    parts = []
-    add(k.LOGIT, local.n_layers, torch.full((K,), logits.pos), logits.tokens.cpu(), logits.probabilities, logits.values)
-    logit_nodes = parts[0]
     targets = torch.where(target_of_own < len(sources), target_of_own, target_of_own - len(target_of_own))
-    both = _concat([sources, logit_nodes])
+    both = _concat([sources, explained.nodes])
     own = k.Nodes(
         kind=torch.full_like(both.kind[targets], k.OWN),
         layer=both.layer[targets],
@@ -110,7 +109,7 @@ def _nodes(local: LocalModel, logits: LogitTargets, keep: Tensor, target_of_own:
         activation=torch.ones(len(targets), dtype=dtype),
         preactivation=torch.full((len(targets),), torch.nan, dtype=dtype),
     )
-    return _concat([sources, own, logit_nodes])
+    return _concat([sources, own, explained.nodes])
 
 
 def _concat(parts: list[k.Nodes]) -> k.Nodes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel
-from pullback.attribution.targets import Targets
+from pullback.attribution.targets import BEFORE_BLOCK, FINAL, SITES, Targets, site_index
 from pullback.lens import Lens
 from pullback.lens import record as rec
 
@@ -59,35 +61,39 @@ class AutogradEngine:
         if self.pos_embed is not None:
             edits.append(("hook_pos_embed", leaf(self.pos_embed)))
         attn = [f"blocks.{i}.hook_attn_out" for i in range(L)]
+        before = [f"blocks.{i}.hook_resid_pre" for i in range(L)] + [f"blocks.{L - 1}.hook_resid_post"]
         inputs = [sites[i][0] for i in range(L)]
-        logits, seen = rec.record(lens.model, local.trace.tokens[None], [*attn, *inputs], edits)
+        _, seen = rec.record(lens.model, local.trace.tokens[None], [*attn, *before, *inputs], edits)
         self.attn_out = [seen[s] for s in attn]
-        self.inputs = [seen[s][0] for s in inputs]
-        cap = lens.logit_soft_cap
-        self.logits = logits[0] if cap is None else cap * torch.atanh(logits[0] / cap)
+        self.before = [seen[s][0] for s in before]
+        self.inputs = {i: (hook_in[i], seen[s][0]) for i, s in enumerate(inputs)}
 
-    def rows(self, targets: Targets, logit_tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Edges (B, n_sources) and zeroed mass (B), as `linear_rows`; logit targets need their token ids (B)."""
+    def rows(self, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Edges (B, n_sources) and zeroed mass (B), as `linear_rows`."""
         with torch.enable_grad():
-            rows = [self._row(targets, b, logit_tokens) for b in range(len(targets))]
+            rows = [self._row(targets, b) for b in range(len(targets))]
         return torch.stack([e for e, _ in rows]), torch.stack([z for _, z in rows])
 
-    def _value(self, targets: Targets, b: int, logit_tokens: Tensor | None) -> Tensor:
-        layer, pos = int(targets.layer[b]), int(targets.pos[b])
-        if layer < self.local.n_layers:
-            return self.inputs[layer][pos] @ targets.vectors[b]
-        if logit_tokens is None:
-            raise ValueError("autograd engine: logit targets need their token ids")
-        return self.logits[pos, logit_tokens[b]] - self.logits[pos].mean()
+    def _read(self, layer: int, site: int) -> Tensor:
+        """The (live) value at a site, (T, d)."""
+        t = self.local.trace
+        if site == FINAL:
+            return t.ln_final(self.before[layer], t.final_scale)
+        if site == BEFORE_BLOCK:
+            return self.before[layer]
+        hook_in, value = self.inputs[layer]
+        if site == site_index(hook_in):
+            return value
+        live = replace(t.layers[layer], x_pre=self.before[layer], attn_out=self.attn_out[layer][0])
+        return live.read(SITES[site])
 
-    def _row(self, targets: Targets, b: int, logit_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _row(self, targets: Targets, b: int) -> tuple[Tensor, Tensor]:
+        value = self._read(int(targets.layer[b]), int(targets.site[b]))[int(targets.pos[b])] @ targets.vectors[b]
         local, layout = self.local, self.local.layout
         L = local.n_layers
         leaves = [self.embed, *(self.written[i] for i in range(L)), *self.attn_out]
         leaves += [] if self.pos_embed is None else [self.pos_embed]
-        grads = torch.autograd.grad(
-            self._value(targets, b, logit_tokens), leaves, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
         at_embed, at_mlp, at_attn = grads[0], grads[1 : L + 1], [g[0] for g in grads[L + 1 : 2 * L + 1]]
         edges = self.embed.new_zeros(layout.n_sources)
         zeroed = self.embed.new_zeros(())

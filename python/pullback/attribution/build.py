@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback.attribution import nodes as k
+from pullback.attribution.asked import Asked
 from pullback.attribution.assemble import assemble
-from pullback.attribution.autograd import AutogradEngine
+from pullback.attribution.batches import Batches
+from pullback.attribution.explained import Explained, explained
 from pullback.attribution.graph import Graph
-from pullback.attribution.linear import bytes_per_target, linear_rows
 from pullback.attribution.local import LocalModel, local_model
+from pullback.attribution.memory import estimated
 from pullback.attribution.offload import out_of_memory
-from pullback.attribution.rows import EdgeRows
-from pullback.attribution.targets import LogitTargets, Targets, feature_batch, logit_batch, salient_logits
+from pullback.attribution.settings import CHECK_TOLERANCE, Settings
 from pullback.lens import Lens, as_lens, offloaded
+from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
-
-WORKING_MEMORY = 2 * 2**30
-ENGINES = ("linear", "autograd")
-CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def attribute(
     model: Any,
     sets: LayeredDictionary,
-    prompt: str | Sequence[int] | Tensor,
+    prompt: Prompt,
     *,
-    attribution_targets: int | str | Sequence[int | str] | Tensor | None = None,
+    attribution_targets: Asked = None,
+    position: int = -1,
     max_n_logits: int = 10,
     desired_logit_prob: float = 0.95,
     batch_size: int = 512,
     max_feature_nodes: int | None = None,
     update_interval: int = 4,
+    edge_mass: float = 1.0,
+    edges_per_target: int | None = None,
     zero_positions: slice | None = None,
     offload: str | None = None,
     engine: str = "linear",
@@ -43,7 +44,8 @@ def attribute(
     strict: bool = True,
     verbose: bool = False,
 ) -> Graph:
-    """Attribution graph of the model's next-token answer to one prompt (argument names are circuit-tracer's).
+    """Attribution graph of the model's next-token answer to one prompt, or of whatever else of it is asked (argument
+    names are circuit-tracer's).
 
     Method: Ameisen et al. 2025, "Circuit Tracing", with every leaf kept, so that rows sum (O1).
 
@@ -51,13 +53,21 @@ def attribute(
         model: a TransformerLens model, or a `Lens` on one.
         sets: transcoders, per-layer or cross-layer, for any subset of its layers; a layer without one is an error node
             at every position.
-        prompt: a string (BOS by the model's default) or token ids (T,), taken as given.
-        attribution_targets: different token ids or one-token strings to explain, or just one; None: the likely ones.
+        prompt: a string (BOS by the model's default), token ids (T,), taken as given, or the messages of a chat, by the
+            tokenizer's template.
+        attribution_targets: what to explain, one or several: token ids, one-token strings, `LogitTarget`,
+            `LogitDifference`, `FeatureTarget`, `DirectionTarget`; None: the likely next tokens.
+        position: where logits and directions are explained that do not say it themselves; negative ones count from the
+            end.
         max_n_logits, desired_logit_prob: at most so many logits, as few as reach that probability.
         batch_size: targets pulled back together at most; fewer where the prompt is so long that they would take more
-            than 2 GiB of working memory.
-        max_feature_nodes: keep so many features, chosen by influence; None: all active ones.
+            than 2 GiB of working memory, and half as many whenever memory runs out all the same.
+        max_feature_nodes: keep so many features, the explained ones and others chosen by influence; None: all active
+            ones that something explained can depend on.
         update_interval: batches between two rankings by influence, where features are chosen.
+        edge_mass, edges_per_target: keep, of each target's edges, the fewest that cover this share of their absolute
+            mass, and at most so many; memory follows what is kept, and the rest is dropped mass. Scores are then of the
+            edges kept.
         zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
         offload: once the prompt has been read, the model gives way to the graph, and comes back afterwards: "cpu" takes
             it from its device, "disk" puts it, and on a CPU what is frozen of the prompt too, into temporary files, of
@@ -73,128 +83,70 @@ def attribute(
         A graph whose every target sums: pre-activation = edges + dropped mass (`graph.check()`).
 
     Raises:
-        ValueError: a prompt the model cannot read, transcoders of another model, autoencoders, NaN activations, or a
-            model whose frozen map does not add up to its own activations.
+        ValueError: a prompt the model cannot read, targets that it does not have, transcoders of another model,
+            autoencoders, NaN activations, or a model whose frozen map does not add up to its own activations.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"attribute: engine must be one of {', '.join(ENGINES)}, got '{engine}'")
-    if batch_size < 1 or update_interval < 1 or (max_feature_nodes is not None and max_feature_nodes < 0):
-        raise ValueError("attribute: batch_size and update_interval must be at least 1, max_feature_nodes at least 0")
-    if offload is not None and engine == "autograd":
-        raise ValueError("attribute: engine 'autograd' runs the model all the time; offload is for engine 'linear'")
+    settings = Settings(
+        attribution_targets=attribution_targets,
+        position=position,
+        max_n_logits=max_n_logits,
+        desired_logit_prob=desired_logit_prob,
+        batch_size=batch_size,
+        max_feature_nodes=max_feature_nodes,
+        update_interval=update_interval,
+        edge_mass=edge_mass,
+        edges_per_target=edges_per_target,
+        engine=engine,
+        precision=precision,
+        offload=offload,
+        verbose=verbose,
+    )
     lens = as_lens(model)
-    products = _products(lens, precision, engine)
-    if engine == "autograd" and lens.dtype not in CHECK_TOLERANCE:
-        raise ValueError(f"attribute: engine 'autograd' runs in float32 and float64, not in {lens.dtype}; use 'linear'")
-    tokens = lens.to_tokens(prompt)
-    with torch.no_grad():
-        local = local_model(lens, sets, tokens, zero_positions=zero_positions, strict=strict, precision=products)
-        logits = salient_logits(lens, local, max_n_logits, desired_logit_prob, attribution_targets)
-        if verbose:
-            from pullback.attribution.memory import estimated
+    products = settings.products(lens)
+    local = local_model(
+        lens, sets, lens.to_tokens(prompt), zero_positions=zero_positions, strict=strict, precision=products
+    )
+    text = {"prompt": prompt} if isinstance(prompt, str) else {}
+    return attribute_local(lens, local, settings, text)
 
-            tqdm.write(str(estimated(lens, local, batch_size, max_feature_nodes)))
-        with offloaded(lens.model, offload):
-            local = local if offload is None else out_of_memory(local)
-            rows = _Rows(lens, local, logits, engine, batch_size, verbose)
-            chosen = (
-                rows.all_features()
-                if max_feature_nodes is None
-                else rows.by_influence(max_feature_nodes, update_interval)
-            )
-        settings = {
-            "max_n_logits": max_n_logits,
-            "desired_logit_prob": desired_logit_prob,
-            "batch_size": batch_size,
-            "max_feature_nodes": max_feature_nodes,
-            "precision": str(products).removeprefix("torch."),
-        }
-        meta = _meta(lens, local, sets, prompt, logits) | {"generation_settings": settings}
-        graph = assemble(local, logits, rows.edges, chosen, meta)
-    _must_add_up(graph, lens, products)
+
+@torch.no_grad()
+def attribute_local(lens: Lens, local: LocalModel, settings: Settings, meta: Mapping[str, Any] | None = None) -> Graph:
+    """The graph of one prompt's local model; `meta` is added to what the graph says of itself.
+
+    Raises ValueError for targets that this prompt does not have, and where edges do not add up.
+    """
+    what = explained(
+        lens,
+        local,
+        settings.attribution_targets,
+        position=settings.position,
+        max_n_logits=settings.max_n_logits,
+        desired_logit_prob=settings.desired_logit_prob,
+    )
+    if settings.verbose:
+        tqdm.write(str(estimated(lens, local, settings.batch_size, settings.max_feature_nodes)))
+    with offloaded(lens.model, settings.offload):
+        local = local if settings.offload is None else out_of_memory(local)
+        batches = Batches(lens, local, what, settings)
+        chosen = batches.run()
+    told = _meta(lens, local, what) | {"generation_settings": settings.written(local.precision)} | dict(meta or {})
+    graph = assemble(local, what, batches.edges, chosen, told)
+    _must_add_up(graph, lens, local.precision)
     return graph
 
 
-def _products(lens: Lens, precision: str | None, engine: str) -> torch.dtype:
-    """The dtype that gradients are multiplied in."""
-    if precision is None:
-        return lens.compute_dtype
-    if precision != "bfloat16":
-        raise ValueError(f"attribute: precision must be None or 'bfloat16', got {precision!r}")
-    if engine == "autograd" or lens.compute_dtype == torch.float64:
-        raise ValueError(
-            "attribute: precision='bfloat16' is for the linear engine and models in at most float32; leave it out here"
-        )
-    return torch.bfloat16
-
-
-def targets_at_once(local: LocalModel, batch_size: int) -> int:
-    """As many as were asked for, fewer where they would take more than `WORKING_MEMORY`."""
-    return max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
-
-
-class _Rows:
-    """Edges of targets, computed in batches and kept sparse."""
-
-    def __init__(
-        self, lens: Lens, local: LocalModel, logits: LogitTargets, engine: str, batch_size: int, verbose: bool
-    ) -> None:
-        self.local, self.logits, self.verbose = local, logits, verbose
-        self.batch_size = targets_at_once(local, batch_size)
-        self.engine = AutogradEngine(lens, local) if engine == "autograd" else None
-        self.edges = EdgeRows(local.layout)
-        self._add(-1 - torch.arange(len(logits.labels)), logit_batch(local, logits), logits.tokens)
-
-    @property
-    def n_features(self) -> int:
-        return self.local.layout.all_features.stop - self.local.layout.all_features.start
-
-    def _add(self, names: Tensor, targets: Targets, logit_tokens: Tensor | None = None) -> None:
-        if self.engine is None:
-            block, zeroed = linear_rows(self.local, targets)
-        else:
-            block, zeroed = self.engine.rows(targets, logit_tokens)
-        self.edges.append(names, targets.layer, targets.own, block, zeroed)
-
-    def _add_features(self, chosen: Tensor, bar: Any) -> None:
-        """Targets sorted by layer and position share their sweep and its causal cone: that is layout order."""
-        chosen = chosen.sort().values
-        for start in range(0, len(chosen), self.batch_size):
-            batch = chosen[start : start + self.batch_size]
-            self._add(batch, feature_batch(self.local, batch))
-            bar.update(len(batch))
-
-    def all_features(self) -> Tensor:
-        chosen = torch.arange(self.n_features)
-        with tqdm(total=len(chosen), desc="attribution", unit="feature", disable=not self.verbose) as bar:
-            self._add_features(chosen, bar)
-        return chosen
-
-    def by_influence(self, limit: int, update_interval: int) -> Tensor:
-        """The `limit` features of largest influence through the rows so far, ranked again every few batches."""
-        done = torch.zeros(self.n_features, dtype=torch.bool)
-        limit = min(limit, self.n_features)
-        with tqdm(total=limit, desc="attribution", unit="feature", disable=not self.verbose) as bar:
-            while int(done.sum()) < limit:
-                rank = self.edges.influence(self.logits)
-                rank[done] = -1
-                step = min(limit - int(done.sum()), update_interval * self.batch_size)
-                nxt = torch.argsort(rank, descending=True, stable=True)[:step]
-                self._add_features(nxt, bar)
-                done[nxt] = True
-        return done.nonzero()[:, 0]
-
-
-def _meta(lens: Lens, local: LocalModel, sets: LayeredDictionary, prompt: Any, logits: LogitTargets) -> dict[str, Any]:
+def _meta(lens: Lens, local: LocalModel, what: Explained) -> dict[str, Any]:
     str_tokens = local.trace.str_tokens
     return {
-        "prompt": prompt if isinstance(prompt, str) else "".join(str_tokens),
+        "prompt": "".join(str_tokens),
         "tokens": [int(t) for t in local.trace.tokens],
         "str_tokens": str_tokens,
         "model_name": lens.model_name,
         "n_layers": lens.n_layers,
-        "logit_labels": logits.labels,
-        "hook_in": sets.hook_in(sets.layers[0]),
+        "logit_labels": what.labels_of(k.LOGIT),
+        "direction_labels": what.labels_of(k.DIRECTION),
+        "hook_in": local.sets.hook_in(local.sets.layers[0]),
         "dtype": str(lens.dtype).removeprefix("torch."),
     }
 

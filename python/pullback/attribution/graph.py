@@ -13,10 +13,15 @@ from torch import Tensor
 
 from pullback.attribution import influence as inf
 from pullback.attribution.names import node_ids
-from pullback.attribution.nodes import FEATURE, KINDS, LOGIT, OWN, Nodes
+from pullback.attribution.nodes import DIRECTION, FEATURE, KINDS, LOGIT, OWN, Nodes
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pullback.attribution.effects import Effects
+
+
+LABELLED = {LOGIT: "logit_labels", DIRECTION: "direction_labels"}
 
 
 class Scores(NamedTuple):
@@ -34,7 +39,8 @@ class Graph:
 
     Row t of the CSR (indptr, sources, weights) holds the edges into node t; weight = contribution of the source to the
     target's pre-activation (a logit's: to the demeaned logit). `dropped` (n_nodes) is the signed mass that a node
-    limit, zeroed positions or pruning took away, so every target's edges and dropped mass sum to its pre-activation.
+    limit, a rule for edges, zeroed positions or pruning took away, so every target's edges and dropped mass sum to its
+    pre-activation.
     """
 
     nodes: Nodes
@@ -43,9 +49,10 @@ class Graph:
     weights: Tensor  # (n_edges)
     dropped: Tensor  # (n_nodes)
     cumulative: Tensor | None = None  # (n_nodes), see `cumulative_influence`; kept by prune from the whole graph
+    given_weights: Tensor | None = None  # (n_nodes), see `target_weights`
     meta: dict[str, Any] = field(default_factory=dict)
-    """prompt, tokens, str_tokens, model_name, n_layers, logit_labels (of the logit nodes, in order), hook_in, dtype; of
-    a pruned graph, the scores of the whole one."""
+    """prompt, tokens, str_tokens, model_name, n_layers, logit_labels and direction_labels (of these nodes, in order),
+    hook_in, dtype; of a pruned graph, the scores of the whole one."""
 
     # ---- shape ----------------------------------------------------------------------------------------------------
 
@@ -69,9 +76,17 @@ class Graph:
         return torch.isin(self.nodes.kind.long(), torch.tensor(kinds))
 
     @property
-    def logit_weights(self) -> Tensor:
-        """Probability of each logit node, 0 elsewhere, (n_nodes)."""
+    def target_weights(self) -> Tensor:
+        """What each explained node weighs in influence, 0 elsewhere, (n_nodes): of a logit its probability, of another
+        target 1, where no other weight was given."""
+        if self.given_weights is not None:
+            return self.given_weights
         return torch.where(self.of_kind(LOGIT), self.nodes.activation, torch.zeros_like(self.nodes.activation))
+
+    @property
+    def explained(self) -> Tensor:
+        """Mask of the nodes that this graph explains, (n_nodes)."""
+        return self.of_kind(LOGIT, DIRECTION) | (self.target_weights > 0)
 
     def node_ids(self) -> list[str]:
         """Names of nodes, as in the graph JSON (FORMATS.md a)."""
@@ -81,15 +96,50 @@ class Graph:
 
     def check(self) -> float:
         """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over targets: 0 if exact (O1)."""
-        targets = self.of_kind(FEATURE, LOGIT)
+        targets = self.of_kind(FEATURE, LOGIT, DIRECTION)
         sums = inf.sum_rows(self, self.weights)
         mass = inf.sum_rows(self, self.weights.abs())
         gap = (self.nodes.preactivation - sums - self.dropped).abs() / mass.clamp(min=1)
         return float(gap[targets].max()) if bool(targets.any()) else 0.0
 
-    def influence(self, *, bias: bool = False) -> Tensor:
-        """Raw influence of every node on the logits, (n_nodes); see `scores` for `bias`."""
-        return inf.node_influence(self, bias=bias)
+    def influence(self, targets: Iterable[str | int] | None = None, *, bias: bool = False) -> Tensor:
+        """Raw influence of every node on what is explained, (n_nodes), or on each of m nodes given by id or number,
+        (m, n_nodes); see `scores` for `bias`.
+
+        Influence follows the sizes of edges, as shares of each row; for signed effects see `total_effects`.
+        """
+        if targets is None:
+            return inf.node_influence(self, self.target_weights, bias=bias)
+        return inf.influence_on(self, self.places(targets), bias=bias)
+
+    def total_effects(self, targets: Iterable[str | int] | None = None) -> Effects:
+        """What every node does to some targets along all paths, signed, in each target's own units, and the direct and
+        indirect parts of it (float64).
+
+        targets: nodes by id or number; None: all that is explained. Raises KeyError for an unknown id.
+        """
+        from pullback.attribution.effects import effects
+
+        return effects(self, self.places(targets))
+
+    def shares(self, targets: Iterable[str | int] | None = None) -> Tensor:
+        """The share of some targets that goes through each node, signed, (m, n_nodes) float64: `total_effects` divided
+        by the target's value. Meaningless for a target whose value is next to 0."""
+        from pullback.attribution.effects import shares
+
+        return shares(self, self.places(targets))
+
+    def places(self, nodes: Iterable[str | int] | None = None) -> Tensor:
+        """Numbers of nodes given by id or number, (m); None: of all that is explained. Raises KeyError for an unknown
+        id, and IndexError for a number that no node has."""
+        if nodes is None:
+            return self.explained.nonzero()[:, 0]
+        nodes = [nodes] if isinstance(nodes, str | int) else list(nodes)
+        where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in nodes) else {}
+        found = [where[node] if isinstance(node, str) else int(node) for node in nodes]
+        if found and not 0 <= min(found) <= max(found) < self.n_nodes:
+            raise IndexError(f"graph: nodes are numbered 0..{self.n_nodes - 1}, got {found}")
+        return torch.tensor(found, dtype=torch.long)
 
     def cumulative_influence(self) -> Tensor:
         """Share of all influence carried by nodes at least as influential, (n_nodes): small is important.
@@ -108,8 +158,7 @@ class Graph:
 
     def edge(self, source: str, target: str) -> float:
         """Weight of one edge by node ids, 0 where there is none. Raises KeyError for an unknown id."""
-        where = {name: n for n, name in enumerate(self.node_ids())}
-        s, t = where[source], where[target]
+        s, t = self.places([source, target]).tolist()
         span = slice(int(self.indptr[t]), int(self.indptr[t + 1]))
         hit = (self.sources[span] == s).nonzero()
         return float(self.weights[span][hit[0, 0]]) if len(hit) else 0.0
@@ -117,7 +166,7 @@ class Graph:
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
         """The part that carries `node_threshold` of node influence and `edge_threshold` of edge influence.
 
-        Tokens and logits always stay; what goes is added to each target's dropped mass.
+        Tokens and what is explained always stay; what goes is added to each target's dropped mass.
         """
         from pullback.attribution.prune import prune
 
@@ -145,9 +194,10 @@ class Graph:
         own = nodes.kind == OWN
         nodes.feature[own] = new_id[nodes.feature[own]]
         meta = dict(self.meta)
-        if "logit_labels" in meta:
-            stays = keep_nodes[self.of_kind(LOGIT)].tolist()
-            meta["logit_labels"] = [label for label, stay in zip(meta["logit_labels"], stays, strict=True) if stay]
+        for kind, name in LABELLED.items():
+            if name in meta:
+                stays = keep_nodes[self.of_kind(kind)].tolist()
+                meta[name] = [label for label, stay in zip(meta[name], stays, strict=True) if stay]
         return replace(
             self,
             nodes=nodes,
@@ -156,8 +206,15 @@ class Graph:
             weights=self.weights[kept],
             dropped=(self.dropped + lost)[keep_nodes],
             cumulative=None if self.cumulative is None else self.cumulative[keep_nodes],
+            given_weights=None if self.given_weights is None else self.given_weights[keep_nodes],
             meta=meta,
         )
+
+    def labels(self) -> dict[int, str]:
+        """Names of logits and directions, by node."""
+        places = {kind: self.of_kind(kind).nonzero()[:, 0].tolist() for kind in LABELLED}
+        named = (zip(places[kind], self.meta.get(name, []), strict=True) for kind, name in LABELLED.items())
+        return {place: label for pairs in named for place, label in pairs}
 
     def answers(self) -> list[tuple[str, float]]:
         """The explained next tokens and their probabilities, in node order."""
@@ -173,13 +230,14 @@ class Graph:
 
     def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(nodes, edges), with columns id, kind, layer, pos, feature, token, activation, preactivation, influence and
-        source, target, weight. `token` is the prompt's token at `pos`; of a logit, the token it is the logit of."""
+        source, target, weight. `token` is the prompt's token at `pos`; of a logit, the token it is the logit of; of
+        a direction, its label."""
         import pandas as pd
 
         ids = np.array(self.node_ids(), dtype=object)
         n = self.nodes
         tokens = [self.meta["str_tokens"][p] for p in n.pos.tolist()]
-        for place, label in zip(self.of_kind(LOGIT).nonzero()[:, 0].tolist(), self.meta["logit_labels"], strict=True):
+        for place, label in self.labels().items():
             tokens[place] = label
         nodes = pd.DataFrame(
             {

@@ -1,8 +1,9 @@
-"""Influence on the logits, and the scores made of it (METHODS 5.1; oracle O6)."""
+"""Influence on what a graph explains, and the scores made of it (METHODS 5.1; oracle O6)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,49 +36,85 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
 
 
 def counts_in_scores(graph: Graph) -> Tensor:
-    """Mask of the nodes that circuit-tracer knows: embeddings, features, errors, logits."""
+    """Mask of the nodes that circuit-tracer knows: embeddings, features, errors, targets."""
     return ~graph.of_kind(BIAS, OWN, POSITION)
 
 
-def flow(targets: Tensor, sources: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
-    """w + wA + wA^2 + ... without its first term: what flows from `weight` (n_nodes) back along edges (targets,
-    sources, shares, each (n_edges)).
+class Run(NamedTuple):
+    """Rows whose targets are of one layer, in CSR."""
 
-    Edges form no cycles, so the series ends; each term reaches one layer further down. Raises ValueError for NaN or
-    infinite shares, with which it would not.
+    targets: Tensor  # (r) nodes
+    counts: Tensor  # (r), edges into each
+    sources: Tensor  # (e) nodes
+    scale: Tensor  # (r): scale x size is an edge's share of its target
+    sizes: Tensor  # (e)
+
+
+def flow(weight: Tensor, runs: Iterable[Run]) -> Tensor:
+    """w + wA + wA^2 + ... = w (I - A)^-1: `weight` (n_nodes), and what flows from it back along edges of shares A.
+
+    Edges lead down, so what flows into a target is known once all rows of higher layers have been counted: one pass
+    over runs from the highest layer down. Raises ValueError for NaN or infinite shares.
     """
-    if not bool(torch.isfinite(shares).all()):
+    total = weight.clone()
+    for run in runs:
+        into = total[run.targets] * run.scale
+        total.index_add_(0, run.sources, torch.repeat_interleave(into, run.counts).mul_(run.sizes))
+    if not bool(torch.isfinite(total).all()):
         raise ValueError("influence: edges of this graph are NaN or infinite, so it has none")
-    total = torch.zeros_like(weight)
-    front = weight
-    while bool(front.any()):
-        front = torch.zeros_like(front).index_add_(0, sources, front[targets] * shares)
-        total += front
     return total
 
 
+def runs_of(graph: Graph, sizes: Tensor, scale: Tensor | None = None) -> list[Run]:
+    """The rows of a graph from the highest layer down, with sizes of edges (n_edges), scaled by target (n_nodes)."""
+    counts = graph.indptr.diff()
+    targets = counts.nonzero()[:, 0]
+    counts = counts[targets]
+    scales = torch.ones(len(targets), dtype=torch.float64) if scale is None else scale[targets]
+    layers, lengths = torch.unique_consecutive(graph.nodes.layer[targets], return_counts=True)
+    lengths = lengths.tolist()
+    edges = [int(part.sum()) for part in counts.split(lengths)]
+    columns = (
+        targets.split(lengths),
+        counts.split(lengths),
+        graph.sources.split(edges),
+        scales.split(lengths),
+        sizes.split(edges),
+    )
+    runs = [Run(*parts) for parts in zip(*columns, strict=True)]
+    return [runs[i] for i in torch.argsort(layers, descending=True, stable=True).tolist()]
+
+
 def propagate(graph: Graph, shares: Tensor, weight: Tensor) -> Tensor:
-    """`flow` along the edges of a graph."""
-    return flow(graph.rows(), graph.sources.long(), shares, weight)
+    """What flows from `weight` (n_nodes) back along a graph's edges, without the weight itself."""
+    return flow(weight, runs_of(graph, shares)) - weight
 
 
-def node_influence(graph: Graph, *, bias: bool = False) -> Tensor:
-    """Influence of each node on the logits, weighted by their probabilities, (n_nodes)."""
-    weight = graph.logit_weights.double()
-    return propagate(graph, normalized(graph, bias=bias), weight).to(graph.weights.dtype)
+def node_influence(graph: Graph, weight: Tensor, *, bias: bool = False) -> Tensor:
+    """Influence of each node on what is weighted, (n_nodes)."""
+    return propagate(graph, normalized(graph, bias=bias), weight.double()).to(graph.weights.dtype)
+
+
+def influence_on(graph: Graph, targets: Tensor, *, bias: bool = False) -> Tensor:
+    """Influence of each node on each of some targets, (m, n_nodes)."""
+    runs = runs_of(graph, normalized(graph, bias=bias))
+    weights = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64).scatter_(1, targets[:, None], 1.0)
+    for weight in weights:
+        weight.copy_(flow(weight, runs) - weight)
+    return weights.to(graph.weights.dtype)
 
 
 def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
     """Share of each edge times the influence of its target, (n_edges)."""
     shares = normalized(graph, bias=bias)
-    weight = graph.logit_weights.double()
+    weight = graph.target_weights.double()
     return shares * (propagate(graph, shares, weight) + weight)[graph.rows()]
 
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
     shares = normalized(graph, bias=bias)
-    weight = graph.logit_weights.double()
+    weight = graph.target_weights.double()
     influence = propagate(graph, shares, weight)
     counted = torch.ones_like(influence, dtype=torch.bool) if bias else counts_in_scores(graph)
     error = graph.of_kind(ERROR)
@@ -103,7 +140,7 @@ def smallest_set(values: Tensor, share: float) -> Tensor:
 
 def cumulative(graph: Graph) -> Tensor:
     """Share of all influence that is carried by nodes at least as influential, (n_nodes): small is important."""
-    raw, counted = node_influence(graph).double(), counts_in_scores(graph)
+    raw, counted = graph.influence().double(), counts_in_scores(graph)
     influence = raw * counted
     order = torch.argsort(influence, descending=True, stable=True)
     share = torch.empty_like(influence)

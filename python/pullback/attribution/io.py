@@ -13,19 +13,19 @@ from safetensors.torch import save as to_bytes
 
 from pullback._util.atomic import atomic_save
 from pullback.attribution.graph import Graph
-from pullback.attribution.nodes import FEATURE, LOGIT, NODE_FIELDS, Nodes
+from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT, NODE_FIELDS, Nodes
 
 FORMAT = "pullback-graph"
 VERSION = 1
 EDGE_FIELDS = ("indptr", "sources", "weights", "dropped")
+OPTIONAL_FIELDS = ("cumulative", "given_weights")
 
 
 def save(graph: Graph, path: str | PathLike[str]) -> None:
     """Write `path`; if interrupted or out of space, a file there before survives."""
     tensors = {f"nodes.{f}": getattr(graph.nodes, f).contiguous() for f in NODE_FIELDS}
     tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
-    if graph.cumulative is not None:
-        tensors["cumulative"] = graph.cumulative.contiguous()
+    tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
     atomic_save(Path(path), to_bytes(tensors, metadata=header))
 
@@ -52,7 +52,7 @@ def load(path: str | PathLike[str]) -> Graph:
     graph = Graph(
         nodes=Nodes(*(tensors[f"nodes.{f}"] for f in NODE_FIELDS)),
         meta=json.loads(header["meta"]),
-        cumulative=tensors.get("cumulative"),
+        **{f: tensors.get(f) for f in OPTIONAL_FIELDS},
         **{f: tensors[f] for f in EDGE_FIELDS},
     )
     _validate(graph, os.fspath(path))
@@ -67,6 +67,7 @@ def _validate(graph: Graph, path: str) -> None:
         and graph.indptr.shape == (n + 1,)
         and graph.weights.shape == (e,)
         and graph.dropped.shape == (n,)
+        and all(t.shape == (n,) for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None)
         and int(graph.indptr[0]) == 0
         and int(graph.indptr[-1]) == e
         and bool((graph.indptr.diff() >= 0).all())
@@ -83,6 +84,6 @@ def _feeds_forward(graph: Graph) -> bool:
     """Whether only features and logits are targets, and every feature feeds later layers only: no cycles, so that
     influence can be summed up."""
     layer, sources, rows = graph.nodes.layer, graph.sources.long(), graph.rows()
-    into_target = graph.of_kind(FEATURE, LOGIT)[rows].all()
+    into_target = graph.of_kind(FEATURE, LOGIT, DIRECTION)[rows].all()
     forward = torch.where(graph.of_kind(FEATURE)[sources], layer[sources] < layer[rows], True).all()
-    return bool(into_target & forward & ~graph.of_kind(LOGIT)[sources].any())
+    return bool(into_target & forward & ~graph.of_kind(LOGIT, DIRECTION)[sources].any())

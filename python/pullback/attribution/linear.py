@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel
-from pullback.attribution.targets import Targets
+from pullback.attribution.targets import Targets, vectors_at_stream
 from pullback.ops import contract
 from pullback.transcoders import in_memory
 
@@ -33,9 +35,9 @@ def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
     edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
     through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
     """
-    # By causal cone, and within one from the highest layer down.
-    order = torch.argsort(_cone(local, targets.pos) * (local.n_layers + 1) - targets.layer, stable=True)
-    ordered = targets[order]
+    # By causal cone, and within one from the top of the stream down.
+    order = torch.argsort(_cone(local, targets.pos) * (2 * local.n_layers + 1) - targets.depth, stable=True)
+    ordered = replace(targets, vectors=vectors_at_stream(local, targets))[order]
     edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
     zeroed = targets.vectors.new_zeros(len(targets))
     start = 0
@@ -56,7 +58,7 @@ class _Sweep:
     """
 
     def __init__(self, local: LocalModel, targets: Targets, edges: Tensor, zeroed: Tensor) -> None:
-        self.local, self.targets = local, targets
+        self.local, self.targets, self.depth = local, targets, targets.depth
         self.edges, self.zeroed = edges, zeroed
         self.P = int(targets.pos.max()) + 1
         self.R = targets.vectors.new_zeros(self.P, 0, targets.vectors.shape[1])
@@ -67,14 +69,13 @@ class _Sweep:
 
     def run(self) -> None:
         local, t, layout = self.local, self.local.trace, self.local.layout
-        top = slice(0, int((self.targets.layer == local.n_layers).sum()))
-        scale = t.final_scale[self.targets.pos[top]]
-        self._join(self._standing(t.ln_final.pullback(self.targets.vectors[top], scale), self.targets.pos[top]))
+        self._join_before_block(local.n_layers)
         for i in reversed(range(local.n_layers)):
             if self.joined:
                 self._contract_mlp(i)
                 self._through_layer(i)
-            self._join_layer(i)
+            self._join_at_mlp(i)
+            self._join_before_block(i)
         self._leaf(layout.embedding, t.embed)
         if t.pos_embed is not None:
             self._leaf(layout.position, t.pos_embed)
@@ -114,20 +115,29 @@ class _Sweep:
         read = (self.R @ W_skip).flatten(0, 1)
         return local.trace.layers[i].read_pullback(local.sets.hook_in(i), read, positions).view_as(self.R)
 
-    def _join_layer(self, i: int) -> None:
-        """Targets that read the MLP's input of layer i."""
+    def _waiting(self, depth: int) -> tuple[slice, Tensor, Tensor]:
+        """Targets at this depth, which come next: their rows, vectors at the stream, and positions."""
+        rows = slice(self.joined, self.joined + int((self.depth == depth).sum()))
+        return rows, self.targets.vectors[rows], self.targets.pos[rows]
+
+    def _join_at_mlp(self, i: int) -> None:
+        """Targets that read what the MLP of layer i reads."""
         local, layer = self.local, self.local.trace.layers[i]
-        rows = slice(self.joined, self.joined + int((self.targets.layer == i).sum()))
+        rows, vectors, pos = self._waiting(2 * i + 1)
         if rows.start == rows.stop:
             return
-        pos = self.targets.pos[rows]
-        vectors = layer.read_pullback(local.sets.hook_in(i), self.targets.vectors[rows], pos)
         fresh = self._standing(vectors, pos)
         if not layer.parallel:
             bias = (vectors * local.attn_bias[i][pos]).sum(1)
             self.edges[rows, local.layout.attn_bias[i]][torch.arange(len(pos), device=pos.device), pos] = bias
             local.heads[i].add_pullback_of(fresh, vectors, pos)
         self._join(fresh)
+
+    def _join_before_block(self, i: int) -> None:
+        """Targets that read the stream before layer i; n_layers: behind the last block."""
+        rows, vectors, pos = self._waiting(2 * i)
+        if rows.start < rows.stop:
+            self._join(self._standing(vectors, pos))
 
     def _standing(self, vectors: Tensor, pos: Tensor) -> Tensor:
         """Vectors (m, d), each at its position of the stream and zero elsewhere, (P, m, d)."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.attribution.build import targets_at_once
+from pullback.attribution.batches import targets_at_once
 from pullback.attribution.linear import bytes_per_target
 from pullback.attribution.local import LocalModel, local_model
 from pullback.lens import Lens, as_lens

@@ -22,6 +22,7 @@ FEATURE_TYPES = {
     k.BIAS: "bias",
     k.OWN: "bias",
     k.LOGIT: "logit",
+    k.DIRECTION: "logit",
 }
 
 NOTEBOOK_EDGES = 100_000
@@ -57,6 +58,7 @@ def to_neuronpedia(
         "nodes": _nodes(graph, labels),
         "links": _links(graph),
     }
+    _mark_targets(graph, payload)
     if path is not None:
         atomic_save(Path(path), json.dumps(payload, ensure_ascii=False, allow_nan=False).encode())
     return payload
@@ -111,6 +113,22 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     return nodes
 
 
+def _mark_targets(graph: Graph, payload: dict[str, Any]) -> None:
+    """Directions are shown as logits, the only targets that viewers know, and explained features are pinned."""
+    directions = graph.of_kind(k.DIRECTION).nonzero()[:, 0].tolist()
+    for i, label in zip(directions, graph.meta.get("direction_labels", []), strict=True):
+        weight = float(graph.target_weights[i])
+        payload["nodes"][i] |= {
+            "layer": str(graph.meta["n_layers"] + 1),
+            "token_prob": weight,
+            "is_target_logit": True,
+            "clerp": f'Output "{label}" (p={weight:.3f})',
+            "kind": "logit",
+        }
+    pinned = (graph.explained & graph.of_kind(k.FEATURE)).nonzero()[:, 0].tolist()
+    payload["qParams"]["pinnedIds"] = [payload["nodes"][i]["node_id"] for i in pinned]
+
+
 def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
     if kind == k.FEATURE:
         return cantor(layer, feature)
@@ -141,7 +159,7 @@ def _links(graph: Graph) -> list[dict[str, Any]]:
 
 def _payload(graph: Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> dict[str, Any]:
     payload = to_neuronpedia(graph, None, labels, {})
-    payload["qParams"]["pinnedIds"] = list(pinned)
+    payload["qParams"]["pinnedIds"] += [name for name in pinned if name not in payload["qParams"]["pinnedIds"]]
     return payload
 
 

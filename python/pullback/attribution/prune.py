@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
-from pullback.attribution.nodes import EMBEDDING, FEATURE, LOGIT
+from pullback.attribution.nodes import EMBEDDING, FEATURE
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
@@ -48,8 +48,8 @@ def _kept(values: Tensor, competes: Tensor, threshold: float) -> Tensor:
 
 def _kept_nodes(graph: Graph, threshold: float) -> Tensor:
     """Bias, position and own leaves do not compete: circuit-tracer has none."""
-    keep = _kept(inf.node_influence(graph), inf.counts_in_scores(graph), threshold)
-    return keep | graph.of_kind(EMBEDDING, LOGIT)
+    keep = _kept(graph.influence(), inf.counts_in_scores(graph), threshold)
+    return keep | graph.of_kind(EMBEDDING) | graph.explained
 
 
 def _kept_edges(graph: Graph, threshold: float) -> Tensor:
@@ -60,7 +60,7 @@ def _connected(graph: Graph, kept_edges: Tensor) -> Tensor:
     """What remains once features and errors without outgoing edges, and features without incoming ones, are gone."""
     rows, sources = graph.rows(), graph.sources.long()
     feature = graph.of_kind(FEATURE)
-    always = graph.of_kind(EMBEDDING, LOGIT)
+    always = graph.of_kind(EMBEDDING) | graph.explained
     alive = torch.ones(graph.n_nodes, dtype=torch.bool)
     while True:
         live = kept_edges & alive[rows] & alive[sources]

@@ -8,21 +8,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.attribution.influence import EPS
+from pullback.attribution.explained import Explained
+from pullback.attribution.influence import EPS, Run, flow
 from pullback.attribution.local import Layout
-from pullback.attribution.targets import LogitTargets
+from pullback.attribution.rules import EdgeRule
 
 CHUNK_ENTRIES = 1 << 20
 
 
 class Rows(NamedTuple):
-    """B rows without zeros. A target is named by its place among the active features, or -1 - k for the k-th logit."""
+    """B rows without zeros. A target is named by its place among the active features, or -1 - k for the k-th thing
+    explained that is none of them."""
 
     names: Tensor  # (B)
     layers: Tensor  # (B), of the targets
     own: Tensor  # (B), the constant of the target itself
-    zeroed: Tensor  # (B), mass of zeroed positions
-    totals: Tensor  # (B) float64, of the sizes of edges that count in scores
+    dropped: Tensor  # (B), mass of zeroed positions, and of edges that were not kept
+    totals: Tensor  # (B) float64, of the sizes of all edges that count in scores, kept or not
     counts: Tensor  # (B), edges
     sources: Tensor  # (n_edges) int32
     weights: Tensor  # (n_edges)
@@ -41,32 +43,35 @@ class Rows(NamedTuple):
 
 
 class EdgeRows:
-    """Rows of edges over all sources, in the order they come."""
+    """Rows of edges over all sources, in the order they come; of each row, the edges that a rule keeps."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, rule: EdgeRule) -> None:
+        self.layout, self.rule = layout, rule
         self._counted = layout.counts_in_scores()
         self._blocks: list[Rows] = []
 
     def append(self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
         """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B)."""
-        sources, weights, totals = [], [], []
+        sources, weights, totals, lost, counts = [], [], [], [], []
         counted = self._counted.to(block.device)
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
         for part in block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources)):
-            flat = part.flatten()
+            totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu())
+            thin, mass = self.rule.thinned(part)
+            flat = thin.flatten()
             places = flat.nonzero()[:, 0]
             sources.append((places % self.layout.n_sources).to(torch.int32).cpu())
             weights.append(flat[places].cpu())
-            totals.append((part * counted).abs().sum(1, dtype=torch.float64).cpu())
+            lost.append(mass.cpu())
+            counts.append(thin.count_nonzero(1).cpu())
         self._blocks.append(
             Rows(
                 names=names.cpu(),
                 layers=layers.cpu(),
                 own=own.cpu(),
-                zeroed=zeroed.cpu(),
+                dropped=zeroed.cpu() + torch.cat(lost),
                 totals=torch.cat(totals),
-                counts=block.count_nonzero(1).cpu(),
+                counts=torch.cat(counts),
                 sources=torch.cat(sources),
                 weights=torch.cat(weights),
             )
@@ -75,18 +80,22 @@ class EdgeRows:
     def joined(self) -> Rows:
         return Rows(*(torch.cat(column) for column in zip(*self._blocks, strict=True)))
 
-    def influence(self, logits: LogitTargets) -> Tensor:
-        """Influence of every active feature on the logits through the rows there are so far, (n_features) float64.
-
-        Edges lead down, so what flows into a target is known once all rows of higher layers have been counted.
-        """
-        features = self.layout.all_features
-        weight = logits.probabilities.cpu().double()
-        found = weight.new_zeros(self.layout.n_sources)
+    def influence(self, explained: Explained) -> Tensor:
+        """Influence of every active feature on what is explained through the rows there are so far, (n_features)
+        float64. What is not kept of a row counts in its total, so that each edge has its share of the whole."""
+        features, n_sources = self.layout.all_features, self.layout.n_sources
+        weight = torch.zeros(n_sources + len(explained), dtype=torch.float64)
+        weight[n_sources:] = explained.weights
+        weight[features.start + explained.features] = explained.feature_weights.double()
         parts = [part for block in self._blocks for part in block.of_one_layer()]
-        for part in sorted(parts, key=lambda part: -int(part.layers[0])):
-            reached = found[(features.start + part.names).clamp(min=0)]
-            into = torch.where(part.names < 0, weight[(-1 - part.names).clamp(min=0)], reached)
-            shares = torch.repeat_interleave(into / part.totals.clamp(min=EPS), part.counts)
-            found.index_add_(0, part.sources, shares.mul_(part.weights.abs()))
-        return found[features]
+        runs = (
+            Run(
+                targets=torch.where(part.names < 0, n_sources - 1 - part.names, features.start + part.names),
+                counts=part.counts,
+                sources=part.sources,
+                scale=1 / part.totals.clamp(min=EPS),
+                sizes=part.weights.abs(),
+            )
+            for part in sorted(parts, key=lambda part: -int(part.layers[0]))
+        )
+        return flow(weight, runs)[features]

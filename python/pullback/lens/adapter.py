@@ -15,7 +15,7 @@ from pullback.lens import record as rec
 from pullback.lens.fingerprint import fingerprint
 from pullback.lens.placed import at_hand
 from pullback.lens.stand_ins import stand_ins
-from pullback.lens.tokens import check_ids
+from pullback.lens.tokens import Prompt, check_ids
 from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
 from pullback.transcoders import LayeredDictionary, ModelReading
 
@@ -231,10 +231,12 @@ class Lens:
 
     # ---- tokens -------------------------------------------------------------------------------------------------
 
-    def to_tokens(self, prompt: str | Sequence[int] | Tensor) -> Tensor:
-        """One prompt as token ids (T,). Strings get BOS by the model's own default, ids are taken as given.
+    def to_tokens(self, prompt: Prompt) -> Tensor:
+        """One prompt as token ids (T,). Strings get BOS by the model's own default, ids are taken as given, messages of
+        a chat go through the tokenizer's template.
 
-        Raises ValueError for an empty prompt, one longer than the context, or ids outside the vocabulary.
+        Raises ValueError for an empty prompt, one longer than the context, ids outside the vocabulary, or a chat where
+        there is no template.
         """
         from pullback.lens.tokens import to_tokens
 

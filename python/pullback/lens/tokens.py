@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
 
 
-def to_tokens(lens: Lens, prompt: str | Sequence[int] | Tensor) -> Tensor:
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]] | Tensor
+"""A text, token ids (T,), or the messages of a chat: {"role": ..., "content": ...}."""
+
+
+def to_tokens(lens: Lens, prompt: Prompt) -> Tensor:
     """One prompt as ids (T,), checked against the context and the vocabulary."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("prompt is empty: give at least one token")
         ids = tokenize(lens, prompt)
+    elif is_chat(prompt):
+        ids = tokenize_chat(lens, prompt)
     else:
         ids = _as_ids(prompt)
         if ids.ndim == 2 and ids.shape[0] == 1:
@@ -56,6 +62,35 @@ def tokenize(lens: Lens, text: str) -> Tensor:
     if getattr(lens.model, "tokenizer", None) is None:
         raise ValueError("this model has no tokenizer: give token ids, or set one with model.set_tokenizer")
     return lens.model.to_tokens(text, truncate=False)[0]
+
+
+def is_chat(prompt: Any) -> TypeGuard[Sequence[Mapping[str, str]]]:
+    return isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def tokenize_chat(lens: Lens, messages: Sequence[Mapping[str, str]]) -> Tensor:
+    """By the tokenizer's chat template, up to where the model answers, or goes on with an answer that is begun: a last
+    message of the assistant's. Special tokens are the template's, and none are added."""
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"a message of a chat is {{'role': ..., 'content': ...}}, got {message!r}")
+    tokenizer = getattr(lens.model, "tokenizer", None)
+    if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            f"the tokenizer of {lens.model_name} has no chat template: give the prompt as a string or token ids, or "
+            "set model.tokenizer.chat_template"
+        )
+    begun = messages[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+        )
+    except Exception as error:  # templates are programs, and raise what they like
+        raise ValueError(f"the chat template of {lens.model_name} refuses these messages: {error}") from error
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def to_str_tokens(lens: Lens, tokens: Tensor) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback.ops import SparseGradient, feature_order
-from pullback.training.loss import Reconstruction
+from pullback.training.loss import Reconstruction, entry_features
 from pullback.training.objective import StepStats
 from pullback.training.optimizer import Gradient
 
@@ -77,7 +77,7 @@ def _stacked(gradients: Sequence[SparseGradient], weights: Sequence[float], n_fe
         layers = each.g.view(-1, n, g.shape[2])
         g[: len(layers), above : above + n] = layers
         rows.append(each.rows // n * height + above + each.rows % n)
-        features.append(_features(each, n_features))
+        features.append(entry_features(each))
         above += n
     starts, order = feature_order(torch.cat(features), n_features)
     return SparseGradient(
@@ -89,10 +89,3 @@ def _stacked(gradients: Sequence[SparseGradient], weights: Sequence[float], n_fe
         x=torch.cat([each.x for each in gradients]),
         g=g.flatten(0, 1),
     )
-
-
-def _features(gradient: SparseGradient, n_features: int) -> Tensor:
-    """Int32[Tensor, "nnz"]: the feature of every entry, from where each feature's entries are."""
-    ids = torch.arange(n_features, dtype=torch.int32, device=gradient.order.device)
-    sorted_ids = ids.repeat_interleave(gradient.starts.diff(), output_size=len(gradient.order))
-    return torch.empty_like(gradient.order).index_copy_(0, gradient.order.long(), sorted_ids)

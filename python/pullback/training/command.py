@@ -88,14 +88,16 @@ def _parallel(said: str | None) -> str | list[int] | None:
 
 
 def run_plan(args: Namespace) -> None:
-    """Say what a run would cost; raises ValueError for a model that is neither known nor described."""
+    """Say what a run would cost; raises ValueError for a model that is neither known nor described, or settings that no
+    run can have."""
     given = args.n_layers, args.d_model, args.parameters
     if args.model not in MODELS and None in given:
         raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
     known = MODELS.get(args.model) or Model(*given)
     dictionary = Dictionary(known.n_layers, known.d_model, args.d_sae, args.k, args.cross_layer)
     batch, processes = args.train_batch_size_tokens, args.processes
-    parallel = _parallel(args.parallel) or "layers"
+    parallel = _parallel(args.parallel) or ("features" if args.cross_layer else "layers")
+    TrainConfig(d_sae=args.d_sae, k=args.k, cross_layer=args.cross_layer, parallel=parallel)  # refuses what cannot be
     found = costs(dictionary, known.parameters, batch=batch, processes=processes, parallel=parallel)
     hours = found.seconds() * args.training_tokens / batch * processes / 3600
     machine = f"{H100.flops / 1e12:.0f} TFLOP/s, {H100.bandwidth / 1e12:.1f} TB/s, network {H100.link / 1e9:.0f} GB/s"

@@ -93,7 +93,8 @@ class TrainConfig(Recipe):
         parallel: how several processes, started by `torchrun`, divide the work (see docs/TRAINING.md): "layers", each
             with some of the layers; "features", each with some features of every layer; a pair [l, f] of both, layers
             over l groups of f processes that share features; "data", each with a copy, of a part of every batch; or
-            "none", each for itself. None for "layers" where there are as many layers as processes, else "features".
+            "none", each for itself. None for "layers" where there are as many layers as processes, else (and for a
+            cross-layer transcoder) "features".
 
     Raises:
         ValueError: a setting is out of range; the sentence says which and why.
@@ -297,6 +298,12 @@ class TrainConfig(Recipe):
             raise ValueError(
                 'TrainConfig: loss="reference" is that of one layer and its ghost gradients; with cross_layer=True '
                 'choose "fvu" or "paper"'
+            )
+        if self.parallel == "layers" or (not isinstance(self.parallel, str | None) and self.parallel[0] > 1):
+            raise ValueError(
+                f"TrainConfig: parallel={self.parallel!r} gives layers to processes that know nothing of each other, "
+                "and those of a cross-layer transcoder have common residuals in every step; choose parallel="
+                '"features", which divides each layer, or "data"'
             )
         for name, only in (("normalize_activations", "none"), ("micro_acc_steps", 1)):
             if getattr(self, name) != only:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +15,17 @@ from pullback.training.initial import initial_rule, initial_weights
 from pullback.training.joint import JointObjective
 from pullback.training.learner import Learner, TrainingDiverged
 from pullback.training.rules import check_recipe, keeps_unit_norm
-from pullback.training.run import Run, Widths, load_states, memory_of, states_of, step_figures
+from pullback.training.run import Run, Widths, step_figures
+from pullback.training.share import WHOLE, Share
 from pullback.training.wiring import WIRINGS, Wiring
-from pullback.transcoders import CrossLayerTranscoder, FeatureLayer, LayeredDictionary, ModelReading, SourceLayer
+from pullback.transcoders import CrossLayerTranscoder, FeatureLayer, ModelReading, SourceLayer
 
 
 class CrossLayerRun(Run):
     """The layers of one cross-layer transcoder, whose residuals are common to them.
 
     Encoders start as those of per-layer transcoders do, and so does what features write to their own layer. What they
-    write onward starts at zero.
+    write onward starts at zero. With a share, each process holds that of every layer.
 
     Raises:
         ValueError: settings that features which write to several layers cannot have, or layers of several widths.
@@ -37,6 +37,7 @@ class CrossLayerRun(Run):
         widths: Widths,
         device: torch.device,
         readings: Mapping[int, ModelReading | None],
+        share: Share = WHOLE,
     ) -> None:
         if len(set(widths.values())) > 1:
             raise ValueError(f"cross_layer: all layers must have the same widths, got {dict(widths)}")
@@ -45,7 +46,7 @@ class CrossLayerRun(Run):
         self.n_dictionaries = len(self.layers)
         self.device = device
         self.learners = {
-            layer: _learner(config, widths[layer], targets, device, config.seed + layer, readings.get(layer))
+            layer: _learner(config, widths[layer], targets, device, config.seed + layer, readings.get(layer), share)
             for layer, targets in zip(self.layers, range(len(self.layers), 0, -1), strict=True)
         }
         self.wiring = WIRINGS[config.decoder_tying]([one.features for one in self.learners.values()])
@@ -104,19 +105,10 @@ class CrossLayerRun(Run):
         return {layer: step_figures(one, self._losses[layer]) for layer, one in self.learners.items()}
 
     def dictionary(self) -> CrossLayerTranscoder:
-        layers = {layer: one.trained for layer, one in self.learners.items()}
+        return self.assembled({layer: one.trained for layer, one in self.learners.items()})
+
+    def assembled(self, layers: Mapping[int, SourceLayer]) -> CrossLayerTranscoder:
         return CrossLayerTranscoder(layers, self.config.decoder_tying)
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        self.check()
-        return states_of(self.learners)
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        load_states(self.learners, state, dictionary)
-
-    @property
-    def memory(self) -> float:
-        return memory_of(self.learners, self.config)
 
 
 def _norms(wiring: Wiring, i: int, _features: FeatureLayer) -> Tensor:
@@ -130,21 +122,23 @@ def _learner(
     device: torch.device,
     seed: int,
     reading: ModelReading | None,
+    share: Share,
 ) -> Learner[SourceLayer]:
     (d_in, d_out), d_sae, activation = widths, config.d_sae, config.trained_activation
     unit = keeps_unit_norm(activation, config, config.decoder_norm)
     check_recipe(activation, config, d_in, d_out, d_sae, unit)
-    W_enc, own = initial_weights(d_in, d_out, d_sae, unit, config.decoder_init, seed, config.torch_dtype)
+    held = share.features(d_sae)
+    W_enc, own = initial_weights(d_in, d_out, d_sae, unit, config.decoder_init, seed, config.torch_dtype, held)
     blocks = targets if config.decoder_tying == "none" else 1
-    W_dec = on_huge_pages(torch.empty(d_sae, blocks, d_out, dtype=W_enc.dtype, device="cpu")).zero_()
+    W_dec = on_huge_pages(torch.empty(len(W_enc), blocks, d_out, dtype=W_enc.dtype, device="cpu")).zero_()
     W_dec[:, 0] = own
     features = SourceLayer(
         W_enc,
-        W_enc.new_zeros(d_sae),
+        W_enc.new_zeros(len(W_enc)),
         W_dec,
         W_enc.new_zeros(d_out),
         W_enc.new_zeros(d_out, d_in) if config.skip_connection else None,
-        activation=initial_rule(activation, d_sae, slice(0, d_sae), W_enc.dtype),
+        activation=initial_rule(activation, d_sae, held, W_enc.dtype),
         hook_in=config.hook_name,
         hook_out=config.hook_name_out,
         reading=reading,
@@ -162,4 +156,5 @@ def _learner(
         auxk_alpha=config.auxk_alpha,
         auxk_k=config.auxk_k,
         dead_feature_window=config.dead_after,
+        share=share,
     )

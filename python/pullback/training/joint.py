@@ -5,7 +5,8 @@
 
 The residuals of all layers stand side by side. To layer l, whose decoders stand side by side too, they are what one
 wide residual is to a transcoder, so that all else is as in `objective`: sparse entries, penalties by the norm of all
-that a feature writes, and dead features that reconstruct what is left in all layers they write to.
+that a feature writes, and dead features that reconstruct what is left in all layers they write to. Where processes
+share the features, each knows what its own write to all layers, and the residuals are made of their sum.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pullback.ops import SparseActivations
 from pullback.training.accumulate import Found
 from pullback.training.learner import Learner
 from pullback.training.loss import Part, Reconstruction, encode_rows, sparse_gradient
-from pullback.training.objective import StepStats, mean_part, norm_part, with_mean_row
+from pullback.training.objective import Dead, StepStats, mean_part, norm_part, with_mean_row
 from pullback.training.optimizer import Gradient
 from pullback.training.rules import Batch, Penalty, Slots
 from pullback.training.wiring import Blocks, Wiring
@@ -48,6 +49,7 @@ class JointObjective:
     ) -> None:
         self.learners, self.wiring = learners, wiring
         self.xs, self.batches, self.variances = xs, batches, variances
+        self.share = learners[0].share
         self.n, self.d = ys[0].shape
         self.acts = [one.rule.activations(batch, one.features) for one, batch in zip(learners, batches, strict=True)]
         scales = [one.objective.scale(y, v) for one, y, v in zip(learners, ys, variances, strict=True)]
@@ -76,10 +78,11 @@ class JointObjective:
             own = one.features
             left = own.b_dec - y
             blocks.append(left if own.W_skip is None else torch.addmm(left, x, own.W_skip.T))
-        residual = torch.cat(blocks, dim=1)
+        left = torch.cat(blocks, dim=1)
+        residual = left if self.share.first else torch.zeros_like(left)
         for i, acts in enumerate(self.acts):
             residual[:, i * self.d :] += self.wiring.write(i, acts)
-        return residual
+        return self.share.sum(residual)
 
     def _scaled(self, matrix: Tensor, factors: Tensor) -> Blocks:
         """Every block times its factor."""
@@ -97,7 +100,7 @@ class JointObjective:
         loss, dvalues = square.sum() / self.scales[i], dots
         penalty = one.rule.penalty(batch, made, dots, one.features, x, dead.ids, one.n_steps)
         if penalty is not None:
-            loss, dvalues = loss + penalty.loss, penalty.dvalues
+            loss, dvalues = loss + self.share.sum(penalty.loss), penalty.dvalues
             if penalty.by_mean is not None:
                 self.parts[i].append(mean_part(penalty.by_mean, one.features, self.n))
             if penalty.by_norm is not None:
@@ -107,26 +110,27 @@ class JointObjective:
         self._add(i, acts, dvalues, g)
         auxk = torch.zeros_like(loss)
         if dead.n > 0 and one.auxk_alpha > 0:
-            auxk = self._auxk(i, dead.ids)
+            auxk = self._auxk(i, dead)
             loss = loss + one.auxk_alpha * auxk
         stats = StepStats(
             fvu=(square.sum() / (self.n * self.variances[i])).to(x.dtype),
-            l0=acts.values.count_nonzero().to(x.dtype) / self.n,
+            l0=self.share.sum(acts.values.count_nonzero()).to(x.dtype) / self.n,
             dead=torch.full_like(loss, dead.n / dead.of, dtype=x.dtype),
             auxk=auxk.to(x.dtype),
         )
         return loss, penalty, stats, made
 
-    def _auxk(self, i: int, dead: Tensor) -> Tensor:
+    def _auxk(self, i: int, dead: Dead) -> Tensor:
         """The best dead features of a layer against what is left in all layers they write to (arXiv 2406.04093)."""
         one = self.learners[i]
-        k = min(one.auxk_k, len(dead))
-        share = k / one.auxk_k  # weighted down while fewer than auxk_k features are dead
-        acts = Slots(*encode_rows(one.features, self.xs[i], dead, k, relu=one.rule.revives)).entries(one.features.d_sae)
-        left = Blocks.of(self.wiring.write(i, acts) + self.residual.since(i).matrix, self.d)
-        g = self._scaled(left.matrix, self.factors[i:] * (one.auxk_alpha * share))
+        k, relu = min(one.auxk_k, dead.n), one.rule.revives
+        weight = k / one.auxk_k  # less while fewer than auxk_k features are dead
+        values, ids = encode_rows(one.features, self.xs[i], dead.ids, min(k, len(dead.ids)), relu)
+        acts = Slots(self.share.best(values, k, relu), ids).entries(one.features.d_sae, empty=self.share.whole)
+        left = Blocks.of(self.share.sum(self.wiring.write(i, acts)) + self.residual.since(i).matrix, self.d)
+        g = self._scaled(left.matrix, self.factors[i:] * (one.auxk_alpha * weight))
         self._add(i, acts, self._pulled(i, acts, g, empty=True), g)
-        return (left.squares().sum(1) / self.scales[i:]).sum() * share
+        return (left.squares().sum(1) / self.scales[i:]).sum() * weight
 
     def _pulled(self, i: int, acts: SparseActivations, g: Blocks, empty: bool) -> Tensor:
         dots = self.wiring.pull(i, acts, g)

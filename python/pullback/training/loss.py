@@ -134,6 +134,13 @@ def sparse_gradient(x: Tensor, parts: list[Part], n_features: int) -> SparseGrad
     )
 
 
+def entry_features(gradient: SparseGradient) -> Tensor:
+    """Int32[Tensor, "nnz"]: the feature of every entry, from where each feature's entries are."""
+    ids = torch.arange(len(gradient.starts) - 1, dtype=torch.int32, device=gradient.order.device)
+    sorted_ids = ids.repeat_interleave(gradient.starts.diff(), output_size=len(gradient.order))
+    return torch.empty_like(gradient.order).index_copy_(0, gradient.order.long(), sorted_ids)
+
+
 def auxk_reconstruction(
     transcoder: FeatureLayer,
     x: Tensor,

@@ -13,10 +13,12 @@ from pullback.ops import (
     SparseGradient,
     adam_,
     dense_adam_,
+    feature_order,
     gradient_norm,
     on_huge_pages,
 )
 from pullback.ops.screen import Screen
+from pullback.training.loss import entry_features
 from pullback.training.share import WHOLE, Share
 from pullback.transcoders import FeatureLayer
 
@@ -161,8 +163,22 @@ class LazyAdam(Adam):
 
     lazy = True
 
+    def step(self, gradient: Gradient, grad_scale: float | Tensor = 1.0, screen: Screen | None = None) -> None:
+        super().step(gradient._replace(features=_of_what_fired(gradient.features)), grad_scale, screen)
+
 
 OPTIMIZERS = {"adam": Adam, "lazy_adam": LazyAdam}
+
+
+def _of_what_fired(gradient: SparseGradient) -> SparseGradient:
+    """The same sums, with the empty slots of a top-k, which name features that did not fire, among the entries of one
+    that did: to leave them out, how many there are would have to be waited for."""
+    if len(gradient.order) == 0:
+        return gradient
+    features, fired = entry_features(gradient), (gradient.values != 0) | (gradient.dvalues != 0)
+    one = features.gather(0, fired.to(torch.uint8).argmax(0, keepdim=True))
+    starts, order = feature_order(torch.where(fired, features, one), len(gradient.starts) - 1)
+    return gradient._replace(starts=starts, order=order)
 
 
 def _squares(parts: Mapping[str, Tensor], like: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class Run(ABC):
         device: of the weights.
         reports: whether this process says how the run goes; of several, one does.
         shared: whether other processes take part: then all of them call the same methods at the same time.
+        learners: {layer: what learns there}.
     """
 
     reports = True
@@ -46,6 +47,7 @@ class Run(ABC):
     device: torch.device
     layers: list[int]
     n_dictionaries: int
+    learners: Mapping[int, Learner[Any]]
 
     @abstractmethod
     def step(self, rows: Sequence[Tensor], lr: float) -> None:
@@ -63,6 +65,10 @@ class Run(ABC):
     def dictionary(self) -> Trained:
         """The weights as they are now; later steps go on changing them."""
 
+    @abstractmethod
+    def assembled(self, layers: Mapping[int, Any]) -> Trained:
+        """The dictionary that these layers make, which may come from anywhere."""
+
     def saved(self, path: str | os.PathLike[str] | None) -> Trained:
         """The dictionary, written to a path if there is one."""
         sets = self.dictionary()
@@ -70,23 +76,44 @@ class Run(ABC):
             sets.save(path)
         return sets
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """{part: nested state}, a file of a checkpoint each: what a resumed run needs beside the dictionary. The
-        tensors are the live ones. Raises what `check` raises."""
+    def whole_state(self) -> dict[str, dict[str, Any]]:
+        """{layer: nested state}: what a resumed run needs, weights and all. The tensors are the live ones. Raises what
+        `check` raises."""
+        self.check()
+        return {str(layer): one.state_dict() for layer, one in self.learners.items()}
 
-    @abstractmethod
+    def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from a `whole_state`. Raises ValueError where it is of other sizes."""
+        for layer, one in self.learners.items():
+            one.load_state_dict(state[str(layer)])
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """`whole_state` without what the dictionary has, a file of a checkpoint for each layer."""
+        found = self.whole_state()
+        for own in found.values():
+            del own["weights"]
+        return found
+
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
         """Continue from a `state_dict` and a `dictionary` to the bit.
 
         Raises:
             ValueError: they belong to a run of other layers or sizes.
         """
+        if sorted(map(int, state)) != list(self.learners):
+            raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {list(self.learners)}")
+        weights = {
+            str(layer): {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
+            for layer in self.learners
+        }
+        self.load_whole_state({layer: {"weights": weights[layer], **own} for layer, own in state.items()})
 
     @property
-    @abstractmethod
     def memory(self) -> float:
         """Bytes of weights and of what the optimizer keeps."""
+        every = sum(weight.numel() for one in self.learners.values() for weight in one.features.parameters())
+        encoder = sum(one.features.W_enc.numel() for one in self.learners.values())
+        return trained_bytes(encoder, every - encoder, self.config.torch_dtype.itemsize)
 
 
 class PerLayerRun(Run):
@@ -101,7 +128,7 @@ class PerLayerRun(Run):
 
     def __init__(self, config: TrainConfig, steps: Mapping[int, TrainStep]) -> None:
         self.config = config
-        self.steps = {layer: steps[layer] for layer in sorted(steps)}
+        self.learners = self.steps = {layer: steps[layer] for layer in sorted(steps)}
         self.layers = list(self.steps)
         self.n_dictionaries = len(self.layers)
         self.device = self.steps[self.layers[0]].transcoder.device
@@ -137,31 +164,21 @@ class PerLayerRun(Run):
         return self._scales[layer].folded(own) if layer in self._scales else own
 
     def dictionary(self) -> TranscoderSet:
-        return TranscoderSet({layer: self.transcoder(layer) for layer in self.layers})
+        return self.assembled({layer: self.transcoder(layer) for layer in self.layers})
+
+    def assembled(self, layers: Mapping[int, Transcoder]) -> TranscoderSet:
+        return TranscoderSet(layers)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        found = states_of(self.steps)
+        found = super().state_dict()
         for layer, scale in self._scales.items():  # whose weights are not those of the dictionary, to the bit
             weights = self.steps[layer].transcoder.named_parameters()
             found[str(layer)] |= {"scale": scale._asdict(), "weights": {name: w.detach() for name, w in weights}}
         return found
 
-    def whole_state(self) -> dict[str, dict[str, Any]]:
-        """`state_dict` with the weights."""
-        return {str(layer): step.state_dict() for layer, step in self.steps.items()}
-
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary) -> None:
-        load_states(self.steps, state, dictionary)
+        super().load_state_dict(state, dictionary)
         self._scales = {int(layer): Scale(**own["scale"]) for layer, own in state.items() if "scale" in own}
-
-    def load_whole_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Continue from a `whole_state`."""
-        for layer, step in self.steps.items():
-            step.load_state_dict(state[str(layer)])
-
-    @property
-    def memory(self) -> float:
-        return memory_of(self.steps, self.config)
 
     @contextmanager
     def _naming(self, layer: int) -> Iterator[None]:
@@ -170,32 +187,6 @@ class PerLayerRun(Run):
             yield
         except TrainingDiverged as error:
             raise TrainingDiverged(f"layer {layer}: {error}", transcoder=self.transcoder(layer)) from None
-
-
-def states_of(learners: Mapping[int, Learner]) -> dict[str, dict[str, Any]]:
-    """{layer: what a resumed run needs of it beside the weights}"""
-    found = {str(layer): one.state_dict() for layer, one in learners.items()}
-    for own in found.values():
-        del own["weights"]
-    return found
-
-
-def load_states(
-    learners: Mapping[int, Learner], state: Mapping[str, Mapping[str, Any]], dictionary: LayeredDictionary
-) -> None:
-    """Continue from `states_of` and a dictionary. Raises ValueError where they are of other layers or sizes."""
-    if sorted(map(int, state)) != list(learners):
-        raise ValueError(f"the checkpoint has layers {sorted(map(int, state))}, this run has {list(learners)}")
-    for layer, one in learners.items():
-        weights = {name: weight.detach() for name, weight in dictionary[layer].named_parameters()}
-        one.load_state_dict({"weights": weights, **state[str(layer)]})
-
-
-def memory_of(learners: Mapping[int, Learner], config: TrainConfig) -> float:
-    """Bytes of weights and of what the optimizer keeps."""
-    every = sum(weight.numel() for one in learners.values() for weight in one.features.parameters())
-    encoder = sum(one.features.W_enc.numel() for one in learners.values())
-    return trained_bytes(encoder, every - encoder, config.torch_dtype.itemsize)
 
 
 def new_step(

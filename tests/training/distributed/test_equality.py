@@ -34,6 +34,7 @@ RULES = {
     "jumprelu": {"activation": JumpReLU(0.1), "pre_act_loss_coefficient": 1e-3, "max_grad_norm": 0.05},
     "tanh": {"activation": JumpReLU(0.1), "jumprelu_sparsity_loss_mode": "tanh", "weight_by_decoder_norm": True},
     "matryoshka": {"matryoshka_widths": [12, 30]},
+    "lazy": {"k": 40, "optimizer": "lazy_adam", "train_batch_size_tokens": 5, "training_tokens": 150},
 }
 
 

@@ -39,7 +39,7 @@ def _raise(error):
     raise error
 
 
-def diverging(parallel, path):
+def diverging(parallel, path, **settings):
     """The model overflows in its second layer."""
     lens = ToyLens(dtype=torch.float64)
     W_in, b_in, W_out, b_out = lens.mlps[1]
@@ -50,8 +50,9 @@ def diverging(parallel, path):
                 lens.mlps[1] = (W_in, b_in, W_out * torch.nan, b_out)
             yield prompts()[:5]
 
+    config = TrainConfig(**SETTINGS, parallel=parallel, **settings)
     with pytest.raises(TrainingDiverged) as failed:
-        train(lens, batches(), TrainConfig(**SETTINGS, parallel=parallel), verbose=False, output_path=path)
+        train(lens, batches(), config, verbose=False, output_path=path)
     return str(failed.value), failed.value.sets.layers
 
 
@@ -63,7 +64,7 @@ def other_settings():
     return run("layers", lr=0.1 * (1 + dist.get_rank()))
 
 
-def drifting(parallel):
+def drifting(parallel, **settings):
     """A bit of the second process's copy of b_dec changes by itself."""
     original = Adam.step
 
@@ -75,7 +76,7 @@ def drifting(parallel):
     if dist.get_rank() == 1:
         Adam.step = step
     try:
-        return run(parallel)
+        return run(parallel, **settings)
     finally:
         Adam.step = original
 
@@ -97,9 +98,9 @@ def few_prompts(n):
     return [bool(weight.isfinite().all()) for weight in sets.values()]
 
 
-def sentences(two, function, *args):
+def sentences(two, function, *args, **settings):
     with pytest.raises(Failed) as failed:
-        two(function, *args)
+        two(function, *args, **settings)
     return [(kind, sentence) for kind, sentence, _ in failed.value.errors]
 
 
@@ -115,18 +116,27 @@ def test_an_error_inside_a_step_ends_the_others(two):
     assert two(few_prompts, 4), "the processes go on to another run"
 
 
-@pytest.mark.parametrize("parallel", ["layers", "features", "data"])
-def test_all_diverge_in_the_same_words(two, tmp_path, parallel):
-    (said, layers), second = two(diverging, parallel, tmp_path / "out")
+WAYS = ["layers", "features", "data", "cross-layer, features", "cross-layer, data"]
+
+
+def way(said):
+    """The arguments of `run`."""
+    *cross_layer, parallel = said.split(", ")
+    return {"parallel": parallel, "cross_layer": bool(cross_layer)}
+
+
+@pytest.mark.parametrize("said", WAYS)
+def test_all_diverge_in_the_same_words(two, tmp_path, said):
+    (said, layers), second = two(diverging, path=tmp_path / "out", **way(said))
     assert said == second[0]
     assert "layer 1" in said
     assert layers == second[1] == [0, 1]
     assert load_transcoders(tmp_path / "out.unfinished").layers == [0, 1]
 
 
-@pytest.mark.parametrize("parallel", ["features", "data"])
-def test_copies_that_drift_are_noticed(two, parallel):
-    first, second = sentences(two, drifting, parallel)
+@pytest.mark.parametrize("said", WAYS[1:])
+def test_copies_that_drift_are_noticed(two, said):
+    first, second = sentences(two, drifting, **way(said))
     assert first == second
     assert "layer 0: the copies in processes [0, 1] have drifted apart" in first[1]
 

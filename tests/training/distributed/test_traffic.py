@@ -12,7 +12,7 @@ from tests.training.distributed.test_equality import SETTINGS, run
 BATCH, N_STEPS = 120, 12
 
 
-def received(parallel):
+def received(parallel, cross_layer):
     """Bytes that come in for rows, and inside steps, of a run in which every token that is read is trained on."""
     counted = {"rows": 0.0, "exchange": 0.0}
     originals = dist.all_reduce, dist.all_gather, dist.broadcast, dist.batch_isend_irecv
@@ -47,7 +47,7 @@ def received(parallel):
     try:
         run(
             parallel, d_sae=48, training_tokens=BATCH * N_STEPS, train_batch_size_tokens=BATCH, dtype="float32",
-            n_batches_in_buffer=1, store_batch_size_prompts=12, dead_feature_window=10**6,
+            n_batches_in_buffer=1, store_batch_size_prompts=12, dead_feature_window=10**6, cross_layer=cross_layer,
         )  # fmt: skip
     finally:
         dist.all_reduce, dist.all_gather, dist.broadcast, dist.batch_isend_irecv = originals
@@ -55,10 +55,13 @@ def received(parallel):
     return counted | {"read": sum(read)}
 
 
-@pytest.mark.parametrize("parallel", ["layers", "features", "data"])
-def test_what_is_received(two, parallel):
-    first, second = two(received, parallel)
-    dictionary = Dictionary(N_LAYERS, D_MODEL, 48, SETTINGS["k"])
+@pytest.mark.parametrize(
+    ("parallel", "cross_layer"),
+    [("layers", False), ("features", False), ("data", False), ("features", True), ("data", True)],
+)
+def test_what_is_received(two, parallel, cross_layer):
+    first, second = two(received, parallel, cross_layer)
+    dictionary = Dictionary(N_LAYERS, D_MODEL, 48, SETTINGS["k"], cross_layer)
     said = costs(dictionary, batch=BATCH, processes=2, parallel=parallel, row_itemsize=4)
     assert first["read"] == second["read"] == BATCH * N_STEPS / 2
     assert first["rows"] == second["rows"] == pytest.approx(said.rows * N_STEPS)

@@ -30,7 +30,7 @@ from pullback.training.checkpoint import SHARDS, Checkpoints
 from pullback.training.distributed.layout import Layout
 from pullback.training.distributed.run import SharedRun, is_by_feature
 from pullback.training.distributed.shares import FeatureShare
-from pullback.training.run import PerLayerRun, Run
+from pullback.training.run import Run
 from pullback.training.state import SEPARATOR, flattened, nested
 
 ROWS = "source/mixing/rows/"
@@ -99,7 +99,6 @@ def read_shards(directory: Path, runs: Sequence[Run], source: Any, state: dict[s
             "checkpoint before it"
         ) from error
     for i, (run, numbers) in enumerate(zip(runs, state["steps"], strict=True)):
-        assert isinstance(run, PerLayerRun)
         own = {}
         for part in map(str, run.layers):
             front = f"run_{i}{SEPARATOR}{part}{SEPARATOR}"
@@ -120,7 +119,6 @@ def _everything(runs: Sequence[Run]) -> tuple[dict[str, Tensor], list[dict[str, 
     tensors: dict[str, Tensor] = {}
     numbers = []
     for i, run in enumerate(runs):
-        assert isinstance(run, PerLayerRun)
         numbers.append({})
         for part, state in run.whole_state().items():
             found, numbers[-1][part] = flattened(state)
@@ -129,7 +127,7 @@ def _everything(runs: Sequence[Run]) -> tuple[dict[str, Tensor], list[dict[str, 
     return tensors, numbers
 
 
-def _placed(name: str, tensor: Tensor, run: PerLayerRun) -> Tensor:
+def _placed(name: str, tensor: Tensor, run: Run) -> Tensor:
     """A tensor of which others hold more rows, with its place among them."""
     share = run.layout.share if isinstance(run, SharedRun) else None
     if not isinstance(share, FeatureShare) or not is_by_feature(name):

@@ -29,11 +29,6 @@ class SharedTeam(Team):
     def run(
         self, config: TrainConfig, widths: Widths, device: torch.device, readings: Mapping[int, ModelReading | None]
     ) -> SharedRun:
-        if config.cross_layer:
-            raise ValueError(
-                "training: the layers of a cross-layer transcoder share their residuals, so that one process trains "
-                'them all; set parallel="none", and start one'
-            )
         return SharedRun(config, self.layout, widths, device, readings)
 
     def harvest(
@@ -63,4 +58,7 @@ def meeting(
                 f"the processes were told different things ({said}); tell them the same, or give "
                 'parallel="none" to let each train for itself'
             )
-        yield SharedTeam(Layout(world, configs[0].parallel, layers))
+        parallel = configs[0].parallel
+        if parallel is None and any(config.cross_layer for config in configs):
+            parallel = "features"  # of all layers, which are one dictionary
+        yield SharedTeam(Layout(world, parallel, layers))

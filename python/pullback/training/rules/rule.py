@@ -25,8 +25,10 @@ class Slots(NamedTuple):
     indices: Tensor
     """Int32[Tensor, "n k"]"""
 
-    def entries(self, n_features: int) -> SparseActivations:
-        """Every slot an entry, empty ones too."""
+    def entries(self, n_features: int, empty: bool = True) -> SparseActivations:
+        """Every slot an entry, empty ones too, which waits for no device; or without these, where they are many."""
+        if not empty:
+            return SparseActivations.from_topk(*self, n_features)
         n, k = self.values.shape
         indptr = torch.arange(n + 1, device=self.values.device) * k
         return SparseActivations(indptr, self.indices.flatten(), self.values.flatten(), n_features)

@@ -24,7 +24,8 @@ class TopKRule(Rule):
 
     def activations(self, batch: Batch, tc: FeatureLayer) -> SparseActivations:
         assert isinstance(batch, Slots)
-        return batch.entries(tc.d_sae)
+        # Most slots of a share are empty: what they held lost against features that are held elsewhere.
+        return batch.entries(tc.d_sae, empty=self.share.whole)
 
     def reconstruct(self, batch: Batch, tc: FeatureLayer, target: Tensor) -> Reconstruction:
         assert isinstance(batch, Slots)

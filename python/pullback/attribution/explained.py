@@ -1,0 +1,116 @@
+"""From what is asked of a graph to functionals, nodes and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.attribution import nodes as k
+from pullback.attribution.asked import Asked, as_targets
+from pullback.attribution.local import LocalModel
+from pullback.attribution.reader import Entry, Reader
+from pullback.attribution.targets import Targets, feature_batch, joined
+from pullback.lens import Lens
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a graph explains. Active features among it are sources as well; all else is appended to the node table."""
+
+    targets: Targets  # (K) that are appended
+    nodes: k.Nodes  # (K)
+    weights: Tensor  # (K)
+    labels: list[str]  # K
+    features: Tensor  # (M) places of explained features among the active ones
+    feature_weights: Tensor  # (M)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def labels_of(self, kind: int) -> list[str]:
+        return [label for label, own in zip(self.labels, self.nodes.kind.tolist(), strict=True) if own == kind]
+
+    def reach(self, local: LocalModel) -> Tensor:
+        """Places of the active features that something explained can depend on, ascending: those of lower layers, at
+        positions up to its own; and the explained ones."""
+        layout = local.layout
+        first = layout.all_features.start
+        inside = torch.zeros(layout.all_features.stop - first, dtype=torch.bool)
+        inside[self.features] = True
+        own = feature_batch(local, self.features.to(local.trace.tokens.device))
+        layers = torch.cat([self.targets.layer, own.layer]).cpu()
+        positions = torch.cat([self.targets.pos, own.pos]).cpu()
+        for layer, acts in local.acts.items():
+            above = positions[layers > layer]
+            if len(above):
+                start = layout.features[layer].start - first
+                inside[start : start + acts.nnz] |= (acts.rows() <= int(above.max())).cpu()
+        return inside.nonzero()[:, 0]
+
+
+def explained(
+    lens: Lens,
+    local: LocalModel,
+    asked: Asked = None,
+    *,
+    position: int = -1,
+    max_n_logits: int = 10,
+    desired_logit_prob: float = 0.95,
+) -> Explained:
+    """Read `asked` against one prompt. None: the fewest top tokens at `position` that reach `desired_logit_prob`, at
+    most `max_n_logits`.
+
+    Raises ValueError for what this model, its transcoders or the prompt do not have, and for a target given twice.
+    """
+    reader = Reader(lens, local, position)
+    targets = reader.salient(max_n_logits, desired_logit_prob) if asked is None else as_targets(asked)
+    entries: list[Entry] = []
+    places: dict[int, float] = {}
+    for target in targets:
+        found = reader.read(target)
+        if isinstance(found, Entry):
+            entries.append(found)
+        elif found in places:
+            raise ValueError(f"attribute: attribution_targets names a feature twice: {target!r}")
+        else:
+            places[found] = target.weight or 1.0
+    _must_differ(entries)
+    dtype = local.trace.embed.dtype
+
+    def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor([v.item() if isinstance(v, Tensor) else v for v in values], dtype=dtype)
+
+    together = joined([_no_targets(local), *(e.target for e in entries)])
+    return Explained(
+        targets=together,
+        nodes=k.Nodes(
+            kind=column([e.kind for e in entries], torch.int8),
+            layer=together.layer.to("cpu", torch.int32),
+            pos=together.pos.to("cpu", torch.int32),
+            feature=column([e.feature for e in entries], torch.long),
+            activation=column([e.activation for e in entries], dtype),
+            preactivation=column([e.value for e in entries], dtype),
+        ),
+        weights=column([e.weight for e in entries], dtype),
+        labels=[e.label for e in entries],
+        features=column(list(places), torch.long),
+        feature_weights=column(list(places.values()), dtype),
+    )
+
+
+def _no_targets(local: LocalModel) -> Targets:
+    none = local.trace.tokens[:0]
+    return Targets(layer=none, site=none, pos=none, vectors=local.trace.embed[:0], own=local.trace.embed[:0, 0])
+
+
+def _must_differ(entries: list[Entry]) -> None:
+    tokens = [(e.feature, int(e.target.pos)) for e in entries if e.kind == k.LOGIT]
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"attribute: attribution_targets names a token twice: ids {[token for token, _ in tokens]}")
+    features = [(int(e.target.layer), int(e.target.pos), e.feature) for e in entries if e.kind == k.FEATURE]
+    if len(set(features)) < len(features):
+        raise ValueError(f"attribute: attribution_targets names a feature twice: (layer, position, id) {features}")

@@ -1,0 +1,130 @@
+"""`pullback graph`: one answer of a model, or whatever else of it is asked, as an attribution graph."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pullback.attribution import Graph
+    from pullback.attribution.asked import Target
+
+WRITERS = {".html": "to_html", ".json": "to_neuronpedia", ".safetensors": "save"}
+LAZY_HELP = "leave the weights of --transcoders in their files: for sets larger than memory"
+SETTINGS = (
+    "position",
+    "max_n_logits",
+    "desired_logit_prob",
+    "batch_size",
+    "max_feature_nodes",
+    "edge_mass",
+    "edges_per_target",
+    "precision",
+    "offload",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+    parser.add_argument("model", help=model_help)
+    parser.add_argument("prompt", help="the prompt, in quotes")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a message to an assistant: use its template")
+    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    parser.add_argument("--lazy", action="store_true", help=LAZY_HELP)
+    parser.add_argument(
+        "--offload", choices=("cpu", "disk"), default=None, help="move the model there once it has read the prompt"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="a .html page or .json (Neuronpedia) of the pruned graph, or .safetensors of the whole one",
+    )
+    add_settings(parser)
+    parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")
+    parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of edge influence to keep")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The settings of attribution, by their names."""
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help="explain this token's logit; may be given again, as all targets (default: the likely next tokens)",
+    )
+    parser.add_argument(
+        "--target-difference",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar="TOKEN",
+        help="explain the logit of one token less that of another",
+    )
+    parser.add_argument(
+        "--target-feature",
+        action="append",
+        nargs=3,
+        type=int,
+        default=[],
+        metavar=("LAYER", "POSITION", "FEATURE"),
+        help="explain a feature's pre-activation",
+    )
+    parser.add_argument("--position", type=int, default=-1, help="explain logits here; negative: from the end")
+    parser.add_argument("--max-n-logits", type=int, default=10, help="explain at most so many next tokens")
+    parser.add_argument("--desired-logit-prob", type=float, default=0.95, help="and as few as reach this probability")
+    parser.add_argument("--batch-size", type=int, default=256, help="targets pulled back together: memory")
+    parser.add_argument("--max-feature-nodes", type=int, default=7500, help="keep the most influential features")
+    parser.add_argument(
+        "--edge-mass", type=float, default=1.0, help="keep the edges that cover this share of each node's input"
+    )
+    parser.add_argument("--edges-per-target", type=int, default=None, help="and at most so many: memory")
+    parser.add_argument(
+        "--precision", choices=("bfloat16",), default=None, help="multiply gradients in this (default: the model's)"
+    )
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `attribute`."""
+    from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget
+
+    targets: list[Target] = [LogitTarget(token) for token in args.target]
+    targets += [LogitDifference((plus, minus)) for plus, minus in args.target_difference]
+    targets += [FeatureTarget(layer, position, feature) for layer, position, feature in args.target_feature]
+    return {"attribution_targets": targets or None, **{name: getattr(args, name) for name in SETTINGS}}
+
+
+def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[Any], Any]) -> None:
+    """Build, prune unless the whole is asked for, write; says what is explained, and how well."""
+    from pullback.attribution import attribute
+
+    if args.out.suffix not in WRITERS:
+        raise ValueError(f"--out must end in {', '.join(WRITERS)}, got '{args.out}'")
+    if args.out.is_dir():
+        raise ValueError(f"--out names a folder: '{args.out}'")
+    for option in ("node_threshold", "edge_threshold"):
+        if not 0 <= getattr(args, option) <= 1:
+            raise ValueError(f"--{option.replace('_', '-')} must lie in [0, 1], got {getattr(args, option)}")
+    prompt = [{"role": "user", "content": args.prompt}] if args.chat else args.prompt
+    graph = attribute(open_model(args.model), open_set(args), prompt, **settings(args), verbose=True)
+    scores = graph.scores()
+    whole = args.out.suffix == ".safetensors"  # a page can only show a part; a file can keep all of it
+    written = graph if whole else graph.prune(args.node_threshold, args.edge_threshold)
+    getattr(written, WRITERS[args.out.suffix])(args.out)
+    _say_what_is_explained(graph)
+    print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")
+    print(f"replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
+    print(f"wrote {args.out}: {written.n_nodes} nodes, {written.n_edges} edges")
+
+
+def _say_what_is_explained(graph: Graph) -> None:
+    from pullback.attribution.nodes import LOGIT
+
+    if answers := graph.answers():
+        print("answer: " + ", ".join(f"'{label}' {p:.1%}" for label, p in answers))
+    ids, labels = graph.node_ids(), graph.labels()
+    for place in (graph.explained & ~graph.of_kind(LOGIT)).nonzero()[:, 0].tolist():
+        name = labels.get(place, f"feature {ids[place]}")
+        print(f"explained: {name} = {float(graph.nodes.preactivation[place]):.3g}")
