@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _eval(commands)
     _graph(commands)
+    _serve(commands)
     _convert(commands)
     _doctor(commands)
     return parser
@@ -268,6 +269,13 @@ def _graph(commands: Any) -> None:
 
 def _run_graph(args: argparse.Namespace) -> None:
     graph_command.run(args, open_model, _open_set)
+
+
+def _serve(commands: Any) -> None:
+    from pullback import serve
+
+    summary = "show the graphs of a folder in a browser, and keep what is noted on them"
+    serve.add_arguments(_command(commands, "serve", serve.run, summary))
 
 
 def _convert(commands: Any) -> None:

@@ -2,73 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import pullback as pb
-from pullback.lens import Lens, as_lens, trace
+from pullback.lens import as_lens, trace
 from pullback.lens.freeze import frozen_run
 from tests import models
+from tests.hooked import TOKENS, WIRINGS, hooked, lens_of, must_have_hooked_transformer
 
-try:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-except ImportError:
-    version = importlib.metadata.version("transformer_lens")
-    pytest.skip(f"transformer_lens {version} has no HookedTransformer", allow_module_level=True)
-
-WIRINGS: dict[str, dict[str, Any]] = {
-    "LN": {},
-    "LNPre-gqa": {"normalization_type": "LNPre", "n_key_value_heads": 2},
-    "LN-rotary-gqa": {"positional_embedding_type": "rotary", "rotary_dim": 4, "n_key_value_heads": 2},
-    "RMS-rotary-gqa-gated": {
-        "normalization_type": "RMS",
-        "positional_embedding_type": "rotary",
-        "rotary_dim": 4,
-        "n_key_value_heads": 2,
-        "gated_mlp": True,
-        "act_fn": "silu",
-        "final_rms": True,
-    },
-    "RMSPre-gated": {"normalization_type": "RMSPre", "gated_mlp": True, "final_rms": True},
-    "none": {"normalization_type": None},
-    "LN-rotary-parallel": {"positional_embedding_type": "rotary", "rotary_dim": 4, "parallel_attn_mlp": True},
-    "LN-soft-cap": {"output_logits_soft_cap": 3.0},
-}
-TOKENS = torch.randint(0, models.VOCAB, (6,), generator=torch.Generator().manual_seed(8))
-
-
-@functools.cache
-def hooked(name: str, dtype: torch.dtype = torch.float64) -> Any:
-    config = {
-        "n_layers": 3,
-        "d_model": models.D_MODEL,
-        "n_ctx": models.N_CTX,
-        "d_head": 4,
-        "n_heads": 4,
-        "d_mlp": 24,
-        "d_vocab": models.VOCAB,
-        "act_fn": "gelu",
-        "normalization_type": "LN",
-        "seed": 0,
-        "device": "cpu",
-        "dtype": dtype,
-    }
-    model = HookedTransformer(HookedTransformerConfig(**{**config, **WIRINGS[name]}))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for key, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64) * (0.1 if name == "none" else 0.3)
-            p.copy_(noise + (1.0 if key.endswith(".w") else 0.0))
-    return model
-
-
-def lens_of(name: str) -> Lens:
-    return as_lens(hooked(name))
+must_have_hooked_transformer()
 
 
 @pytest.mark.parametrize("name", WIRINGS)
@@ -89,7 +35,9 @@ def test_mlp_io_is_what_enters_and_leaves_the_mlp(name: str) -> None:
     io = lens.mlp_io(TOKENS[None])
     assert "blocks.0.mlp.hook_in" not in lens.model.hook_dict
     for i, (x, y) in io.items():
-        assert torch.allclose(lens.model.blocks[i].mlp(x), y, atol=1e-12)
+        block = lens.model.blocks[i]
+        out = block.mlp(x) if not hasattr(block, "ln2_post") else block.ln2_post(block.mlp(x))
+        assert torch.allclose(out, y, atol=1e-12)
         also_x, also_y = lens.mlp_io(TOKENS[None], [i], hook_in="ln2.hook_out", hook_out="mlp.hook_out")[i]
         assert torch.equal(x, also_x)
         assert torch.equal(y, also_y)

@@ -55,12 +55,19 @@ def test_page_contains_every_script_whole_and_in_order() -> None:
         for line in (
             "The graph: reads",
             "What the reader has chosen",
+            "Supernodes: nodes of their own",
+            "Notes: the pins",
+            "Two graphs in one",
             "Geometry:",
             "Links on two canvases",
             "Nodes as SVG symbols",
             "Text that stands on",
+            "The card of a feature",
             "The side panel",
+            "Supernodes in the side panel",
             "What the reader can do",
+            "The window onto the graph",
+            "The graph as a picture",
             "Puts it together",
         )
     ]
@@ -123,7 +130,7 @@ def test_notebook_frame_holds_the_same_page() -> None:
     ((tag, attributes),) = Tags(frame).tags
     assert tag == "iframe"
     assert attributes["srcdoc"] == graph_page(CAPITAL)
-    assert attributes["sandbox"] == "allow-scripts"
+    assert attributes["sandbox"] == "allow-scripts allow-downloads"
     assert "height:500px" in (attributes["style"] or "")
     assert "height:70vh" in notebook_html(CAPITAL, height="70vh")
     assert html.unescape(frame).count("<iframe") == 1

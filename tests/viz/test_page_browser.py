@@ -292,10 +292,10 @@ return { tokens, outside, title: document.title, images: $$("img").length, scrip
 
 def test_awkward_text_is_shown_as_text(tmp_path: Path) -> None:
     graph = payloads.awkward()
-    got = browser.drive(graph_page(graph), LOOK, tmp_path, size="900,600")
+    got = browser.drive(graph_page(graph), LOOK, tmp_path, size=(900, 600))
     assert got["title"].startswith("</script><script>")
     assert got["images"] == 0
-    assert got["scripts"] == 4  # the page's two, and the two that the test put in
+    assert got["scripts"] == 2
     assert got["tokens"][2:7] == ["שלום", "مرحبا", "👩‍👩‍👧‍👦", "⏎", "∅"]
     assert got["tokens"][7] == "x" * 39 + "…"
     assert got["tokens"][8] == "\\u202edesrever"
@@ -305,7 +305,7 @@ def test_awkward_text_is_shown_as_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tokens", "n_nodes"), [(["hello"], 2), ([""], 2), ([f" w{i}" for i in range(200)], 400)])
 def test_graphs_without_features(tmp_path: Path, tokens: list[str], n_nodes: int) -> None:
-    got = browser.drive(graph_page(payloads.bare(tokens)), LOOK, tmp_path, size="900,600")
+    got = browser.drive(graph_page(payloads.bare(tokens)), LOOK, tmp_path, size=(900, 600))
     assert got["nodes"] == n_nodes
     assert got["empty"]
     assert got["overflow"] <= 0
@@ -337,36 +337,5 @@ def test_page_works_in_a_notebook_frame(tmp_path: Path) -> None:
     target = NAMED["texas at last token"]
     script = f"""point("click", "{target}"); key("p"); setTo("#threshold", "0.4"); await soon();
     return {{ selected: $("#nodes .selected").dataset.id, pinned: $$("#pinned li").length, origin: self.origin }};"""
-    got = browser.drive_frame(notebook_html(CAPITAL), script, tmp_path)
+    got = browser.drive(notebook_html(CAPITAL), script, tmp_path, frame=True)
     assert got == {"selected": target, "pinned": 1, "origin": "null"}
-
-
-def test_large_graph_opens_and_answers(tmp_path: Path) -> None:
-    script = """
-    const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-    const times = {};
-    const timed = (name, act) => {
-      const start = performance.now();
-      act();
-      // Have layout and drawing done, not only asked for.
-      document.body.offsetHeight;
-      probe.drawImage($("#links"), 0, 0);
-      probe.getImageData(0, 0, 1, 1);
-      times[name] = performance.now() - start;
-    };
-    times.load = Number(document.documentElement.dataset.ready);
-    const some = $$("#nodes .feature").slice(0, 40).map((e) => e.dataset.id);
-    timed("hover", () => some.forEach((id) => point("pointermove", id)));
-    timed("click", () => point("click", some[7]));
-    timed("search", () => setTo("#search", "tok1"));
-    return { times, nodes: shownIds().length, counts: $("#counts").textContent };
-    """
-    got = browser.drive(graph_page(payloads.large()), script, tmp_path, real_time=True)
-    print({name: round(ms) for name, ms in got["times"].items()})
-    assert "of 3,000 nodes" in got["counts"]
-    assert "of 100,000 links (5,000 strongest drawn)" in got["counts"]
-    assert got["nodes"] > 2000
-    # Wide bounds: a machine under load must not fail, a quadratic step must.
-    assert got["times"]["load"] < 10_000
-    assert got["times"]["hover"] / 40 < 300
-    assert got["times"]["click"] < 3_000

@@ -287,11 +287,17 @@ class Graph:
         *,
         pinned: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
+        cards: Mapping[str, Mapping[str, Any]] | None = None,
+        compare: Graph | None = None,
     ) -> str:
-        """One self-contained page; written to `path` if given, returned as text."""
+        """One self-contained page; written to `path` if given, returned as text.
+
+        `cards` tells more of features, by node id or "{layer}_{feature}" (`viz.graph_page`); `compare` is another graph
+        of the same model, shown with this one and their difference on one page (`viz.diff_page`).
+        """
         from pullback.attribution.neuronpedia import to_html
 
-        return to_html(self, path, pinned, labels or {})
+        return to_html(self, path, pinned, labels or {}, cards, compare)
 
     def _repr_html_(self) -> str:
         from pullback.attribution.neuronpedia import notebook_html

@@ -25,7 +25,7 @@ class Heads:
         W_V = w.W_V.transpose(1, 2).reshape(self.n_kv * self.d_head, d)
         self.from_v = w.ln1.pullback(W_V, W_V.new_ones(1)).to(dtype)
         self.to_z = w.W_O.reshape(self.n_heads * self.d_head, d).to(dtype)
-        self.pattern = layer.pattern.to(dtype)
+        self.pattern = layer.mixing.to(dtype)
         self.scale = layer.ln1_scale.to(dtype)
 
     def add_pullback(self, R: Tensor) -> None:

@@ -137,7 +137,7 @@ def local_model(
         preactivations=preactivations,
         errors=errors,
         mlp_bias=mlp_bias,
-        attn_bias=[layer.weights.constant_output(layer.pattern) for layer in t.layers],
+        attn_bias=[layer.attn_constant for layer in t.layers],
         zeroed=None if zero_positions is None else zeroed,
         precision=lens.compute_dtype if precision is None else precision,
     )

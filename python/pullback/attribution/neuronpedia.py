@@ -163,8 +163,19 @@ def _payload(graph: Graph, pinned: Iterable[str], labels: Mapping[str, str]) -> 
     return payload
 
 
-def to_html(graph: Graph, path: str | PathLike[str] | None, pinned: Iterable[str], labels: Mapping[str, str]) -> str:
-    page = viz.graph_page(_payload(graph, pinned, labels))
+def to_html(
+    graph: Graph,
+    path: str | PathLike[str] | None,
+    pinned: Iterable[str],
+    labels: Mapping[str, str],
+    cards: Mapping[str, Mapping[str, Any]] | None = None,
+    compare: Graph | None = None,
+) -> str:
+    payload = _payload(graph, pinned, labels)
+    if compare is None:
+        page = viz.graph_page(payload, cards=cards)
+    else:
+        page = viz.diff_page(payload, _payload(compare, (), labels), cards=cards)
     if path is not None:
         atomic_save(Path(path), page.encode())
     return page

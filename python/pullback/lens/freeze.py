@@ -10,6 +10,7 @@ from torch import Tensor
 from pullback.lens import record as rec
 from pullback.lens.structure import relative_error, tolerance
 from pullback.lens.trace import Trace
+from pullback.lens.weights import NO_NORM
 
 if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
@@ -31,10 +32,11 @@ def freeze_edits(base: Trace, freeze: str | None) -> list[tuple[str, rec.Edit]]:
     for i, layer in enumerate(base.layers):
         edits.append((f"blocks.{i}.attn.hook_pattern", hold(layer.pattern)))
         if freeze == "all":
-            norms = (("ln1", layer.weights.ln1, layer.ln1_scale), ("ln2", layer.weights.ln2, layer.ln2_scale))
-            edits += [(f"blocks.{i}.{n}.hook_scale", hold(s)) for n, norm, s in norms if norm.kind != "none"]
+            norms = layer.weights.norms()
+            held = {name: scale for name, scale in layer.scales().items() if norms[name].kind != NO_NORM}
+            edits += [(f"blocks.{i}.{name}.hook_scale", hold(scale)) for name, scale in held.items()]
             edits.append((f"blocks.{i}.hook_mlp_out", hold(layer.mlp_out)))
-    if freeze == "all" and base.ln_final.kind != "none":
+    if freeze == "all" and base.ln_final.kind != NO_NORM:
         edits.append(("ln_final.hook_scale", hold(base.final_scale)))
     return edits
 
@@ -91,9 +93,9 @@ def _verify_held(lens: Lens, base: Trace, freeze: str | None, at: dict[str, Tens
         must_equal(held, z, f"the attention pattern of layer {i}")
         if freeze != "all":
             continue
-        w = layer.weights
-        attended = w.attend(layer.pattern, w.values(w.ln1(x_pre, layer.ln1_scale))) + w.b_O
-        must_equal(attended, attn_out, f"ln1's scale of layer {i}", float(x_pre.abs().max()) / 100)
+        w, floor = layer.weights, float(x_pre.abs().max()) / 100
+        behind = "" if w.ln1_post.kind == NO_NORM else "ln1_post's or "
+        must_equal(layer.attend(x_pre), attn_out, f"{behind}ln1's scale of layer {i}", floor)
         stream = x_pre if layer.parallel else x_pre + attn_out
         must_equal(w.ln2(stream, layer.ln2_scale), at[lens.input_site(i, "mlp.hook_in")], f"ln2's scale of layer {i}")
     if freeze == "all":

@@ -94,7 +94,12 @@ def exact_norms(model: Any) -> list[tuple[str, Edit]]:
 
 
 def _is_norm_scale(name: str) -> bool:
-    return name.endswith("hook_scale") and (".ln" in name or name.startswith("ln_final"))
+    return name.endswith("hook_scale") and (".ln" in name or name.startswith("ln_final") or is_qk_norm(name))
+
+
+def is_qk_norm(name: str) -> bool:
+    """Whether a hook belongs to a norm of queries or keys."""
+    return ".attn.q_norm." in name or ".attn.k_norm." in name
 
 
 def record(

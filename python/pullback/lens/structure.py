@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pullback.lens.weights import NO_NORM
+
 if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
 
@@ -76,6 +78,5 @@ def measure_parallel(lens: Lens) -> bool:
 
 def _mlp_reads(lens: Lens, layer: int) -> tuple[str, ...]:
     """Sites that show what the MLP reads: the norm's output and denominator; without a norm, the MLP's input."""
-    return (
-        ("mlp.hook_in",) if lens.layer_weights(layer).ln2.kind == "none" else ("ln2.hook_normalized", "ln2.hook_scale")
-    )
+    w = lens.layer_weights(layer)
+    return ("mlp.hook_in",) if w.ln2.kind == NO_NORM else (f"{w.ln2_at}.hook_normalized", f"{w.ln2_at}.hook_scale")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pullback.lens.structure import must_be_finite, relative_error, tolerance
-from pullback.lens.weights import LayerWeights, Norm
+from pullback.lens.weights import NO_NORM, LayerWeights, Norm
 
 if TYPE_CHECKING:
     from pullback.lens.adapter import Lens
@@ -24,9 +25,38 @@ class LayerTrace:
     x_pre: Tensor  # (T, d)
     ln1_scale: Tensor  # (T, 1)
     pattern: Tensor  # (n_heads, T_dst, T_src)
-    attn_out: Tensor  # (T, d)
+    ln1_post_scale: Tensor  # (T, 1), of a norm behind attention
+    attn_out: Tensor  # (T, d), behind that norm
     ln2_scale: Tensor  # (T, 1)
-    mlp_out: Tensor  # (T, d)
+    mlp_out: Tensor  # (T, d), behind a norm behind the MLP
+
+    def scales(self) -> dict[str, Tensor]:
+        """Frozen denominators by the names of their modules, as `LayerWeights.norms`."""
+        return {"ln1": self.ln1_scale, "ln1_post": self.ln1_post_scale, self.weights.ln2_at: self.ln2_scale}
+
+    @cached_property
+    def mixing(self) -> Tensor:
+        """How values become what attention writes, (n_heads, T_dst, T_src): the pattern, over the frozen denominators
+        of a norm behind attention where there is one."""
+        return self.pattern if self.weights.ln1_post.kind == NO_NORM else self.pattern / self.ln1_post_scale
+
+    @property
+    def attn_constant(self) -> Tensor:
+        """What attention writes whatever the stream holds, (T, d): b_O; b_V and ln1's bias through the pattern."""
+        w = self.weights
+        constant = w.constant_values()[:, None, :].expand(-1, self.x_pre.shape[0], -1)
+        return w.attend(self.mixing, constant) + self.attn_bias
+
+    @property
+    def attn_bias(self) -> Tensor:
+        """b_O, and the bias of a norm behind attention, (T, d)."""
+        w = self.weights
+        return w.b_O / self.ln1_post_scale + w.ln1_post.bias_vector(w.b_O)
+
+    def attend(self, x_pre: Tensor) -> Tensor:
+        """What attention writes if the stream is x_pre (T, d), patterns and norms frozen, (T, d)."""
+        w = self.weights
+        return w.attend(self.mixing, w.values(w.ln1(x_pre, self.ln1_scale))) + self.attn_bias
 
     @property
     def mlp_stream(self) -> Tensor:
@@ -45,6 +75,13 @@ class LayerTrace:
         if hook_in == "hook_resid_mid":
             return v
         return self.weights.ln2.pullback(v, self.ln2_scale[positions], affine=hook_in != "ln2.hook_normalized")
+
+    def read_linear(self, hook_in: str, x: Tensor, positions: Tensor) -> Tensor:
+        """What vectors x (B, d) of the stream, at positions (B), add to the value at the site, (B, d)."""
+        if hook_in == "hook_resid_mid":
+            return x
+        ln2 = self.weights.ln2
+        return (ln2.centre(x) if hook_in == "ln2.hook_normalized" else ln2.linear(x)) / self.ln2_scale[positions]
 
     def read_bias(self, hook_in: str) -> Tensor:
         """The constant in the value at the site, (d): the norm's bias where the site lies behind the affine."""
@@ -79,9 +116,9 @@ def _sites(lens: Lens) -> list[str]:
     for i in range(lens.n_layers):
         w = lens.layer_weights(i)
         names += [f"blocks.{i}.{s}" for s in ("hook_resid_pre", "attn.hook_pattern", "hook_attn_out", "hook_mlp_out")]
-        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in (("ln1", w.ln1), ("ln2", w.ln2)) if norm.kind != "none"]
+        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in w.norms().items() if norm.kind != NO_NORM]
         names += [f"blocks.{i}.hook_resid_post", lens.input_site(i, "mlp.hook_in")]
-    return names + (["ln_final.hook_scale"] if lens.ln_final.kind != "none" else [])
+    return names + (["ln_final.hook_scale"] if lens.ln_final.kind != NO_NORM else [])
 
 
 def trace(lens: Lens, tokens: Tensor) -> Trace:
@@ -107,15 +144,16 @@ def trace(lens: Lens, tokens: Tensor) -> Trace:
     final_scale = at.get("ln_final.hook_scale", ones)
 
     def layer(i: int) -> LayerTrace:
-        block = f"blocks.{i}."
+        block, weights = f"blocks.{i}.", lens.layer_weights(i).to(dtype, lens.device)
         return LayerTrace(
-            weights=lens.layer_weights(i).to(dtype, lens.device),
+            weights=weights,
             parallel=lens.parallel,
             x_pre=at[block + "hook_resid_pre"],
             ln1_scale=at.get(block + "ln1.hook_scale", ones),
             pattern=at[block + "attn.hook_pattern"],
+            ln1_post_scale=at.get(block + "ln1_post.hook_scale", ones),
             attn_out=at[block + "hook_attn_out"],
-            ln2_scale=at.get(block + "ln2.hook_scale", ones),
+            ln2_scale=at.get(f"{block}{weights.ln2_at}.hook_scale", ones),
             mlp_out=at[block + "hook_mlp_out"],
         )
 
@@ -151,8 +189,7 @@ def verify(lens: Lens, t: Trace, logits: Tensor, at: dict[str, Tensor]) -> None:
     stream = t.embed if t.pos_embed is None else t.embed + t.pos_embed
     for i, layer in enumerate(t.layers):
         must_equal(stream, layer.x_pre, f"the activations entering block {i}")
-        w = layer.weights
-        attended = w.attend(layer.pattern, w.values(w.ln1(layer.x_pre, layer.ln1_scale))) + w.b_O
+        attended = layer.attend(layer.x_pre)
         # Attention may write nothing but rounding noise: then a hundredth of the stream is what to measure it by.
         must_equal(attended, layer.attn_out, f"the outputs of attention {i}", float(layer.x_pre.abs().max()) / 100)
         must_equal(layer.read("mlp.hook_in"), at[lens.input_site(i, "mlp.hook_in")], f"the inputs of MLP {i}")

@@ -40,6 +40,11 @@ class Norm:
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         return self.affine(self.normalized(x, scale))
 
+    def linear(self, x: Tensor) -> Tensor:
+        """What a scale of 1 and no bias leave of the norm: x centred, times w."""
+        centred = self.centre(x)
+        return centred if self.w is None else centred * self.w
+
     def pullback(self, v: Tensor, scale: Tensor, *, affine: bool = True) -> Tensor:
         """Transpose of the frozen norm: v (..., d) read after it becomes the vector read before it.
 
@@ -59,10 +64,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One block. n_kv < n_heads under grouped-query attention; head h reads key/value head h // (n_heads / n_kv)."""
+    """One block. n_kv < n_heads under grouped-query attention; head h reads key/value head h // (n_heads / n_kv).
+
+    Where a norm stands behind attention, its weight and centring are multiplied into W_O and b_O: what is left of it is
+    the denominator of a position, and its bias. `ln2` is the MLP's norm; `ln2_at` its module, which is ln1 where
+    attention and MLP read through one norm.
+    """
 
     ln1: Norm
+    ln1_post: Norm
     ln2: Norm
+    ln2_at: str
     W_V: Tensor  # (n_kv, d_model, d_head)
     b_V: Tensor  # (n_kv, d_head)
     W_O: Tensor  # (n_heads, d_head, d_model)
@@ -79,14 +91,19 @@ class LayerWeights:
         z = pattern @ values.repeat_interleave(repeats, dim=0)
         return torch.einsum("hte,hed->td", z, self.W_O)
 
-    def constant_output(self, pattern: Tensor) -> Tensor:
-        """What attention writes whatever the stream holds: b_O; b_V and ln1's bias through the pattern. (T_dst, d)"""
-        constant = torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
-        return self.attend(pattern, constant[:, None, :].expand(-1, pattern.shape[-1], -1)) + self.b_O
+    def constant_values(self) -> Tensor:
+        """The values of a stream of zeros: b_V, and ln1's bias through W_V. (n_kv, d_head)"""
+        return torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
+
+    def norms(self) -> dict[str, Norm]:
+        """The norms whose denominators are frozen, by the names of their modules. (What an MLP writes is a leaf, so no
+        norm behind it is.)"""
+        return {"ln1": self.ln1, "ln1_post": self.ln1_post, self.ln2_at: self.ln2}
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerWeights:
         tensors = {name: getattr(self, name).to(device=device, dtype=dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
-        return replace(self, ln1=self.ln1.to(dtype, device), ln2=self.ln2.to(dtype, device), **tensors)
+        norms = {name: getattr(self, name).to(dtype, device) for name in ("ln1", "ln1_post", "ln2")}
+        return replace(self, **norms, **tensors)
 
 
 def _identity_to_none(t: Tensor | None, neutral: float) -> Tensor | None:
@@ -105,9 +122,20 @@ def read_norm(module: Any) -> Norm:
     inner = getattr(module, "original_component", None) or module
     w = getattr(inner, "weight", None) if hasattr(inner, "weight") else getattr(inner, "w", None)
     b = None if rms else (getattr(inner, "bias", None) if hasattr(inner, "bias") else getattr(inner, "b", None))
+    if w is None and hasattr(module, "original_component"):
+        raise ValueError(
+            f"lens: the norm '{module.name}' ({type(inner).__name__}) has no weights, and TransformerLens does not run "
+            "such a norm with an edited scale, so it cannot be frozen; this architecture is not supported yet"
+        )
     if w is not None and getattr(module, "uses_weight_offset", False):
         w = 1.0 + w
     return Norm(RMS if rms else LN, _identity_to_none(w, 1.0), _identity_to_none(b, 0.0))
+
+
+def mlp_norm(block: Any) -> str:
+    """The module of the norm that the MLP reads through: ln2, or ln1 where there is no other (Phi, GPT-J, Cohere)."""
+    one_for_both = getattr(block, "ln2", None) is None and getattr(block, "ln1", None) is not None
+    return "ln1" if one_for_both else "ln2"
 
 
 def read_layer(model: Any, layer: int) -> LayerWeights:
@@ -122,13 +150,17 @@ def read_layer(model: Any, layer: int) -> LayerWeights:
         )
     b_V = getattr(attn, "_b_V", getattr(attn, "b_V", None))
     b_O = getattr(attn, "b_O", None)
+    b_O = W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach()
+    ln1_post, ln2_at = read_norm(getattr(block, "ln1_post", None)), mlp_norm(block)
     return LayerWeights(
         ln1=read_norm(getattr(block, "ln1", None)),
-        ln2=read_norm(getattr(block, "ln2", None)),
+        ln1_post=ln1_post,
+        ln2=read_norm(getattr(block, ln2_at, None)),
+        ln2_at=ln2_at,
         W_V=W_V,
         b_V=W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if b_V is None else b_V.detach().reshape(W_V.shape[0], -1),
-        W_O=W_O,
-        b_O=W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach(),
+        W_O=ln1_post.linear(W_O),
+        b_O=ln1_post.linear(b_O),
     )
 
 

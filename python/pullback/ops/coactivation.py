@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -146,6 +146,26 @@ class Coactivation:
         positions = _largest(products, k)
         return products[positions], self._sums.ids[positions // len(self.sums_b)], positions % len(self.sums_b)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything counted so far, as tensors."""
+        state = {"count": torch.tensor(self.count), "sums_a": self.sums_a, "sums_b": self.sums_b}
+        if isinstance(self._sums, _Pairs):
+            return state | self._sums.total()._asdict()
+        return state | {"rows": self._sums.ids, "products": self._sums.products, "gated": self._sums.gated}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Coactivation:
+        """What `state_dict` gave, to go on counting. Raises ValueError where a part is missing or does not fit."""
+        parts = ("rows", "products", "gated") if "rows" in state else PairSums._fields
+        missing = [name for name in ("count", "sums_a", "sums_b", *parts) if name not in state]
+        if missing:
+            raise ValueError(f"Coactivation: the state has no {', '.join(missing)}")
+        found = cls(len(state["sums_a"]), len(state["sums_b"]), state.get("rows"))
+        found.count = int(state["count"])
+        found.sums_a, found.sums_b = state["sums_a"].clone(), state["sums_b"].clone()
+        found._sums.load({name: state[name].clone() for name in parts})
+        return found
+
     def __repr__(self) -> str:
         kept = "" if self.rows is None else f", {len(self.rows)} rows kept"
         return f"Coactivation({len(self.sums_a)} x {len(self.sums_b)} features{kept}, {self.count} rows seen)"
@@ -165,6 +185,13 @@ class _Pairs:
         assert isinstance(other, _Pairs)
         for part in list(other.parts):
             self._push(part)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        part = PairSums(**state)
+        n = len(part.indices)
+        if len(part.indptr) != self.F_a + 1 or len(part.products) != n or len(part.gated) != n:
+            raise ValueError(f"Coactivation: the state's sums are not those of {self.F_a} x {self.F_b} features")
+        self.parts = [part]
 
     def _push(self, part: PairSums) -> None:
         while self.parts and len(self.parts[-1].indices) <= 2 * len(part.indices):
@@ -203,6 +230,11 @@ class _Block:
         local = self.position[kept.indices.long()]  # by name: a view only borrows
         A = view(kept.indptr), view(local), view(kept.values)
         _C.coactivation_block(*A, *_views(b), view(self.products), view(self.gated))
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        if state["products"].shape != self.products.shape or state["gated"].shape != self.gated.shape:
+            raise ValueError(f"Coactivation: the state's sums are not {list(self.products.shape)}")
+        self.products, self.gated = state["products"], state["gated"]
 
     def merge(self, other: object) -> None:
         assert isinstance(other, _Block)

@@ -1,7 +1,8 @@
 """An attribution graph as one HTML page that needs nothing but a browser, and the same page inside a notebook cell.
 
 The scripts and the style lie in `assets/`, one subject a file. They are put together here, in the order of `SCRIPTS`,
-around the graph as inert JSON. The page states a content policy that forbids it every network access.
+around the graph as inert JSON. The page states a content policy that forbids it every network access; only a page that
+a server of graphs hands out may speak, and only to that server.
 """
 
 from __future__ import annotations
@@ -9,45 +10,59 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from .cards import cards_of
 from .schema import validate_payload
 
-_ORDER = ("model", "state", "layout", "links", "nodes", "labels", "panel", "controls", "main")
+_ORDER = (
+    "model", "state", "groups", "notes", "compare", "layout", "links", "nodes", "labels",
+    "cards", "panel", "grouppanel", "controls", "view", "export", "main",
+)  # fmt: skip
 SCRIPTS = tuple(f"{name}.js" for name in _ORDER)
+STYLES = ("style.css", "extras.css")
 
 _ASSETS = files("pullback.viz") / "assets"
 
 
-def graph_page(payload: dict[str, Any], *, title: str | None = None) -> str:
+def graph_page(
+    payload: dict[str, Any],
+    *,
+    title: str | None = None,
+    cards: Mapping[str, Mapping[str, Any]] | None = None,
+    served: Mapping[str, str] | None = None,
+) -> str:
     """The whole page as text; write it to a file with encoding="utf-8" and open it.
 
     Args:
         payload: a graph in the JSON form of circuit-tracer and Neuronpedia (`GRAPH_SCHEMA`), with `kind` and
             `preactivation` on the nodes if known. It is not modified.
         title: heading and window title; the prompt if None.
+        cards: what is known of features (`CARD_SCHEMA`), by node id or by "{layer}_{feature}"; those of features that
+            are not in the graph are left out. Anything with a `get` will do, so cards may be read when asked for.
+        served: addresses of a server on the page's own origin: "notes" takes what the reader adds, and "cards" gives
+            cards. For `pullback.viz.server`; a page in a file has none.
 
     Raises:
-        ValueError: if the payload does not have that form (`validate_payload`).
+        ValueError: if the payload or a card does not have its form (`validate_payload`, `validate_card`), or if no
+            card is of a feature of the graph.
     """
     validate_payload(payload)
-    heading = title if title is not None else payload["metadata"]["prompt"].strip() or payload["metadata"]["slug"]
-    parts = {
-        "title": html.escape(_encodable(heading)),
-        "style": _read("style.css"),
-        "data": _as_inert_json(_packed(payload, title)),
-        "script": "\n".join(_read(name) for name in SCRIPTS),
-    }
-    # One pass: braces inside the data must not be taken for placeholders.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
+    data = packed(payload, title)
+    if cards is not None:
+        data["cards"] = cards_of(payload["nodes"], cards)
+    if served is not None:
+        data["served"] = dict(served)
+    return assemble(data, heading_of(payload, title))
 
 
 def notebook_html(payload: dict[str, Any], height: int | str = 640, *, title: str | None = None) -> str:
     """An iframe that holds the page, for a notebook's `_repr_html_`.
 
     The frame keeps the notebook's style and scripts apart from the page's, and its sandbox gives the page, whose text
-    comes from a model's vocabulary, no hold on the notebook.
+    comes from a model's vocabulary, no hold on the notebook; it may save files when told to.
 
     Args:
         payload: as for `graph_page`.
@@ -60,19 +75,24 @@ def notebook_html(payload: dict[str, Any], height: int | str = 640, *, title: st
     css_height = f"{height}px" if isinstance(height, int) else height
     page = html.escape(graph_page(payload, title=title))
     return (
-        f'<iframe srcdoc="{page}" title="Attribution graph" sandbox="allow-scripts" '
+        f'<iframe srcdoc="{page}" title="Attribution graph" sandbox="allow-scripts allow-downloads" '
         f'style="width:100%;height:{html.escape(css_height)};border:0;border-radius:8px"></iframe>'
     )
 
 
-def _packed(payload: dict[str, Any], title: str | None) -> dict[str, Any]:
+def heading_of(payload: dict[str, Any], title: str | None) -> str:
+    """What the page is called: `title`, else the prompt, else the slug."""
+    return title if title is not None else payload["metadata"]["prompt"].strip() or payload["metadata"]["slug"]
+
+
+def packed(payload: dict[str, Any], title: str | None) -> dict[str, Any]:
     """The payload with its links as three columns of node numbers and weights: a quarter of the size to parse."""
     number = {node["node_id"]: i for i, node in enumerate(payload["nodes"])}
     links = payload["links"]
     columns = {
         "source": [number[link["source"]] for link in links],
         "target": [number[link["target"]] for link in links],
-        "weight": [float(f"{link['weight']:.7g}") for link in links],
+        "weight": [short(link["weight"]) for link in links],
     }
     return {
         "title": title,
@@ -81,6 +101,25 @@ def _packed(payload: dict[str, Any], title: str | None) -> dict[str, Any]:
         "nodes": payload["nodes"],
         "links": columns,
     }
+
+
+def short(weight: float) -> float:
+    """Seven digits: float32, and no more text than that."""
+    return float(f"{weight:.7g}")
+
+
+def assemble(data: dict[str, Any], heading: str) -> str:
+    """The page around its data; what speaks to a server is in it only if the data names one."""
+    served = "served" in data
+    parts = {
+        "title": html.escape(_encodable(heading)),
+        "style": "\n".join(_read(name) for name in STYLES),
+        "network": "connect-src 'self'; " if served else "",
+        "data": _as_inert_json(data),
+        "script": "\n".join(_read(name) for name in (*SCRIPTS[:-1], *(["served.js"] if served else []), SCRIPTS[-1])),
+    }
+    # One pass: braces inside the data must not be taken for placeholders.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
 
 
 def _as_inert_json(value: Any) -> str:

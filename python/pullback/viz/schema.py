@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 KINDS = ("embedding", "position", "feature", "error", "bias", "own", "logit")
 
@@ -49,6 +49,7 @@ GRAPH_SCHEMA: dict[str, Any] = {
                 "supernodes": {"type": "array", "items": _STRINGS | {"minItems": 1}},
                 "clickedId": {"type": ["string", "null"]},
                 "pruningThreshold": _FRACTION_OR_NULL,
+                "clerps": {"type": ["string", "array", "null"]},
             },
         },
         "nodes": {
@@ -96,57 +97,62 @@ def validate_payload(payload: Any) -> None:
         ValueError: with the path of the first offence, what was expected and what was found, as in
             "graph payload: nodes[3].ctx_idx must be an integer, got '2'".
     """
-    _check(payload, GRAPH_SCHEMA, "")
+    check_schema(payload, GRAPH_SCHEMA, "", "graph payload")
     n_tokens = len(payload["metadata"]["prompt_tokens"])
     first: dict[str, int] = {}
     for i, node in enumerate(payload["nodes"]):
         node_id = node["node_id"]
         if node_id in first:
-            _fail(
+            fail(
+                "graph payload",
                 f"nodes[{i}].node_id",
                 f"must be unique, but {node_id!r} is already nodes[{first[node_id]}]"
                 " (error nodes need ids of the form {layer}_-1_{pos})",
             )
         first[node_id] = i
         if node["ctx_idx"] >= n_tokens:
-            _fail(f"nodes[{i}].ctx_idx", f"must be a position of the {n_tokens} prompt tokens, got {node['ctx_idx']}")
+            fail(
+                "graph payload",
+                f"nodes[{i}].ctx_idx",
+                f"must be a position of the {n_tokens} prompt tokens, got {node['ctx_idx']}",
+            )
     for i, link in enumerate(payload["links"]):
         for end in ("source", "target"):
             if link[end] not in first:
-                _fail(f"links[{i}].{end}", f"must be the node_id of a node, got {link[end]!r}")
+                fail("graph payload", f"links[{i}].{end}", f"must be the node_id of a node, got {link[end]!r}")
 
 
-def _check(value: Any, schema: Mapping[str, Any], path: str) -> None:
-    """Apply the part of JSON schema that GRAPH_SCHEMA uses; floats must be finite as well."""
+def check_schema(value: Any, schema: Mapping[str, Any], path: str, what: str) -> None:
+    """Apply the part of JSON schema that the schemas here use; floats must be finite as well."""
     if "type" in schema:
         kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
         if not any(_IS[kind](value) for kind in kinds):
-            _fail(path, f"must be {' or '.join(_NAME[kind] for kind in kinds)}, got {_show(value)}")
+            fail(what, path, f"must be {' or '.join(_NAME[kind] for kind in kinds)}, got {_show(value)}")
     if "enum" in schema and value not in schema["enum"]:
-        _fail(path, f"must be one of {', '.join(schema['enum'])}, got {_show(value)}")
+        fail(what, path, f"must be one of {', '.join(schema['enum'])}, got {_show(value)}")
     if "const" in schema and (isinstance(value, bool) or value != schema["const"]):
-        _fail(path, f"must be {schema['const']!r}, got {_show(value)}")
+        fail(what, path, f"must be {schema['const']!r}, got {_show(value)}")
     if isinstance(value, str):
         if len(value) < schema.get("minLength", 0):
-            _fail(path, "must not be empty")
+            fail(what, path, "must not be empty")
     elif isinstance(value, Mapping):
         for key in schema.get("required", ()):
             if key not in value:
-                _fail(f"{path}.{key}" if path else key, "is required but missing")
+                fail(what, f"{path}.{key}" if path else key, "is required but missing")
         for key, sub in schema.get("properties", {}).items():
             if key in value:
-                _check(value[key], sub, f"{path}.{key}" if path else key)
+                check_schema(value[key], sub, f"{path}.{key}" if path else key, what)
     elif isinstance(value, Sequence):
         if len(value) < schema.get("minItems", 0):
-            _fail(path, f"must have at least {schema['minItems']} item, got {len(value)}")
+            fail(what, path, f"must have at least {schema['minItems']} item, got {len(value)}")
         for i, item in enumerate(value):
-            _check(item, schema.get("items", {}), f"{path}[{i}]")
+            check_schema(item, schema.get("items", {}), f"{path}[{i}]", what)
     elif _is_number(value):
         if not math.isfinite(value):
-            _fail(path, f"must be finite, got {value}")
+            fail(what, path, f"must be finite, got {value}")
         if value < schema.get("minimum", -math.inf) or value > schema.get("maximum", math.inf):
             low, high = schema.get("minimum", "-inf"), schema.get("maximum", "inf")
-            _fail(path, f"must lie between {low} and {high}, got {value}")
+            fail(what, path, f"must lie between {low} and {high}, got {value}")
 
 
 def _is_number(value: Any) -> bool:
@@ -182,5 +188,6 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _fail(path: str, reason: str) -> None:
-    raise ValueError(f"graph payload: {path or 'the payload'} {reason}")
+def fail(what: str, path: str, reason: str) -> NoReturn:
+    """Raise the ValueError that says where `what` is wrong."""
+    raise ValueError(f"{what}: {path or 'the payload'} {reason}")

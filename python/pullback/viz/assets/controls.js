@@ -6,52 +6,68 @@ function select(i, { move = false } = {}) {
   refresh();
   $("panel").scrollTop = 0;
   if (i >= 0) {
-    elements[i].focus({ preventScroll: true });
-    if (move) bringIntoView(i);
-    const [ins, outs] = [graph.inputs.of(i).length, graph.outputs.of(i).length];
+    if (shownNow(i)) elements[i].focus({ preventScroll: true });
+    if (move && shownNow(i)) bringIntoView(i);
+    const [ins, outs] = [inputsOf(i).length, outputsOf(i).length];
     $("announce").textContent = `Selected ${spoken(graph.nodes[i])}: ${ins} inputs, ${outs} outputs`;
   }
 }
 
 function togglePin(i) {
-  if (i < 0) return;
+  if (i < 0 || i >= graph.size) return;
   if (!state.pinned.delete(i)) state.pinned.add(i);
   refresh();
 }
 
 function hover(i) {
-  if (i === state.hovered) return;
+  if (i === state.hovered && (i >= 0 || state.edge < 0)) return;
   state.hovered = i;
+  state.edge = -1;
   refocus();
 }
 
+// Where no node is near, the link under the pointer is shown.
+function hoverLink(e, at) {
+  if (e === state.edge) return;
+  state.edge = e;
+  redrawFocus();
+  if (e >= 0) showLinkTooltip(e, ...at);
+  else $("tooltip").hidden = true;
+}
+
 function bringIntoView(i) {
-  const scroll = $("scroll");
   const { x, y } = currentPlace();
-  const off = (at, from, size) => at < from + 24 || at > from + size - 24;
-  if (off(x[i], scroll.scrollLeft, scroll.clientWidth)) scroll.scrollLeft = x[i] - scroll.clientWidth / 2;
-  if (off(y[i], scroll.scrollTop, scroll.clientHeight)) scroll.scrollTop = y[i] - scroll.clientHeight / 2;
+  const { left, top } = scrolled();
+  const [width, height] = measured();
+  const near = (at, from, length) => (at < from + 24 || at > from + length - 24 ? at - length / 2 : from);
+  scrollGraph(near(x[i], left, width), near(y[i], top, height));
 }
 
 function listenToPointer() {
   const scroll = $("scroll");
   const under = (event) => {
     const box = scroll.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left + scroll.scrollLeft, event.clientY - box.top + scroll.scrollTop];
-    return nodeAt(currentPlace(), shownNodes(), x, y);
+    const at = [event.clientX - box.left, event.clientY - box.top];
+    const [x, y] = [at[0] + scrolled().left, at[1] + scrolled().top];
+    return { i: nodeAt(currentPlace(), shownNodes(), x, y), at, x, y };
   };
   scroll.addEventListener("pointermove", (event) => {
-    const i = under(event);
-    scroll.style.cursor = i >= 0 ? "pointer" : "";
+    if (dragged && event.buttons) return;
+    const { i, at, x, y } = under(event);
     hover(i);
+    const e = i < 0 ? linkAt(currentPlace(), x, y) : -1;
+    if (i < 0) hoverLink(e, at);
+    scroll.style.cursor = i >= 0 || e >= 0 ? "pointer" : "";
   });
   scroll.addEventListener("pointerleave", () => hover(-1));
   scroll.addEventListener("click", (event) => {
-    const i = under(event);
-    if (event.ctrlKey || event.metaKey) togglePin(i);
+    if (dragged) { dragged = false; return; }
+    const { i } = under(event);
+    if (event.shiftKey) choose(i);
+    else if (event.ctrlKey || event.metaKey) togglePin(i);
     else select(i);
   });
-  scroll.addEventListener("scroll", () => { redraw(); showTooltip(currentPlace(), -1); }, { passive: true });
+  scroll.addEventListener("scroll", moved, { passive: true });
 }
 
 // Left and right stay in the layer, up and down go to the next layer that has a node, the nearest one there.
@@ -102,12 +118,18 @@ function listenToPageKeys() {
   document.addEventListener("keydown", (event) => {
     if ($("help").open) return;
     if (event.key === "Escape") { clearOne(); return; }
-    const typing = event.target.matches?.("input[type=search]");
+    const here = world.contains(document.activeElement) ? state.current : state.selected;
+    const typing = event.target.matches?.("input[type=search], input[type=text], select");
     if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.toLowerCase();
     if (key === "/") $("search").focus();
     else if (key === "?") $("help").showModal();
-    else if (key === "p") togglePin(world.contains(document.activeElement) ? state.current : state.selected);
+    else if (key === "p") togglePin(here);
+    else if (key === "s") chooseHere(here);
+    else if (key === "g") $("group-name")?.focus();
+    else if (key === "c") $("collapse").click();
+    else if (key === "+" || key === "=") zoomTo(state.zoom * ZOOM.step);
+    else if (key === "-") zoomTo(state.zoom / ZOOM.step);
     else if (key === "e") $("show-errors").click();
     else if (key === "b") $("show-biases").click();
     else return;
@@ -115,10 +137,16 @@ function listenToPageKeys() {
   });
 }
 
-// Escape undoes the latest kind of choice first: search, then selection, then positions.
+function chooseHere(i) {
+  choose(i);
+  if (i >= 0 && shownNow(i)) elements[i].focus({ preventScroll: true });
+}
+
+// Escape undoes the latest kind of choice first: search, then selection, then chosen nodes, then positions.
 function clearOne() {
   if ($("search").value) { $("search").value = ""; search(); }
   else if (state.selected >= 0) select(-1);
+  else if (state.chosen.size) { state.chosen.clear(); refresh(); }
   else if (state.positions.size) { state.positions.clear(); refresh(); }
   document.activeElement?.matches?.("#search") && $("search").blur();
   hover(-1);
@@ -157,7 +185,7 @@ function listenToToolbar() {
   $("toggle-panel").addEventListener("click", () => {
     const closed = $("main").classList.toggle("no-panel");
     $("toggle-panel").setAttribute("aria-expanded", String(!closed));
-    refresh();
+    resized();
   });
 }
 

@@ -27,12 +27,14 @@ function drawLabels(place, shownAt) {
   if (state.selected >= 0) named.add(state.selected);
   for (const i of named) {
     const n = graph.nodes[i];
-    if (shownAt[i] && n.kind !== "logit") writeLabel(place, i, clip(n.label, 26), "", taken);
+    if (shownAt[i] && n.kind !== "logit" && n.kind !== "group") writeLabel(place, i, clip(n.label, 26), "", taken);
   }
-  (graph.params.supernodes ?? []).forEach(([name, ...ids], k) => {
-    const members = knownIds(ids).filter((i) => shownAt[i]);
-    for (const i of members) ring(place, i, k);
-    for (const i of oneOfEachCell(members)) writeLabel(place, i, clip(visible(name), 22), `group tint-${k % 5}`, taken);
+  state.groups.forEach(({ name, members }, k) => {
+    const label = clip(visible(name), 22);
+    if (state.collapsed) return writeLabel(place, graph.size + k, label, `group tint-${k % 5}`, taken);
+    const there = members.filter((i) => shownAt[i]);
+    for (const i of there) ring(place, i, k);
+    for (const i of oneOfEachCell(there)) writeLabel(place, i, label, `group tint-${k % 5}`, taken);
   });
 }
 
@@ -94,6 +96,7 @@ function drawGrid(place) {
 }
 
 function facts(n) {
+  if (n.kind === "group") return h("dl", { class: "facts" }, h("dt", {}, "Nodes"), h("dd", {}, String(n.members.length)));
   const rows = [["Layer", n.row === ROW_EMBED ? "embedding" : n.row === ROW_LOGIT ? "output" : String(n.row)]];
   rows.push(["Position", h("span", {}, `${n.pos} `, h("bdi", { class: "quoted" }, clip(visible(graph.tokens[n.pos]), 60)))]);
   if (n.feature !== null) rows.push(["Feature", String(n.feature)]);
@@ -104,14 +107,15 @@ function facts(n) {
   if (Number.isFinite(n.raw.preactivation)) {
     rows.push([n.kind === "logit" ? "Logit − mean" : "Pre-activation", plain(n.raw.preactivation)]);
   }
+  if (n.raw.other) rows.push(...comparedFacts(n));
   if (n.influence !== null) rows.push(["Influence", `within first ${percent(n.influence)}`]);
   return h("dl", { class: "facts" }, ...rows.flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
 }
 
 function showTooltip(place, i) {
   const tip = $("tooltip");
-  tip.hidden = i < 0;
-  if (i < 0) return;
+  tip.hidden = i < 0 || !stands(i);
+  if (tip.hidden) return;
   const n = graph.nodes[i];
   const e = state.selected >= 0 && state.selected !== i ? linkBetween(i, state.selected) : -1;
   tip.replaceChildren(
@@ -120,13 +124,35 @@ function showTooltip(place, i) {
     facts(n),
     e < 0 ? "" : linkLine(e, i),
   );
-  const scroll = $("scroll");
-  const x = place.x[i] - scroll.scrollLeft;
-  const y = place.y[i] - scroll.scrollTop;
-  const right = x + 16 + tip.offsetWidth <= scroll.clientWidth;
-  tip.style.left = `${Math.max(4, right ? x + 16 : x - 16 - tip.offsetWidth)}px`;
-  tip.style.top = `${Math.max(4, Math.min(y - 20, scroll.clientHeight - tip.offsetHeight - 4))}px`;
+  putTooltip(place.x[i] - scrolled().left, place.y[i] - scrolled().top);
 }
+
+function putTooltip(x, y) {
+  const tip = $("tooltip");
+  const [width, height] = measured();
+  const right = x + 16 + tip.offsetWidth <= width;
+  tip.style.left = `${Math.max(4, right ? x + 16 : x - 16 - tip.offsetWidth)}px`;
+  tip.style.top = `${Math.max(4, Math.min(y - 20, height - tip.offsetHeight - 4))}px`;
+}
+
+function showLinkTooltip(e, x, y) {
+  const { source, target, weight, share } = graph.links;
+  const end = (word, i) => [h("dt", {}, word), h("dd", {}, h("bdi", {}, clip(graph.nodes[i].label, 60)), ` · ${whereOf(graph.nodes[i])}`)];
+  const row = (name, value) => [h("dt", {}, name), h("dd", {}, value)];
+  const numbers = graph.compared
+    ? [["Weight in A", signed(graph.links.a[e])], ["Weight in B", signed(graph.links.b[e])], ["Difference", signed(graph.links.b[e] - graph.links.a[e])]]
+    : [["Weight", signed(weight[e])], ["Share of input", percent(share[e])]];
+  $("tooltip").replaceChildren(
+    h("p", { class: `via ${weight[e] < 0 ? "negative" : "positive"}` }, linkVerb(e)),
+    h("dl", { class: "facts" }, ...end("from", source[e]), ...end("to", target[e]), ...numbers.flatMap(([k, v]) => row(k, v))));
+  $("tooltip").hidden = false;
+  putTooltip(x, y);
+}
+
+const whereOf = (n) => {
+  const bare = n.kind === "embedding" || n.kind === "logit" || n.kind === "position";
+  return bare ? `pos ${n.pos}` : n.kind === "group" ? `${n.members.length} nodes` : `L${n.row} · ${visible(graph.tokens[n.pos])}`;
+};
 
 function linkLine(e, i) {
   const { source, weight, share } = graph.links;

@@ -33,9 +33,13 @@ function layout(shown, width, height) {
   return { width: worldWidth, height: worldHeight, radius, columns, rows: [...rows, logitRow], x, y, pills };
 }
 
-const CELL_ORDER = { embedding: 0, position: 1, feature: 2, error: 3, bias: 4, own: 5 };
+const CELL_ORDER = { logit: 0, embedding: 0, position: 1, group: 2, feature: 3, error: 4, bias: 5, own: 6 };
 
 // Within a cell the most influential features come first, the leaves last.
+function inCellOrder(a, b) {
+  return CELL_ORDER[a.kind] - CELL_ORDER[b.kind] || (a.influence ?? 1) - (b.influence ?? 1) || a.i - b.i;
+}
+
 function fillCells(shown) {
   const cells = new Map();
   for (const n of shown) {
@@ -44,9 +48,7 @@ function fillCells(shown) {
     if (!cells.has(key)) cells.set(key, { row: n.row, pos: n.pos, members: [] });
     cells.get(key).members.push(n);
   }
-  for (const cell of cells.values()) {
-    cell.members.sort((a, b) => CELL_ORDER[a.kind] - CELL_ORDER[b.kind] || (a.influence ?? 1) - (b.influence ?? 1) || a.i - b.i);
-  }
+  for (const cell of cells.values()) cell.members.sort(inCellOrder);
   return cells;
 }
 

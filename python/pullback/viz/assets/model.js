@@ -2,6 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 
+// The nodes as the file gives them. Supernodes come behind them, and links as the view asks: see regroup.
 function readGraph() {
   const data = JSON.parse($("graph-data").textContent);
   const tokens = data.metadata.prompt_tokens;
@@ -11,17 +12,22 @@ function readGraph() {
     if (n.kind === "own") n.owner = byId.get(n.id.replace(/^own_/, "")) ?? -1;
   }
   placeInRows(nodes);
-  const { source, target, weight } = data.links;
-  const links = { count: weight.length, weight: Float64Array.from(weight) };
-  links.source = Int32Array.from(source);
-  links.target = Int32Array.from(target);
-  links.share = shareOfInput(links, nodes.length);
-  const g = { title: data.title, metadata: data.metadata, params: data.qParams, tokens, nodes, byId, links };
-  g.inputs = groupBy(links.target, nodes.length);
-  g.outputs = groupBy(links.source, nodes.length);
-  for (const n of nodes) n.label = labelOf(n);
-  for (const n of nodes) n.haystack = haystackOf(n);
-  return g;
+  const { source, target, weight, other } = data.links;
+  const given = { count: weight.length, weight: Float64Array.from(weight) };
+  given.source = Int32Array.from(source);
+  given.target = Int32Array.from(target);
+  given.other = other ? Float64Array.from(other) : null;
+  for (const n of nodes) rename(n, n.name);
+  return {
+    title: data.title, metadata: data.metadata, params: data.qParams, cards: data.cards ?? {}, compared: data.compared ?? null,
+    served: data.served ?? null, tokens, nodes, byId, given, size: nodes.length, memberOf: new Int32Array(nodes.length).fill(-1),
+  };
+}
+
+function rename(n, name) {
+  n.name = name;
+  n.label = labelOf(n);
+  n.haystack = haystackOf(n);
 }
 
 function describe(raw, i, tokens) {
@@ -34,7 +40,7 @@ function describe(raw, i, tokens) {
     feature: kind === "feature" ? featureOf(raw) : null,
     name: kind === "feature" || !logit ? (raw.clerp || "").trim() : "",
     influence: Number.isFinite(raw.influence) ? raw.influence : null,
-    owner: -1,
+    owner: -1, side: raw.side ?? null,
   };
 }
 
@@ -73,12 +79,6 @@ function placeInRows(nodes) {
   }
 }
 
-function shareOfInput(links, n) {
-  const total = new Float64Array(n);
-  for (let e = 0; e < links.count; e++) total[links.target[e]] += Math.abs(links.weight[e]);
-  return Float32Array.from(links.weight, (w, e) => (w === 0 ? 0 : Math.abs(w) / total[links.target[e]]));
-}
-
 // Links by end, as rows of one array: start[i] .. start[i + 1] are the links at node i.
 function groupBy(ends, n) {
   const start = new Int32Array(n + 1);
@@ -93,6 +93,7 @@ function groupBy(ends, n) {
 function labelOf(n) {
   const at = n.row === ROW_EMBED ? "" : `L${n.row}`;
   switch (n.kind) {
+    case "group": return visible(n.name);
     case "logit": return visible(n.token);
     case "embedding": return visible(n.token);
     case "position": return `position ${n.pos}`;

@@ -9,10 +9,11 @@ const SHAPES = {
   error: "M0-1.18L1.18 0 0 1.18-1.18 0z",
   bias: "M0-.95L.9.65H-.9z",
   own: "M0 .85L.75-.55H-.75z",
+  group: "M-1.1-1h2.2a1 1 0 0 1 0 2h-2.2a1 1 0 0 1 0-2z",
 };
 const KIND_NAMES = {
   feature: "Feature", embedding: "Token embedding", position: "Position embedding", error: "Error of the transcoder",
-  bias: "Bias", own: "Own bias", logit: "Output logit",
+  bias: "Bias", own: "Own bias", logit: "Output logit", group: "Supernode",
 };
 const elements = new Array(graph.nodes.length);
 let lit = [];
@@ -27,7 +28,7 @@ function svg(tag, attributes, parent) {
 function elementOf(i) {
   if (elements[i]) return elements[i];
   const n = graph.nodes[i];
-  const attributes = { class: `node ${n.kind}`, tabindex: "-1", role: "button", "aria-label": spoken(n) };
+  const attributes = { class: `node ${n.kind} ${lookOf(n)}`.trim(), tabindex: "-1", role: "button", "aria-label": spoken(n) };
   const element = svg(n.kind === "logit" ? "g" : "path", attributes);
   if (n.kind !== "logit") element.setAttribute("d", SHAPES[n.kind]);
   element.dataset.i = i;
@@ -36,10 +37,14 @@ function elementOf(i) {
   return element;
 }
 
+// The class that colours a node: of two graphs the one that has it, of supernodes each its own.
+const lookOf = (n) => (n.side ? `only-${n.side}` : n.kind === "group" ? `tint-${(n.i - graph.size) % 5}` : "");
+
 function spoken(n) {
   const where = n.row === ROW_EMBED || n.kind === "logit" ? "" : `, layer ${n.row}`;
   const what = n.feature === null ? "" : ` ${n.feature}`;
   const share = n.kind === "logit" ? `, probability ${percent(n.probability)}` : "";
+  if (n.kind === "group") return `Supernode ${n.label}, ${n.members.length} nodes${where}`;
   const name = n.kind === "position" || n.kind === "error" || n.kind === "bias" || n.kind === "own" ? "" : ` ${n.label}`;
   return `${KIND_NAMES[n.kind]}${what}${name}${share}${where}, position ${n.pos}, token ${visible(graph.tokens[n.pos])}`;
 }
@@ -48,17 +53,33 @@ function placeNodes(place, shown) {
   world.setAttribute("width", place.width);
   world.setAttribute("height", place.height);
   const pills = new Map(place.pills.map((p) => [p.i, p]));
-  // Document order is reading order: upwards, then along the prompt.
-  const order = shown.slice().sort((a, b) => (a.row === b.row ? place.x[a.i] - place.x[b.i] : a.row - b.row));
-  $("nodes").replaceChildren(...order.map((n) => {
+  const order = shown.slice().sort(inReadingOrder);
+  for (const n of order) {
     const element = elementOf(n.i);
     if (n.kind === "logit") shapePill(element, pills.get(n.i));
     const at = `translate(${place.x[n.i].toFixed(1)} ${place.y[n.i].toFixed(1)})`;
     element.setAttribute("transform", n.kind === "logit" ? at : `${at} scale(${sizeOf(n, place.radius).toFixed(2)})`);
-    return element;
-  }));
+  }
+  putInOrder($("nodes"), order.map((n) => elements[n.i]));
   if (!order.some((n) => n.i === state.current)) state.current = -1;
   makeDoor(state.current >= 0 ? state.current : order.at(-1)?.i ?? -1);
+}
+
+// Document order is reading order: upwards, then along the prompt. It does not depend on the layout, so that few
+// elements move when others come and go.
+function inReadingOrder(m, n) {
+  return m.row - n.row || m.pos - n.pos || inCellOrder(m, n);
+}
+
+// Makes these the children of an element; those that stay are not touched, since each that is costs a new drawing.
+function putInOrder(parent, wanted) {
+  const stay = new Set(wanted);
+  for (const child of [...parent.children]) if (!stay.has(child)) child.remove();
+  let next = parent.firstChild;
+  for (const child of wanted) {
+    if (child === next) next = next.nextSibling;
+    else parent.insertBefore(child, next);
+  }
 }
 
 // The one node by which the Tab key enters the graph; arrow keys do the rest.
@@ -69,6 +90,7 @@ function makeDoor(i) {
 
 // The more of the output a feature carries, the larger it is drawn; leaves stay small.
 function sizeOf(n, radius) {
+  if (n.kind === "group") return radius * 1.45;
   if (n.kind === "bias" || n.kind === "own" || n.kind === "position") return radius * 0.85;
   if (n.kind !== "feature" || n.influence === null) return radius;
   return radius * (1.12 - 0.34 * n.influence);
@@ -80,7 +102,7 @@ function shapePill(element, pill) {
   const half = pill.height / 2;
   element.replaceChildren();
   svg("rect", { class: "pill", x: left, y: -half, width: pill.width, height: pill.height, rx: half }, element);
-  const chance = Math.max(2, (pill.width - pill.height) * n.probability);
+  const chance = Math.max(2, (pill.width - pill.height) * Math.min(1, n.probability));
   svg("rect", { class: "chance", x: left + half, y: half - 4, width: chance, height: 2, rx: 1 }, element);
   svg("text", { class: "word", x: left + PILL.pad, y: 4 }, element).textContent = `\u2068${pill.text}\u2069`;
   svg("text", { class: "share", x: left + PILL.pad + pill.wordWidth + 7, y: 4 }, element).textContent = pill.share;
@@ -93,14 +115,15 @@ function markNodes(shown) {
     const element = elements[n.i];
     element.classList.toggle("selected", n.i === state.selected);
     element.classList.toggle("pinned", state.pinned.has(n.i));
+    element.classList.toggle("chosen", state.chosen.has(n.i));
     element.classList.toggle("hit", state.hitSet.has(n.i));
     element.classList.toggle("off", !inFocus(n.i));
     element.setAttribute("aria-pressed", String(n.i === state.selected));
   }
 }
 
-// Dims all but a node and its neighbours; these take the colour of the link, by its share.
-function litNeighbours(i) {
+// Dims all but a node and its neighbours, which take the colour of their link, by its share.
+function litNeighbours(i, list) {
   for (const element of lit) {
     element.classList.remove("lit", "positive", "negative");
     element.style.removeProperty("--share");
@@ -111,15 +134,16 @@ function litNeighbours(i) {
   const light = (j, e) => {
     if (!elements[j]) return;
     elements[j].classList.add("lit");
-    if (e >= 0) {
+    if (e >= 0 && !differing()) {
       elements[j].classList.add(graph.links.weight[e] < 0 ? "negative" : "positive");
       elements[j].style.setProperty("--share", (0.3 + 0.7 * Math.sqrt(graph.links.share[e])).toFixed(2));
     }
     lit.push(elements[j]);
   };
-  for (const e of graph.inputs.of(i)) light(graph.links.source[e], e);
-  for (const e of graph.outputs.of(i)) light(graph.links.target[e], e);
-  light(i, -1);
+  const centre = new Set(stands(i) ? [i] : graph.nodes[i].members ?? [i]);
+  const { source, target } = graph.links;
+  for (const e of list) light(centre.has(target[e]) ? source[e] : target[e], e);
+  for (const j of centre) light(j, -1);
 }
 
 // The node whose symbol is at, or close to, a point of the graph; small symbols get a generous reach.

@@ -1,10 +1,12 @@
-// The side panel: pinned nodes, then either the selected node with its inputs and outputs, or an overview.
+// The side panel: pinned and chosen nodes, supernodes, then either the selected node with its inputs and outputs, or
+// an overview.
 
 const FIRST_ROWS = 40;
 
 function drawPanel() {
   const n = graph.nodes[state.selected];
-  $("panel").replaceChildren(...[pinnedList(), ...(n ? nodePanel(n) : overview())].filter(Boolean));
+  const typed = $("group-name")?.value ?? "";
+  $("panel").replaceChildren(...[chosenList(typed), groupList(), pinnedList(), ...(n ? nodePanel(n) : overview())].filter(Boolean));
 }
 
 function pinnedList() {
@@ -20,25 +22,29 @@ function pinnedList() {
 // A node as it appears in every list: symbol, name, and where it is.
 function nodeButton(i) {
   const n = graph.nodes[i];
-  const bare = n.kind === "embedding" || n.kind === "logit" || n.kind === "position";
-  const where = bare ? `pos ${n.pos}` : `L${n.row} · ${visible(graph.tokens[n.pos])}`;
-  return h("button", { type: "button", class: "go", "data-go": i, "aria-label": spoken(n) }, symbol(n.kind),
-    h("bdi", { class: "name" }, clip(n.label, 60)), h("bdi", { class: "where" }, clip(where, 24)));
+  return h("button", { type: "button", class: `go ${lookOf(n)}`, "data-go": i, "aria-label": spoken(n) }, symbol(n.kind),
+    h("bdi", { class: "name" }, clip(n.label, 60)), h("bdi", { class: "where" }, clip(whereOf(n), 24)));
 }
 
 function nodePanel(n) {
   const pinned = state.pinned.has(n.i);
+  const button = (id, text, more = {}) => h("button", { type: "button", id, ...more }, text);
+  const named = n.kind === "feature" || n.kind === "group";
   return [
     h("section", { id: "selected-node" },
-      h("p", { class: "kind" }, symbol(n.kind), KIND_NAMES[n.kind]),
+      h("p", { class: `kind ${lookOf(n)}` }, symbol(n.kind), n.side ? `${KIND_NAMES[n.kind]}, ${SIDE_NAMES[n.side]}` : KIND_NAMES[n.kind]),
       h("h2", {}, h("bdi", {}, clip(n.label, 200))),
       n.kind === "feature" && n.name ? h("p", { class: "id" }, `L${n.row}·${n.feature}`) : null,
       facts(n),
+      n.kind === "group" ? memberList(n) : null,
       h("p", { class: "actions" },
-        h("button", { type: "button", id: "pin", "aria-pressed": String(pinned) }, pinned ? "Unpin" : "Pin"),
-        h("button", { type: "button", id: "deselect" }, "Deselect"))),
-    linkTable("Inputs", graph.inputs.of(n.i), graph.links.source, n),
-    linkTable("Outputs", graph.outputs.of(n.i), graph.links.target, n),
+        n.kind === "group" ? button("dissolve", "Dissolve") : button("pin", pinned ? "Unpin" : "Pin", { "aria-pressed": String(pinned) }),
+        named ? button("rename", n.kind === "group" ? "Rename" : "Label") : null,
+        n.kind === "group" ? null : button("choose", state.chosen.has(n.i) ? "Unchoose" : "Choose", { "aria-pressed": String(state.chosen.has(n.i)), title: "Choose nodes to make a supernode (Shift-click, S)" }),
+        button("deselect", "Deselect"))),
+    cardSection(n),
+    linkTable("Inputs", inputsOf(n.i), graph.links.source, n),
+    linkTable("Outputs", outputsOf(n.i), graph.links.target, n),
   ];
 }
 
@@ -46,13 +52,17 @@ function nodePanel(n) {
 // of the other node for its outputs.
 function linkTable(title, list, otherEnd, n) {
   const { weight, share } = graph.links;
-  const strength = title === "Inputs" ? (e) => Math.abs(weight[e]) : (e) => share[e];
+  const strength = title === "Inputs" || graph.compared ? (e) => Math.abs(weight[e]) : (e) => share[e];
   const order = Array.from(list).sort((a, b) => strength(b) - strength(a) || a - b);
   const largest = order.length ? share[order[0]] : 1;
   const body = h("tbody", {});
+  const numbers = graph.compared
+    ? threeNumbers
+    : (e) => [h("td", { class: "number" }, signed(weight[e])), bar(share[e], share[e] / (largest || 1))];
+  const sign = (e) => (graph.compared ? null : weight[e] < 0 ? "negative" : "positive");
   const row = (e) => h("tr", {
-    class: weight[e] < 0 ? "negative" : "positive", "data-go": otherEnd[e], "data-hidden": !shownNow(otherEnd[e]) && "yes",
-  }, h("td", {}, nodeButton(otherEnd[e])), h("td", { class: "number" }, signed(weight[e])), bar(share[e], share[e] / (largest || 1)));
+    class: sign(e), "data-go": otherEnd[e], "data-hidden": !shownNow(otherEnd[e]) && "yes",
+  }, h("td", {}, nodeButton(otherEnd[e])), ...numbers(e));
   let drawn = 0;
   const more = h("button", { type: "button", class: "more" });
   const extend = (count) => {
@@ -77,13 +87,16 @@ function bar(value, length) {
 
 function linkHead(title) {
   const number = { scope: "col", class: "number" };
-  return h("thead", {}, h("tr", {}, h("th", { scope: "col" }, title === "Inputs" ? "from" : "to"), h("th", number, "weight"),
+  const end = h("th", { scope: "col" }, title === "Inputs" ? "from" : "to");
+  if (graph.compared) return h("thead", {}, h("tr", {}, end, ...["A", "B", "B − A"].map((name) => h("th", number, name))));
+  return h("thead", {}, h("tr", {}, end, h("th", number, "weight"),
     h("th", { ...number, title: "Share of the target's total absolute input" }, "share")));
 }
 
 // All inputs together, beside the pre-activation they should add up to.
 function balance(order, n) {
   const total = sum(order.map((e) => graph.links.weight[e]));
+  if (graph.compared) return null;
   const goal = n.raw.preactivation;
   const text = Number.isFinite(goal) ? `sum of inputs (pre-activation ${plain(goal)})` : "sum of inputs";
   return h("tfoot", {}, h("tr", {}, h("td", {}, text), h("td", { class: "number" }, signed(total)), h("td", {})));
@@ -99,6 +112,7 @@ function overview() {
   const hint = h("p", {}, "Hover a node to see what feeds it and what it feeds. Click to select it, press ", h("kbd", {}, "?"), " for keys.");
   return [
     h("section", { id: "hint" }, hint),
+    ...(graph.compared ? comparison() : []),
     list("Outputs", logits, (n) => bar(n.probability, n.probability)),
     list("Most influential features", top, () => null),
   ].filter(Boolean);
@@ -125,13 +139,21 @@ function drawHeading() {
     h("div", { title: why }, h("dt", {}, name), h("dd", {}, format(value)))));
 }
 
+let legend = "";
+
 function drawLegend() {
-  const kinds = ["feature", "embedding", "position", "error", "bias", "own", "logit"];
-  const names = { embedding: "token", own: "own bias" };
+  const kinds = ["feature", "group", "embedding", "position", "error", "bias", "own", "logit"];
+  const names = { embedding: "token", own: "own bias", group: "supernode" };
   const present = new Set(shownNodes().map((n) => n.kind));
+  const key = `${[...present]} ${state.view}`;
+  if (key === legend) return;
+  legend = key;
+  const line = (sign, text) => h("li", { class: "sign" }, h("i", { class: `line ${sign}`, "aria-hidden": "true" }), text);
+  const differs = differing();
+  const signs = differs
+    ? [line("only-a", "only in A"), line("only-b", "only in B"), line("both", "in both"), line("both dashed", "inhibits")]
+    : [line("positive", "excites"), line("negative", "inhibits")];
   $("legend").replaceChildren(
-    ...kinds.filter((kind) => present.has(kind)).map((kind) => h("li", {}, symbol(kind), names[kind] ?? kind)),
-    h("li", { class: "sign" }, h("i", { class: "line positive", "aria-hidden": "true" }), "excites"),
-    h("li", { class: "sign" }, h("i", { class: "line negative", "aria-hidden": "true" }), "inhibits"),
-    h("li", { class: "sign wide" }, "width: share of the target's input"));
+    ...kinds.filter((kind) => present.has(kind)).map((kind) => h("li", {}, symbol(kind), names[kind] ?? kind)), ...signs,
+    h("li", { class: "sign wide" }, differs ? "width: difference" : "width: share of the target's input"));
 }

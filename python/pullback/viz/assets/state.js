@@ -2,16 +2,22 @@
 
 const state = {
   selected: -1, hovered: -1, current: -1, // current: where the keyboard stands
-  pinned: new Set(), positions: new Set(), hits: [], hitSet: new Set(),
+  edge: -1, // the link under the pointer
+  pinned: new Set(), chosen: new Set(), // chosen: to become a supernode
+  positions: new Set(), hits: [], hitSet: new Set(),
   threshold: 0.8, errors: true, biases: false,
+  groups: [], collapsed: false, labels: new Map(), // labels: by node id, where they are not the file's
+  view: "difference", // of two graphs: "a", "b" or their difference
+  zoom: 1,
 };
-const ALWAYS = new Set(["embedding", "position", "logit"]);
+const ALWAYS = new Set(["embedding", "position", "logit", "group"]);
 
 function isShown(n) {
-  if (n.i === state.selected || state.pinned.has(n.i) || ALWAYS.has(n.kind)) return true;
+  if (!stands(n.i) || !inView(n)) return false;
+  if (n.i === state.selected || state.pinned.has(n.i) || state.chosen.has(n.i) || ALWAYS.has(n.kind)) return true;
   if (n.kind === "error" && !state.errors) return false;
   if ((n.kind === "bias" || n.kind === "own") && !state.biases) return false;
-  if (n.owner >= 0 && !isShown(graph.nodes[n.owner])) return false;
+  if (n.owner >= 0 && !isShown(graph.nodes[standIn(n.owner)])) return false;
   return n.influence === null || n.influence <= state.threshold + 1e-9;
 }
 
@@ -43,15 +49,15 @@ function asThreshold(value) {
   return x >= 0 && x <= 1.01 ? Math.min(1, x) : null;
 }
 
-// The address wins over the file, the file over the defaults.
+// The address wins over the notes and the file, the file over the defaults.
 function restore() {
   const params = graph.params;
   const hash = new URLSearchParams(location.hash.slice(1));
-  const pinned = hash.has("pinnedIds") ? hash.get("pinnedIds").split(",") : params.pinnedIds ?? [];
+  if (hash.has("pinnedIds")) state.pinned = new Set(knownIds(hash.get("pinnedIds").split(",")));
   const clicked = hash.has("clickedId") ? hash.get("clickedId") : params.clickedId ?? "";
-  state.pinned = new Set(knownIds(pinned));
   state.selected = graph.byId.get(clicked) ?? -1;
   state.current = state.selected;
+  state.collapsed = hash.get("collapsed") === "true" && state.groups.length > 0;
   state.threshold = asThreshold(hash.get("pruningThreshold")) ?? asThreshold(params.pruningThreshold) ?? 0.8;
 }
 
@@ -60,6 +66,7 @@ function address() {
   hash.set("pinnedIds", Array.from(state.pinned, (i) => graph.nodes[i].id).join(","));
   hash.set("clickedId", state.selected < 0 ? "" : graph.nodes[state.selected].id);
   hash.set("pruningThreshold", String(state.threshold));
+  if (state.collapsed) hash.set("collapsed", "true");
   return `#${hash}`;
 }
 
@@ -70,6 +77,7 @@ let writing = 0;
 function record() {
   writing ||= setTimeout(() => {
     writing = 0;
+    keepNotes();
     const text = address();
     if (text === written) return;
     written = text;

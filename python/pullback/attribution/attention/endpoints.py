@@ -1,0 +1,130 @@
+"""The two ends of an edge, by the names of its nodes: what a source writes to the stream, and how a target reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pullback.attribution.local import LocalModel
+from pullback.attribution.nodes import BIAS_KINDS
+
+EMBED = 0
+
+
+def behind_attention(layer: int) -> int:
+    """Places where the stream is written to, in order: `EMBED`, and two for each layer."""
+    return 2 * layer + 1
+
+
+def behind_mlp(layer: int) -> int:
+    return 2 * layer + 2
+
+
+@dataclass(frozen=True)
+class Sources:
+    """n vectors at positions (n) of the stream; `writes` has (n, d) for every place that one of them writes to."""
+
+    pos: Tensor
+    writes: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """m vectors (m, d) that read the stream at positions (m): what the MLP of `layer` (m) reads, or, at n_layers, what
+    ln_final does."""
+
+    layer: Tensor
+    pos: Tensor
+    vectors: Tensor
+
+
+def sources_of(local: LocalModel, names: Sequence[str]) -> Sources:
+    """What the sources write, activations included. Raises ValueError for a name that is no source of this prompt."""
+    like = local.trace.embed
+    pos, writes = [], {}
+    for row, name in enumerate(names):
+        p, written = _written(local, name)
+        pos.append(p)
+        for place, vector in written.items():
+            writes.setdefault(place, like.new_zeros(len(names), like.shape[1]))[row] = vector
+    return Sources(torch.tensor(pos, dtype=torch.long, device=like.device), writes)
+
+
+def reads_of(local: LocalModel, names: Sequence[str]) -> Reads:
+    """How the targets read. Raises ValueError for a name that is neither a feature, active or not, nor a logit."""
+    layers, positions, vectors = zip(*(_read(local, name) for name in names), strict=True)
+    device = local.trace.embed.device
+    return Reads(torch.tensor(layers, device=device), torch.tensor(positions, device=device), torch.stack(vectors))
+
+
+def _written(local: LocalModel, name: str) -> tuple[int, dict[int, Tensor]]:
+    t, words = local.trace, name.split("_")
+    try:
+        if words[0] == "P":
+            pos = _position(local, words[1])
+            return pos, {EMBED: _present(t.pos_embed, name, "position vectors")[pos]}
+        pos = _position(local, words[-1])
+        if words[0] == "E":
+            if int(words[1]) != int(t.tokens[pos]):
+                raise ValueError(f"'{name}': the token at position {pos} is {int(t.tokens[pos])}")
+            return pos, {EMBED: t.embed[pos]}
+        layer = _layer(local, words[0])
+        if words[1] == "bias" and words[2] in BIAS_KINDS:
+            if words[2] == "attn":
+                return pos, {behind_attention(layer): local.attn_bias[layer][pos]}
+            return pos, {behind_mlp(layer): _present(local.mlp_bias.get(layer), name, "transcoder")[pos]}
+        feature = int(words[1])
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"head loadings: '{name}' is no source on this prompt ({error})") from error
+    if feature == -1:
+        return pos, {behind_mlp(layer): local.errors[layer][pos]}
+    z = _activation(local, layer, pos, feature)
+    return pos, {behind_mlp(to): z * local.sets.decoder(layer, to)[feature] for to in local.sets.targets(layer)}
+
+
+def _read(local: LocalModel, name: str) -> tuple[int, int, Tensor]:
+    t = local.trace
+    try:
+        layer, feature, pos = (int(word) for word in name.split("_"))
+        _position(local, str(pos))
+    except ValueError as error:
+        raise ValueError(f"head loadings: '{name}' is no feature or logit on this prompt ({error})") from error
+    at = torch.tensor([pos], device=t.embed.device)
+    if layer == local.n_layers + 1:
+        direction = (t.W_U[:, feature] - t.W_U.mean(1))[None]
+        return local.n_layers, pos, t.ln_final.pullback(direction, t.final_scale[at])[0]
+    if layer not in local.sets or not 0 <= feature < local.sets[layer].d_sae:
+        raise ValueError(f"head loadings: '{name}' is no feature of the set, which has layers {local.sets.layers}")
+    row = local.sets.encoder_rows(layer, [feature])
+    return layer, pos, t.layers[layer].read_pullback(local.sets.hook_in(layer), row, at)[0]
+
+
+def _activation(local: LocalModel, layer: int, pos: int, feature: int) -> Tensor:
+    if layer not in local.acts:
+        raise ValueError(f"head loadings: the set has no features of layer {layer}; it has layers {local.sets.layers}")
+    indices, values = local.acts[layer].row(pos)
+    hit = (indices == feature).nonzero()
+    if not len(hit):
+        raise ValueError(f"head loadings: feature {feature} of layer {layer} is not active at position {pos}")
+    return values[hit[0, 0]]
+
+
+def _position(local: LocalModel, word: str) -> int:
+    if not 0 <= int(word) < local.n_pos:
+        raise ValueError(f"positions are 0..{local.n_pos - 1}")
+    return int(word)
+
+
+def _layer(local: LocalModel, word: str) -> int:
+    if not 0 <= int(word) < local.n_layers:
+        raise ValueError(f"layers are 0..{local.n_layers - 1}")
+    return int(word)
+
+
+def _present(value: Tensor | None, name: str, what: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"there are no {what} for '{name}'")
+    return value

@@ -1,0 +1,94 @@
+"""How features of one layer are wired to those of another by weights alone, whatever the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.lens import LayerWeights, Lens, as_lens, must_be_transcoders
+from pullback.transcoders import LayeredDictionary
+
+Head = tuple[int, int]
+"""(layer, head)"""
+
+
+class Wiring:
+    """Reads and writes of a set on its model. Norms keep their weights and centring and lose their denominators, which
+    depend on the input: what is left is proportional to an edge, by a positive factor of the target's position.
+
+    Raises ValueError for transcoders of another model, or autoencoders.
+    """
+
+    def __init__(self, model: Any, sets: LayeredDictionary, *, strict: bool = True) -> None:
+        self.lens: Lens = as_lens(model)
+        self.sets = self.lens.fitted(sets, strict=strict)
+        must_be_transcoders(self.sets, "attribution")
+
+    def layer(self, layer: int) -> LayerWeights:
+        return self.lens.layer_weights(layer).to(self.lens.compute_dtype)
+
+    def heads_between(self, source: int, target: int) -> list[Head]:
+        """Heads that read what layer `source` writes, and that layer `target` reads."""
+        top = target if self.lens.parallel else target + 1
+        return [(layer, head) for layer in range(source + 1, top) for head in range(self.lens.n_heads)]
+
+    def writes(self, source: int, below: int, ids: Tensor | None = None) -> Tensor:
+        """What features of a layer write to the MLP outputs of layers under `below`, in all, (n, d); ids None: all."""
+        parts = [
+            self.sets.decoder(source, to) if ids is None else self.sets.decoder_rows(source, ids, to)
+            for to in self.sets.targets(source)
+            if to < below
+        ]
+        return sum(parts[1:], start=parts[0])
+
+    def reads(self, target: int, ids: Tensor) -> Tensor:
+        """Encoder rows of a layer as they read the stream, (n, d)."""
+        rows, hook_in = self.sets.encoder_rows(target, ids), self.sets.hook_in(target)
+        if hook_in == "hook_resid_mid":
+            return rows
+        return self.layer(target).ln2.pullback(rows, rows.new_ones(1), affine=hook_in != "ln2.hook_normalized")
+
+    def as_read(self, target: int, x: Tensor) -> Tensor:
+        """Vectors x (n, d) of the stream as the encoder of a layer gets them: the transpose of `reads`."""
+        hook_in, ln2 = self.sets.hook_in(target), self.layer(target).ln2
+        if hook_in == "hook_resid_mid":
+            return x
+        return ln2.centre(x) if hook_in == "ln2.hook_normalized" else ln2.linear(x)
+
+    def back_through(self, head: Head, g: Tensor) -> Tensor:
+        """Vectors g (n, d) that read a head's output, as they read the stream before it: the head's OV."""
+        w, h = self.layer(head[0]), head[1]
+        W_V = w.W_V[h * w.W_V.shape[0] // w.W_O.shape[0]]
+        return w.ln1.pullback(g @ w.W_O[h].T @ W_V.T, g.new_ones(1))
+
+    def through(self, head: Head, x: Tensor) -> Tensor:
+        """Vectors x (n, d) of the stream as a head hands them on: the transpose of `back_through`."""
+        w, h = self.layer(head[0]), head[1]
+        W_V = w.W_V[h * w.W_V.shape[0] // w.W_O.shape[0]]
+        return w.ln1.linear(x) @ W_V @ w.W_O[h]
+
+    def must_follow(self, source: int, target: int) -> None:
+        for layer in (source, target):
+            if layer not in self.sets:
+                raise ValueError(
+                    f"virtual weights: no features of layer {layer}; the set has layers {self.sets.layers}"
+                )
+        if not source < target:
+            raise ValueError(
+                f"virtual weights: features of layer {source} do not reach those of layer {target}: a source must lie "
+                "in a lower layer"
+            )
+
+    def ids(self, layer: int, features: Any) -> Tensor:
+        """Feature ids (n), checked; None: all of the layer."""
+        if layer not in self.sets:
+            raise ValueError(f"virtual weights: no features of layer {layer}; the set has layers {self.sets.layers}")
+        F = self.sets[layer].d_sae
+        if features is None:
+            return torch.arange(F, device=self.lens.device)
+        ids = torch.as_tensor(features, device=self.lens.device).long().reshape(-1)
+        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= F:
+            raise ValueError(f"virtual weights: features must be ids in 0..{F - 1}, got {ids.tolist()[:9]}")
+        return ids

@@ -1,0 +1,96 @@
+"""Feature cards on disk: a folder of `{layer}_{feature}.json`, or the packed files that circuit-tracer's viewer reads.
+
+A pack is `index.json.gz`, for each layer `{"filename", "offsets"}`, and one file a layer in which bytes
+offsets[f]:offsets[f + 1] hold the length (4 bytes, little endian) and the zlib-compressed JSON of feature f.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+INDEX = "index.json.gz"
+CardSource = Callable[[int, int], "dict[str, Any] | None"]
+
+
+def open_cards(folder: Path) -> CardSource:
+    """What gives the card of (layer, feature), read when asked for, None where there is none.
+
+    Raises:
+        ValueError: if the folder holds neither a pack nor card files, or its index is damaged.
+    """
+    for place in (folder, folder / "features"):
+        if (place / INDEX).is_file():
+            return _packed(place)
+    if not any(folder.glob("[0-9]*_[0-9]*.json")):
+        raise ValueError(
+            f"no feature cards in {folder}: it holds neither {INDEX} nor files named {{layer}}_{{feature}}.json"
+        )
+
+    def read(layer: int, feature: int) -> dict[str, Any] | None:
+        path = folder / f"{layer}_{feature}.json"
+        return as_card(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    return read
+
+
+def _packed(folder: Path) -> CardSource:
+    try:
+        layers = json.loads(gzip.decompress((folder / INDEX).read_bytes()))
+        names = [None if layer is None else str(layer["filename"]) for layer in layers]
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error) as error:
+        raise ValueError(f"{folder / INDEX} is no index of feature cards: {error}") from error
+    if any(name is not None and Path(name).name != name for name in names):
+        raise ValueError(f"{folder / INDEX} names files outside its folder")
+
+    def read(layer: int, feature: int) -> dict[str, Any] | None:
+        name = names[layer] if layer < len(names) else None
+        offsets = layers[layer]["offsets"] if name else []
+        if name is None or feature + 1 >= len(offsets) or offsets[feature] == offsets[feature + 1]:
+            return None
+        with open(folder / name, "rb") as file:
+            file.seek(offsets[feature])
+            record = file.read(offsets[feature + 1] - offsets[feature])
+        (length,) = struct.unpack_from("<I", record)
+        return as_card(json.loads(zlib.decompress(record[4 : 4 + length])))
+
+    return lru_cache(maxsize=256)(read)
+
+
+def as_card(record: dict[str, Any]) -> dict[str, Any]:
+    """A card of what other tools keep of a feature (`examples_quantiles` and so on); one of ours as it is."""
+    if "examples_quantiles" not in record:
+        return record
+    card: dict[str, Any] = {
+        "examples": [
+            {
+                "tokens": example["tokens"],
+                "activations": example["tokens_acts_list"],
+                "train_token_ind": example.get("train_token_ind"),
+            }
+            for quantile in record["examples_quantiles"]
+            for example in quantile["examples"]
+        ]
+    }
+    card |= {key: record[key] for key in ("top_logits", "bottom_logits", "deembedding") if key in record}
+    if record.get("activation_frequency") is not None:
+        card["density"] = record["activation_frequency"]
+    if record.get("histogram"):
+        card["histogram"] = _histogram(record)
+    if record.get("quantile_values"):
+        card["quantiles"] = record["quantile_values"]
+    return card
+
+
+def _histogram(record: dict[str, Any]) -> dict[str, Any]:
+    counts, low, high = record["histogram"], record.get("act_min"), record.get("act_max")
+    if low is None or high is None:
+        return {"counts": counts}
+    step = (high - low) / len(counts)
+    return {"counts": counts, "edges": [low + k * step for k in range(len(counts) + 1)]}
