@@ -92,6 +92,11 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(evaluate) == 0
     assert "CE recovered" in capsys.readouterr().out
     assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
+    read = figures.read_text()
+    assert cli.main([*evaluate, "--lazy"]) == 0
+    assert figures.read_text() == read
+    assert cli.main(["graph", "tiny-mix", PROMPT, "--out", str(tmp_path / "g.json"), "--lazy"]) == 2
+    assert "--lazy is for the files of --transcoders" in capsys.readouterr().err
 
 
 def test_a_cross_layer_transcoder_is_trained_measured_and_explained(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def _eval(commands: Any) -> None:
     )
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    parser.add_argument("--lazy", action="store_true", help=graph_command.LAZY_HELP)
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
     parser.add_argument("--compare", default=None, help="folder or hub id of another set, measured beside it")
     parser.add_argument("--per-layer", action="store_true", help="also replace each layer on its own: slower")
@@ -254,7 +255,7 @@ def _run_eval(args: argparse.Namespace) -> None:
         open_model(args.model),
         _open_set(args),
         read_prompts(args.data),
-        compare=None if args.compare is None else {args.compare: load_transcoders(args.compare)},
+        compare=None if args.compare is None else {args.compare: load_transcoders(args.compare, lazy=args.lazy)},
         per_layer=args.per_layer,
         verbose=True,
     )
@@ -356,7 +357,9 @@ def _open_set(args: argparse.Namespace) -> Any:
     from pullback.transcoders import load_transcoders
 
     if args.transcoders is not None:
-        return load_transcoders(args.transcoders)
+        return load_transcoders(args.transcoders, lazy=args.lazy)
+    if args.lazy:
+        raise ValueError("--lazy is for the files of --transcoders")
     if args.model in ZOO:
         return zoo.transcoders(args.model)
     raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")

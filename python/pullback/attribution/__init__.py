@@ -7,6 +7,7 @@ from pullback.attribution.collection import GraphCollection
 from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
+from pullback.attribution.memory import MemoryEstimate, memory_estimate
 from pullback.attribution.settings import Settings
 from pullback.attribution.weights import (
     ExpectedAttributions,
@@ -28,6 +29,7 @@ __all__ = [
     "Interference",
     "LogitDifference",
     "LogitTarget",
+    "MemoryEstimate",
     "QKAttribution",
     "Scores",
     "Settings",
@@ -39,6 +41,7 @@ __all__ = [
     "expected_attributions",
     "head_loadings",
     "interference",
+    "memory_estimate",
     "qk_attribution",
     "read_index",
     "virtual_weights",

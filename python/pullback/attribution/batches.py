@@ -22,12 +22,17 @@ from pullback.lens import Lens
 WORKING_MEMORY = 2 * 2**30
 
 
+def targets_at_once(local: LocalModel, batch_size: int) -> int:
+    """As many as were asked for, fewer where they would take more than `WORKING_MEMORY`."""
+    return max(1, min(batch_size, WORKING_MEMORY // bytes_per_target(local)))
+
+
 class Batches:
     """Rows of one prompt's graph. A row is named as `Rows` says."""
 
     def __init__(self, lens: Lens, local: LocalModel, explained: Explained, settings: Settings) -> None:
         self.local, self.explained, self.settings = local, explained, settings
-        self.batch_size = max(1, min(settings.batch_size, WORKING_MEMORY // bytes_per_target(local)))
+        self.batch_size = targets_at_once(local, settings.batch_size)
         self.engine = AutogradEngine(lens, local) if settings.engine == "autograd" else None
         limit = settings.max_feature_nodes
         self.edges = EdgeRows(local.layout, settings.edge_rule, ranked=limit is not None)

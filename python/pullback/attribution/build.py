@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from pullback.attribution import nodes as k
 from pullback.attribution.asked import Asked
@@ -14,8 +15,10 @@ from pullback.attribution.batches import Batches
 from pullback.attribution.explained import Explained, explained
 from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel, local_model
+from pullback.attribution.memory import estimated
+from pullback.attribution.offload import out_of_memory
 from pullback.attribution.settings import CHECK_TOLERANCE, Settings
-from pullback.lens import Lens, as_lens
+from pullback.lens import Lens, as_lens, offloaded
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
 
@@ -35,6 +38,7 @@ def attribute(
     edge_mass: float = 1.0,
     edges_per_target: int | None = None,
     zero_positions: slice | None = None,
+    offload: str | None = None,
     engine: str = "linear",
     precision: str | None = None,
     strict: bool = True,
@@ -65,12 +69,15 @@ def attribute(
             mass, and at most so many; memory follows what is kept, and the rest is dropped mass. Scores are then of the
             edges kept.
         zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
+        offload: once the prompt has been read, the model gives way to the graph, and comes back afterwards: "cpu" takes
+            it from its device, "disk" puts it, and on a CPU what is frozen of the prompt too, into temporary files, of
+            which a layer at a time is read. The forward pass takes what it takes.
         engine: "linear", or "autograd", its oracle: the same edges through the model and torch autograd, slower.
         precision: "bfloat16": the linear engine multiplies gradients in bfloat16 and sums in float32: faster where the
             processor does so, and the graph misses its sums by some 1e-2. None for the precision of the model, float32
             at least.
         strict: False accepts transcoders of a fine-tuned sibling.
-        verbose: say what it takes, and show a progress bar.
+        verbose: print a memory estimate and show a progress bar.
 
     Returns:
         A graph whose every target sums: pre-activation = edges + dropped mass (`graph.check()`).
@@ -91,6 +98,7 @@ def attribute(
         edges_per_target=edges_per_target,
         engine=engine,
         precision=precision,
+        offload=offload,
         verbose=verbose,
     )
     lens = as_lens(model)
@@ -108,14 +116,22 @@ def attribute_local(lens: Lens, local: LocalModel, settings: Settings, meta: Map
 
     Raises ValueError for targets that this prompt does not have, and where edges do not add up.
     """
-    batches = begin(lens, local, settings)
-    batches.run()
+    what = _explained(lens, local, settings)
+    if settings.verbose:
+        tqdm.write(str(estimated(lens, local, settings.batch_size, settings.max_feature_nodes)))
+    with offloaded(lens.model, settings.offload):
+        batches = Batches(lens, local if settings.offload is None else out_of_memory(local), what, settings)
+        batches.run()
     return finish(lens, batches, meta)
 
 
 def begin(lens: Lens, local: LocalModel, settings: Settings) -> Batches:
     """What is explained of a prompt, and the rows of its graph, which are still to be computed."""
-    what = explained(
+    return Batches(lens, local, _explained(lens, local, settings), settings)
+
+
+def _explained(lens: Lens, local: LocalModel, settings: Settings) -> Explained:
+    return explained(
         lens,
         local,
         settings.attribution_targets,
@@ -123,7 +139,6 @@ def begin(lens: Lens, local: LocalModel, settings: Settings) -> Batches:
         max_n_logits=settings.max_n_logits,
         desired_logit_prob=settings.desired_logit_prob,
     )
-    return Batches(lens, local, what, settings)
 
 
 def finish(lens: Lens, batches: Batches, meta: Mapping[str, Any] | None = None) -> Graph:

@@ -14,6 +14,7 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
 from pullback.ops import contract
+from pullback.transcoders import in_memory
 
 
 def bytes_per_target(local: LocalModel) -> int:
@@ -105,8 +106,8 @@ class _Sweep:
         stack, layout = self.stack, self.reach.layout
         G = self.R.transpose(0, 1).to(stack.precision)
         for src in stack.sets.sources(i):
-            into = self.edges[: self.joined, layout.features[src]]
-            contract(G, self.reach.acts[src], stack.sets.decoder(src, i), out=into)
+            active, W_dec = in_memory(self.reach.acts[src], stack.sets.decoder(src, i))
+            contract(G, active, W_dec, out=self.edges[: self.joined, layout.features[src]])
         self._leaf(layout.errors[i], stack.errors[i])
         if i in stack.mlp_bias:
             self._leaf(layout.mlp_bias[i], stack.mlp_bias[i])

@@ -45,7 +45,7 @@ class LocalModel:
     def layout(self) -> Layout:
         return Layout(self.acts, self.n_pos, self.n_layers, self.trace.pos_embed is not None, self.mlp_bias)
 
-    @cached_property
+    @property
     def heads(self) -> list[Heads]:
         return self.stack.heads
 
@@ -106,6 +106,7 @@ def local_models(
                 f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
             )
     acts = {i: _at_positions(_encoded(sets, i, x), keep.repeat(Q, 1)) for i, x in inputs.items()}
+    sets = sets.holding(acts)  # every batch of targets reads the same decoder rows
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
     errors: list[Tensor] = []

@@ -33,6 +33,7 @@ class Settings:
     edges_per_target: int | None = None
     engine: str = "linear"
     precision: str | None = None
+    offload: str | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -45,6 +46,8 @@ class Settings:
             )
         if self.precision not in (None, "bfloat16"):
             raise ValueError(f"attribute: precision must be None or 'bfloat16', got {self.precision!r}")
+        if self.offload is not None and self.engine == "autograd":
+            raise ValueError("attribute: engine 'autograd' runs the model all the time; offload is for engine 'linear'")
         _ = self.edge_rule
 
     @property

@@ -60,8 +60,12 @@ class Stack:
 
     @cached_property
     def heads(self) -> list[Heads]:
-        blocks = zip(*(one.layers for one in self.traces), strict=True)
-        return [Heads(LayerTrace.stacked(block), self.precision) for block in blocks]
+        return list(self.made_heads())
+
+    def made_heads(self) -> Iterator[Heads]:
+        """Of every layer, made when it is asked for."""
+        for block in zip(*(one.layers for one in self.traces), strict=True):
+            yield Heads(LayerTrace.stacked(block), self.precision)
 
     def written_by(self, u: Tensor, P: int) -> Iterator[tuple[slice, Tensor]]:
         """What the first layer's attention writes at the first P positions of what the stream starts with there, u
@@ -108,14 +112,17 @@ class Stack:
 
     @cached_property
     def _padded(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-        """Of each layer: row pointers (Q, T + 1), ids and activations (Q, m), 0 behind those of a prompt."""
+        """Of each layer: row pointers (Q, T + 1), ids and activations (Q, m), those behind a prompt's own are 0."""
 
-        def side_by_side(per_prompt: Sequence[Tensor]) -> Tensor:
-            return nn.utils.rnn.pad_sequence(list(per_prompt), batch_first=True)
+        def side_by_side(per_prompt: Sequence[Tensor], filler: float = 0) -> Tensor:
+            return nn.utils.rnn.pad_sequence(list(per_prompt), batch_first=True, padding_value=filler)
 
         padded: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for i in self.acts[0]:
             acts = [one[i] for one in self.acts]
             indptr = torch.stack([own.indptr for own in acts])
-            padded[i] = indptr, side_by_side([a.indices for a in acts]), side_by_side([a.values for a in acts])
+            # Of a dictionary in a file, rows of the active features are in memory, and no others.
+            one_of_them = int(torch.cat([own.indices for own in acts])[:1].sum())
+            ids = side_by_side([own.indices for own in acts], filler=one_of_them)
+            padded[i] = indptr, ids, side_by_side([own.values for own in acts])
         return padded

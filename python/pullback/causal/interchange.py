@@ -16,7 +16,7 @@ from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
 from pullback.ops import SparseActivations, decode_csr, sampled_dot
-from pullback.transcoders import BatchTopK, LayeredDictionary
+from pullback.transcoders import BatchTopK, LayeredDictionary, in_memory
 
 Selection = Callable[[Tensor, Tensor], Tensor]
 """(pair index (n), feature id (n)) -> mask (n): which features of which pair are swapped."""
@@ -126,7 +126,7 @@ def interchange(
         y = y.clone()
         W_dec = sets.decoder(layer, dst)
         for pos, then, now in changes[layer]:
-            y[:, pos] += (decode_csr(then, W_dec) - decode_csr(now, W_dec)).to(y.dtype)
+            y[:, pos] += (decode_csr(*in_memory(then, W_dec)) - decode_csr(*in_memory(now, W_dec))).to(y.dtype)
         return y
 
     edits: list[tuple[str, rec.Edit]] = []
@@ -242,7 +242,8 @@ def swap_scores(
         for x, sign in ((x_source[i], 1.0), (x_base[i], -1.0)):
             acts = sets.encode(i, x[:, pos])
             rows, ids = acts.rows(), acts.indices.long()
-            along = [sampled_dot(g, sets.decoder(i, dst), acts.indptr, acts.indices) for dst, g in gradients.items()]
+            read = {dst: in_memory(acts, sets.decoder(i, dst)) for dst in gradients}
+            along = [sampled_dot(gradients[dst], W, own.indptr, own.indices) for dst, (own, W) in read.items()]
             effect = sign * acts.values * torch.stack(along).sum(0)
             parts.append((rows, torch.full_like(rows, i), ids, effect))
     pair, layer, feature, score = (torch.cat([p[n] for p in parts]) for n in range(4))

@@ -2,6 +2,7 @@
 
 from pullback.lens.adapter import INPUT_SITES, OUTPUT_SITES, Lens, as_lens
 from pullback.lens.compat import check_compatible, must_be_transcoders
+from pullback.lens.offload import offloaded, on_disk
 from pullback.lens.open import open_transformers
 from pullback.lens.stand_ins import stand_ins
 from pullback.lens.trace import LayerTrace, Trace, trace, traces
@@ -18,6 +19,8 @@ __all__ = [
     "as_lens",
     "check_compatible",
     "must_be_transcoders",
+    "offloaded",
+    "on_disk",
     "open_transformers",
     "stand_ins",
     "trace",

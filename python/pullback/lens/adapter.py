@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pullback.lens import record as rec
 from pullback.lens.fingerprint import fingerprint
+from pullback.lens.placed import at_hand
 from pullback.lens.stand_ins import stand_ins
 from pullback.lens.tokens import Prompt, check_ids
-from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, mlp_norm, read_layer, read_norm
+from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
 from pullback.transcoders import LayeredDictionary, ModelReading
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ class Lens:
         return int(self.W_U.shape[1])
 
     def layer_weights(self, layer: int) -> LayerWeights:
-        return read_layer(self.model, layer)
+        block = self.model.blocks[layer]
+        with at_hand(*(part for name, part in block.named_children() if name != "mlp")):
+            return read_layer(self.model, layer)
 
     @property
     def ln_final(self) -> Norm:
@@ -123,8 +126,7 @@ class Lens:
     @property
     def folded(self) -> bool:
         """Whether the MLP norms' affine is absent or the identity: `ln2.hook_normalized` is then the MLP's input."""
-        blocks = [self.model.blocks[i] for i in range(self.n_layers)]
-        return all(read_norm(getattr(block, mlp_norm(block), None)).folded for block in blocks)
+        return all(self.layer_weights(i).ln2.folded for i in range(self.n_layers))
 
     @property
     def logit_soft_cap(self) -> float | None:
@@ -163,8 +165,9 @@ class Lens:
 
     def fingerprint(self, layer: int) -> str | None:
         """Of the layer's MLP input weight: equal up to rounding through float32, float64 and bfloat16."""
-        weight = mlp_input_weight(self.model, layer)
-        return None if weight is None else fingerprint(weight)
+        with at_hand(getattr(self.model.blocks[layer], "mlp", None)):
+            weight = mlp_input_weight(self.model, layer)
+            return None if weight is None else fingerprint(weight)
 
     def reading(self, layer: int | None) -> ModelReading:
         """How this model is read at one layer: what a transcoder trained here records. None: at whichever layer."""

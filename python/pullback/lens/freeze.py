@@ -51,7 +51,7 @@ def freeze_edits(base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:
     """Edits that hold a forward pass at `base`."""
 
     def at(value: Tensor) -> rec.Edit:
-        return lambda t: value.to(t.dtype).expand_as(t)
+        return lambda t: value.to(t).expand_as(t)
 
     edits: list[tuple[str, rec.Edit]] = []
     for i, layer in enumerate(base.layers):
@@ -84,7 +84,7 @@ def frozen_run(
     probes = _probe_sites(lens, hold)
     frozen = [*lens.exact_edits, *freeze_edits(base, hold)]
     logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *edits])
-    _verify_held(lens, base, hold, {k: v[0].to(lens.compute_dtype) for k, v in seen.items()}, logits[0])
+    _verify_held(lens, base, hold, {k: v[0].to(lens.device, lens.compute_dtype) for k, v in seen.items()}, logits[0])
     return logits[0], {s: seen[s][0] for s in sites}
 
 

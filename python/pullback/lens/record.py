@@ -177,7 +177,7 @@ def patch_edits(
         def edit(y: Tensor) -> Tensor:
             if layer not in held:
                 raise ValueError(f"lens: {sites[layer][0]} did not fire before {sites[layer][1]}")
-            return fns[layer](held.pop(layer), y).to(y.dtype)
+            return fns[layer](held.pop(layer), y).to(y)
 
         return edit
 

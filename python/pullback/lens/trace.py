@@ -155,15 +155,16 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
     # Norm scales are recorded through an edit, which also makes a float64 RMSNorm compute in float64.
     logits, seen = rec.record(lens.model, tokens.to(lens.device), _sites(lens), rec.exact_norms(lens.model))
     dtype = lens.compute_dtype
-    # Where the model adds one row of positions to all prompts, it is recorded once.
-    at = {site: value.to(dtype).expand(len(tokens), *value.shape[1:]) for site, value in seen.items()}
+    # Blocks may run on several devices; the frozen map is on one. Where the model adds one row of positions to all
+    # prompts, it is recorded once.
+    at = {site: t.to(lens.device, dtype).expand(len(tokens), *t.shape[1:]) for site, t in seen.items()}
     must_be_finite(lens, at)
     ones = at["hook_embed"].new_ones(*tokens.shape, 1)
-    ln_final, W_U, b_U = lens.ln_final.to(dtype), lens.W_U.to(dtype), lens.b_U.to(dtype)
+    ln_final, W_U, b_U = lens.ln_final.to(dtype, lens.device), lens.W_U.to(dtype), lens.b_U.to(dtype)
     final_scale = at.get("ln_final.hook_scale", ones)
 
     def layer(i: int) -> LayerTrace:
-        block, weights = f"blocks.{i}.", lens.layer_weights(i).to(dtype)
+        block, weights = f"blocks.{i}.", lens.layer_weights(i).to(dtype, lens.device)
         return LayerTrace(
             weights=weights,
             parallel=lens.parallel,
@@ -178,7 +179,7 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
 
     layers = [layer(i) for i in range(lens.n_layers)]
     before_cap = ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], final_scale) @ W_U + b_U
-    _verify(lens, layers, before_cap, logits.to(dtype), at)
+    _verify(lens, layers, before_cap, logits.to(lens.device, dtype), at)
     return [
         Trace(
             model_name=lens.model_name,

@@ -57,10 +57,9 @@ class Norm:
     def bias_vector(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if self.b is None else self.b.to(like)
 
-    def to(self, dtype: torch.dtype) -> Norm:
-        return Norm(
-            self.kind, None if self.w is None else self.w.to(dtype), None if self.b is None else self.b.to(dtype)
-        )
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Norm:
+        w, b = (None if t is None else t.to(device=device, dtype=dtype) for t in (self.w, self.b))
+        return Norm(self.kind, w, b)
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,9 @@ class LayerWeights:
         norm behind it is.)"""
         return {"ln1": self.ln1, "ln1_post": self.ln1_post, self.ln2_at: self.ln2}
 
-    def to(self, dtype: torch.dtype) -> LayerWeights:
-        tensors = {name: getattr(self, name).to(dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
-        norms = {name: getattr(self, name).to(dtype) for name in ("ln1", "ln1_post", "ln2")}
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerWeights:
+        tensors = {name: getattr(self, name).to(device=device, dtype=dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
+        norms = {name: getattr(self, name).to(dtype, device) for name in ("ln1", "ln1_post", "ln2")}
         return replace(self, **norms, **tensors)
 
 

@@ -5,6 +5,7 @@ from pullback.transcoders.calibration import calibrate_thresholds, to_jumprelu
 from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
 from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.layered import LayeredDictionary
+from pullback.transcoders.lazy import HeldRows, MappedRows, in_memory
 from pullback.transcoders.loading import load_transcoders
 from pullback.transcoders.protocol import Dictionary
 from pullback.transcoders.reading import ModelReading
@@ -17,8 +18,10 @@ __all__ = [
     "CrossLayerTranscoder",
     "Dictionary",
     "FeatureLayer",
+    "HeldRows",
     "JumpReLU",
     "LayeredDictionary",
+    "MappedRows",
     "ModelReading",
     "ReLU",
     "SourceLayer",
@@ -26,6 +29,7 @@ __all__ = [
     "Transcoder",
     "TranscoderSet",
     "calibrate_thresholds",
+    "in_memory",
     "load_transcoders",
     "to_jumprelu",
 ]

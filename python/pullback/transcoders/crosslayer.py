@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from pullback.ops import SparseActivations
 from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.layered import LayeredDictionary
+from pullback.transcoders.lazy import Rows
 
 DECODER_TYINGS = ("none", "per_source", "per_target")
 
@@ -31,6 +34,10 @@ class SourceLayer(FeatureLayer):
     """
 
     decoder_axes = ("F", "t", "d_out")
+
+    def decoder(self, place: int) -> Rows:
+        """Float[Tensor, 'F d_out']: what the features write to the target layer at that place."""
+        return self.W_dec.detach()[:, place] if isinstance(self.W_dec, Tensor) else self.W_dec.target(place)
 
 
 class CrossLayerTranscoder(LayeredDictionary[SourceLayer]):
@@ -85,15 +92,19 @@ class CrossLayerTranscoder(LayeredDictionary[SourceLayer]):
         """Layers whose features write to layer dst, ascending: those below it and its own."""
         return [layer for layer in self.layers if layer <= dst] if dst in self else []
 
-    def decoder(self, l: int, dst: int) -> Tensor:
+    def decoder(self, l: int, dst: int) -> Rows:
         """Float[Tensor, 'F d_out'], a view of the weights. Raises ValueError where dst lies below l or has no
         features."""
         targets = self.targets(l)
         if dst not in targets:
             raise ValueError(f"features of layer {l} write to layers {targets}, not to layer {dst}")
         if self.decoder_tying == "per_target":
-            return self[dst].W_dec.detach()[:, 0]
-        return self[l].W_dec.detach()[:, targets.index(dst) if self.decoder_tying == "none" else 0]
+            return self[dst].decoder(0)
+        return self[l].decoder(targets.index(dst) if self.decoder_tying == "none" else 0)
+
+    def _written_by(self, layer: int, acts: Mapping[int, SparseActivations]) -> Tensor:
+        writers = self.sources(layer) if self.decoder_tying == "per_target" else [layer]
+        return torch.cat([acts[l].indices for l in writers])
 
     def like(self, layers: Mapping[int, SourceLayer]) -> CrossLayerTranscoder:
         return CrossLayerTranscoder(layers, self.decoder_tying)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pullback.ops import SparseActivations
 from pullback.transcoders.activations import Activation, BatchTopK, JumpReLU, TopK
+from pullback.transcoders.lazy import MappedRows, Rows, encode_in_blocks
 from pullback.transcoders.reading import ModelReading
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GATHER_BYTES = 1 << 26
@@ -22,6 +27,10 @@ class FeatureLayer(nn.Module):
     Row i of `W_enc` and of `W_dec` is feature i. `b_dec` is an output bias; there is no input bias. 16-bit weights
     compute in float32. The weights do not ask for gradients until told to (`requires_grad_()`); `encode` never tracks
     them.
+
+    `W_enc` and `W_dec` may be `MappedRows`, which stay in their file (`load_transcoders(lazy=...)`). They are no
+    parameters: `state_dict` and `parameters` do not have them. `.to` leaves them where they are and changes what is
+    read of them. What is NaN or infinite in them is found where it is read.
 
     Raises:
         ValueError: shapes or dtypes disagree, a weight is NaN or infinite, k exceeds F, or a hook name is not relative
@@ -40,9 +49,9 @@ class FeatureLayer(nn.Module):
 
     def __init__(
         self,
-        W_enc: Tensor,
+        W_enc: Tensor | MappedRows,
         b_enc: Tensor,
-        W_dec: Tensor,
+        W_dec: Rows,
         b_dec: Tensor,
         W_skip: Tensor | None = None,
         *,
@@ -52,7 +61,7 @@ class FeatureLayer(nn.Module):
         reading: ModelReading | None = None,
     ) -> None:
         super().__init__()
-        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        weights: dict[str, Rows] = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
         if W_skip is not None:
             weights["W_skip"] = W_skip
         self._check_weights(weights)
@@ -60,8 +69,11 @@ class FeatureLayer(nn.Module):
             if not hook or hook.startswith("blocks."):
                 raise self._wrong(f'hooks are named inside their block, like "mlp.hook_in"; got "{hook}"')
         for name, weight in weights.items():
-            # Kernels read whole rows, so rows must be contiguous.
-            self.register_parameter(name, nn.Parameter(weight.detach().contiguous(), requires_grad=False))
+            if isinstance(weight, Tensor):
+                # Kernels read whole rows, so rows must be contiguous.
+                self.register_parameter(name, nn.Parameter(weight.detach().contiguous(), requires_grad=False))
+            else:
+                self._keep(name, weight)
         if W_skip is None:
             self.register_parameter("W_skip", None)
         # A buffer, so that thresholds follow the weights to another device or dtype.
@@ -79,7 +91,7 @@ class FeatureLayer(nn.Module):
     def activation(self, activation: Activation) -> None:
         self._check_activation(activation)
         theta = activation.theta if isinstance(activation, JumpReLU) else None
-        self.theta = theta.detach().to(self.W_enc) if isinstance(theta, Tensor) else None
+        self.theta = theta.detach().to(self.b_enc) if isinstance(theta, Tensor) else None
         self._activation = activation
 
     @property
@@ -96,11 +108,11 @@ class FeatureLayer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.W_enc.dtype
+        return self.b_enc.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.W_enc.device
+        return self.b_enc.device
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> SparseActivations:
@@ -110,6 +122,8 @@ class FeatureLayer(nn.Module):
         activation = self.activation
         if isinstance(activation, JumpReLU) and self.theta is not None:
             activation = JumpReLU(self._compute(self.theta))
+        if isinstance(self.W_enc, MappedRows):
+            return encode_in_blocks(activation, rows, self.W_enc, self._compute(self.b_enc))
         return activation.encode(rows, self._compute(self.W_enc), self._compute(self.b_enc))
 
     @torch.no_grad()
@@ -135,11 +149,42 @@ class FeatureLayer(nn.Module):
         ]
         return torch.cat(parts).to(flat.dtype)
 
+    def weights(self) -> dict[str, Tensor]:
+        """All weights in memory, whatever they lie in now."""
+        found = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")}
+        return {
+            name: weight.detach() if isinstance(weight, Tensor) else weight[:]
+            for name, weight in found.items()
+            if weight is not None
+        }
+
+    def holding(self, features: Tensor) -> Self:
+        """The layer with the decoder rows of these features Int[Tensor, 'n'] in memory: itself where all are."""
+        if not isinstance(self.W_dec, MappedRows):
+            return self
+        layer = copy.copy(self)  # shares the parameters, of which a decoder in a file is none
+        layer._keep("W_dec", self.W_dec.held(features))
+        return layer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name in ("W_enc", "W_dec"):
+            weight = getattr(self, name)
+            if isinstance(weight, MappedRows):
+                self._keep(name, weight.to(self.device, self.dtype))
+        return self
+
+    def _keep(self, name: str, rows: Rows) -> None:
+        """A weight that is no parameter: it is not in memory, or not whole."""
+        setattr(self, name, rows)
+
     def extra_repr(self) -> str:
         skip = ", skip" if self.W_skip is not None else ""
         rule = "JumpReLU" if isinstance(self.activation, JumpReLU) else repr(self.activation)
         sizes = f"{self.d_in} -> {self.d_sae} -> {' x '.join(map(str, self.W_dec.shape[1:]))}{skip}"
-        return f"{sizes}, {rule}, {self.hook_in} -> {self.hook_out}, {self.dtype}"
+        mapped = [name for name in ("W_enc", "W_dec") if isinstance(getattr(self, name), MappedRows)]
+        where = f", {' and '.join(mapped)} in a file" if mapped else ""
+        return f"{sizes}, {rule}, {self.hook_in} -> {self.hook_out}, {self.dtype}{where}"
 
     def _compute(self, weight: Tensor) -> Tensor:
         return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
@@ -152,7 +197,7 @@ class FeatureLayer(nn.Module):
     def _wrong(self, what: str) -> ValueError:
         return ValueError(f"{type(self).__name__}: {what}")
 
-    def _check_weights(self, weights: dict[str, Tensor]) -> None:
+    def _check_weights(self, weights: Mapping[str, Rows]) -> None:
         W_enc, W_dec, axes = weights["W_enc"], weights["W_dec"], self.decoder_axes
         if W_enc.ndim != 2 or W_dec.ndim != len(axes):
             shapes = f"got {list(W_enc.shape)} and {list(W_dec.shape)}"
@@ -183,7 +228,7 @@ class FeatureLayer(nn.Module):
                     f"all weights must share one dtype and device; W_enc is {W_enc.dtype} on {W_enc.device}, "
                     f"{name} is {weight.dtype} on {weight.device}"
                 )
-            bad = int((~weight.isfinite()).sum())
+            bad = int((~weight.isfinite()).sum()) if isinstance(weight, Tensor) else 0
             if bad:
                 raise self._wrong(
                     f"{name} has {bad} NaN or infinite entries; these weights come from a diverged run or a damaged "

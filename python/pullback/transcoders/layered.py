@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pullback.ops import SparseActivations, decode_csr
 from pullback.transcoders.features import FeatureLayer
+from pullback.transcoders.lazy import Rows, in_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,8 +88,21 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
         """Layers whose features write to layer dst, ascending; the last is dst. None if dst has no features."""
 
     @abstractmethod
-    def decoder(self, l: int, dst: int) -> Tensor:
-        """Float[Tensor, 'F d_out'], a view of the weights. Raises ValueError unless layer l writes to dst."""
+    def decoder(self, l: int, dst: int) -> Rows:
+        """Float[Tensor, 'F d_out'], a view of the weights, or what stands for them where they lie in a file (kernels
+        take `in_memory(acts, decoder)`). Raises ValueError unless layer l writes to dst."""
+
+    def holding(self, acts: Mapping[int, SparseActivations]) -> Self:
+        """This set with the decoder rows of these features {layer: ...} in memory, to work with them for a while.
+
+        Layers whose decoder is in memory are shared. What is not held cannot be asked for: the set is for these
+        features only.
+        """
+        return self.like({layer: features.holding(self._written_by(layer, acts)) for layer, features in self.items()})
+
+    def _written_by(self, layer: int, acts: Mapping[int, SparseActivations]) -> Tensor:
+        """Int[Tensor, 'n']: rows of the decoder that this layer holds which these features write."""
+        return acts[layer].indices
 
     def decoder_rows(self, l: int, ids: Tensor | Sequence[int], dst: int) -> Tensor:
         """Float[Tensor, 'n d_out']: rows of `decoder`."""
@@ -96,7 +110,7 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
 
     def encoder_rows(self, l: int, ids: Tensor | Sequence[int]) -> Tensor:
         """Float[Tensor, 'n d_in']: rows of W_enc"""
-        return self[l].W_enc.detach()[_ids(ids, self[l])]
+        return self[l].W_enc[_ids(ids, self[l])].detach()
 
     def b_enc(self, l: int) -> Tensor:
         """Float[Tensor, 'F']"""
@@ -127,9 +141,9 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
         if missing:
             raise ValueError(f"features of layers {missing} write to layer {dst} too, and are not given")
         first, *rest = self.sources(dst)
-        y = decode_csr(acts[first], self.decoder(first, dst), b_dec)
+        y = decode_csr(*in_memory(acts[first], self.decoder(first, dst)), b_dec)
         for src in rest:
-            y = y + decode_csr(acts[src], self.decoder(src, dst))
+            y = y + decode_csr(*in_memory(acts[src], self.decoder(src, dst)))
         return y
 
     def reconstruct(self, dst: int, acts: Mapping[int, SparseActivations], x: Tensor) -> Tensor:
@@ -153,7 +167,7 @@ class LayeredDictionary(ABC, Mapping[int, Layer], Generic[Layer]):
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The set on a device or in a dtype. This set stays as it is; layers that already fit are shared, not
-        copied."""
+        copied. Weights in a file stay there: what is read of them is what changes."""
 
         def fits(features: FeatureLayer) -> bool:
             same_device = device is None or features.device == torch.device(device)

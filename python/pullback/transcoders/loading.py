@@ -10,7 +10,7 @@ import torch
 
 from pullback.transcoders.activations import Activation
 from pullback.transcoders.crosslayer import CrossLayerTranscoder
-from pullback.transcoders.formats.build import Options
+from pullback.transcoders.formats.build import NOT_LAZY, Options
 from pullback.transcoders.formats.recognise import READABLE, recognise
 from pullback.transcoders.sets import TranscoderSet
 
@@ -20,6 +20,22 @@ READERS = {name: name.replace("-", "_") for name in READABLE} | {
     "circuit-tracer-clt": "crosslayer",
     "gemmascope2-clt": "gemmascope_clt",
 }
+LAZY = {
+    False: frozenset[str](),
+    True: frozenset({"W_enc", "W_dec"}),
+    "encoder": frozenset({"W_enc"}),
+    "decoder": frozenset({"W_dec"}),
+}
+# Others hold weights that are compressed, pickled, or not the same numbers as ours.
+LAZY_FORMATS = (
+    "pullback",
+    "circuit-tracer",
+    "circuit-tracer-clt",
+    "saelens",
+    "sparsify",
+    "gemmascope2",
+    "gemmascope2-clt",
+)
 
 
 def load_transcoders(
@@ -33,6 +49,7 @@ def load_transcoders(
     hook_out: str | None = None,
     activation: Activation | None = None,
     subtract_b_dec: bool | None = None,
+    lazy: bool | str = False,
 ) -> TranscoderSet | CrossLayerTranscoder:
     """Read transcoders of any layout in docs/FORMATS.md: a `TranscoderSet`, or a `CrossLayerTranscoder` where features
     write to several layers.
@@ -55,18 +72,27 @@ def load_transcoders(
             JumpReLU where the file has thresholds and a ReLU where it has none.
         subtract_b_dec: whether the encoder subtracts `b_dec` from its input (sparsify; by default only autoencoders do.
             Its transcoders did too before February 2025, which their files do not say).
+        lazy: True leaves encoders and decoders in their files, "encoder" or "decoder" one of them; everything else is
+            read. Encoding then streams the encoder through a bounded part of memory, and decoder rows are read where
+            features are active: the same features and graphs, for a dictionary of any size. The files have to stay.
+            `dtype` and `device` are those of what is read. For safetensors files of pullback, circuit-tracer, SAELens,
+            sparsify and GemmaScope 2.
 
     Raises:
         FileNotFoundError: no such files, or a reference that is neither reachable nor in the cache.
         ValueError: a file is damaged, does not fit its configuration, fits several layouts or none, or holds something
-            no `Transcoder` is equal to. The sentence names the file and what was expected.
+            no `Transcoder` is equal to, or cannot be read lazily. The sentence names the file and what was expected.
     """
-    options = Options(dtype, device, layer, hook_in, hook_out, activation, subtract_b_dec)
+    if lazy not in LAZY:
+        raise ValueError(f"lazy must be True, False, 'encoder' or 'decoder', got {lazy!r}")
+    options = Options(dtype, device, layer, hook_in, hook_out, activation, subtract_b_dec, LAZY[lazy])
     if format is not None and format not in READERS:
         raise ValueError(f"format {format!r} is unknown; it must be one of {', '.join(READERS)}")
     found = _local(path)
     if format is None:
         format = recognise(found)
+    if lazy and format not in LAZY_FORMATS:
+        raise ValueError(f"{found}: files of {format} cannot be read lazily; {NOT_LAZY}")
     reader = importlib.import_module(f"pullback.transcoders.formats.{READERS[format]}")
     return reader.load(found, options)
 

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from pullback.ops import SparseActivations
+from pullback.transcoders.lazy import Rows
 
 
 @runtime_checkable
@@ -39,8 +40,12 @@ class Dictionary(Protocol):
         """Layers whose features write to the MLP output of layer dst."""
         ...
 
-    def decoder(self, l: int, dst: int) -> Tensor:
-        """Float[Tensor, 'F d']: decoder from layer l to layer dst, a view."""
+    def decoder(self, l: int, dst: int) -> Rows:
+        """Float[Tensor, 'F d']: decoder from layer l to layer dst; kernels take `in_memory(acts, decoder)`."""
+        ...
+
+    def holding(self, acts: Mapping[int, SparseActivations]) -> Dictionary:
+        """The dictionary with the decoder rows of these features in memory, for as long as one works with them."""
         ...
 
     def decoder_rows(self, l: int, ids: Tensor | Sequence[int], dst: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pullback.transcoders.layered import LayeredDictionary
+from pullback.transcoders.lazy import Rows
 from pullback.transcoders.transcoder import Transcoder
 
 
@@ -33,9 +34,10 @@ class TranscoderSet(LayeredDictionary[Transcoder]):
         """Layers whose features write to layer dst: itself, if it has a transcoder."""
         return [dst] if dst in self else []
 
-    def decoder(self, l: int, dst: int) -> Tensor:
+    def decoder(self, l: int, dst: int) -> Rows:
         """Float[Tensor, 'F d_out'], a view of W_dec. Raises ValueError unless dst is l."""
-        return self[self._own(l, dst)].W_dec.detach()
+        W_dec = self[self._own(l, dst)].W_dec
+        return W_dec.detach() if isinstance(W_dec, Tensor) else W_dec
 
     def like(self, layers: Mapping[int, Transcoder]) -> TranscoderSet:
         return TranscoderSet(layers)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pullback.ops import SparseActivations, decode_csr
 from pullback.transcoders.features import FeatureLayer
+from pullback.transcoders.lazy import in_memory
 
 
 class Transcoder(FeatureLayer):
@@ -41,7 +42,8 @@ class Transcoder(FeatureLayer):
                 f"decode: activations have {acts.n_features} features, this transcoder has {self.d_sae}: "
                 "from another layer?"
             )
-        return decode_csr(acts, self._compute(self.W_dec), self._compute(self.b_dec))
+        acts, W_dec = in_memory(acts, self.W_dec)
+        return decode_csr(acts, self._compute(W_dec), self._compute(self.b_dec))
 
     def forward(self, x: Tensor) -> Tensor:
         """x Float[Tensor, '... d_in'] -> Float[Tensor, '... d_out']: the reconstruction, skip path included."""

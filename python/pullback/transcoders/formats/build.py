@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from pullback.transcoders.activations import Activation, JumpReLU
 from pullback.transcoders.features import FeatureLayer
+from pullback.transcoders.formats.files import read_safetensors
+from pullback.transcoders.lazy import BLOCK_BYTES, MappedRows, map_safetensors, place_of, read_here_and_there
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.transcoder import Transcoder
 
 Layer = TypeVar("Layer", bound=FeatureLayer)
+NOT_LAZY = "load it without lazy=, or convert it once: pullback convert SRC DST --to pullback"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Options:
     hook_out: str | None = None
     activation: Activation | None = None
     subtract_b_dec: bool | None = None
+    lazy: frozenset[str] = frozenset()
+
+    def read(self, file: Path) -> dict[str, Tensor]:
+        """The tensors of a safetensors file, for `build_layer` to copy or to leave where they are."""
+        return map_safetensors(file) if self.lazy else read_safetensors(file)
 
 
 def build_layer(
@@ -55,13 +64,15 @@ def build_layer(
         stored = weights["W_enc"].dtype
         dtype = torch.float32 if stored in (torch.bfloat16, torch.float16) else stored
     # Copies, since tensors inside a file's buffer are not aligned, and a GEMM may round differently on unaligned rows.
-    own = {
+    own: dict[str, Any] = {
         name: tensor.to(device=options.device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
+        if name not in options.lazy
     }
+    own |= {name: _left_there(weights[name], name, dtype, options, source) for name in options.lazy}
     theta, b_in = own.pop("theta", None), own.pop("b_in", None)
     if b_in is not None:
-        own["b_enc"] = (own["b_enc"].double() - own["W_enc"].double() @ b_in.double()).to(dtype)
+        own["b_enc"] = _folded(own["b_enc"], own["W_enc"], b_in)
     activation = options.activation or activation or (None if theta is None else JumpReLU(theta))
     if activation is None:
         raise ValueError(f"{source}: the file does not say which activation it was trained with; pass activation=...")
@@ -75,6 +86,23 @@ def build_layer(
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _left_there(
+    weight: Tensor, name: str, dtype: torch.dtype, options: Options, source: str | os.PathLike[str]
+) -> MappedRows:
+    if place_of(weight) is None:
+        raise ValueError(f"{source}: {name} is not read as it lies in the file, so it cannot stay there; {NOT_LAZY}")
+    if name == "W_dec":
+        read_here_and_there(weight)
+    return MappedRows(weight, dtype, options.device)
+
+
+def _folded(b_enc: Tensor, W_enc: Tensor | MappedRows, b_in: Tensor) -> Tensor:
+    """b_enc - W_enc b_in in float64, a block of features at a time."""
+    step = max(1, BLOCK_BYTES // (8 * W_enc.shape[1]))
+    blocks = (W_enc[start : start + step] for start in range(0, len(W_enc), step))
+    return (b_enc.double() - torch.cat([W.double() @ b_in.double() for W in blocks])).to(b_enc.dtype)
 
 
 build = partial(build_layer, Transcoder)

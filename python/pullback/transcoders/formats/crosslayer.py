@@ -24,7 +24,7 @@ from pullback.transcoders.activations import JumpReLU, ReLU
 from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
 from pullback.transcoders.formats import native
 from pullback.transcoders.formats.build import Options
-from pullback.transcoders.formats.files import read_safetensors, write_safetensors
+from pullback.transcoders.formats.files import write_safetensors
 from pullback.transcoders.formats.tables import CIRCUIT_TRACER_CLT, from_table, to_table
 from pullback.transcoders.reading import ModelReading
 
@@ -90,7 +90,7 @@ def as_circuit_tracer_reads(clt: CrossLayerTranscoder) -> CrossLayerTranscoder:
         return SourceLayer(
             source.W_enc,
             source.b_enc,
-            torch.stack([clt.decoder(layer, dst) for dst in clt.targets(layer)], 1),
+            torch.stack([clt.decoder(layer, dst)[:] for dst in clt.targets(layer)], 1),
             source.b_dec,
             source.W_skip,
             activation=zero if jumps and isinstance(source.activation, ReLU) else source.activation,
@@ -108,6 +108,6 @@ def _read(
     file = directory / file_name("W_enc", layer)
     tensors: dict[str, Tensor] = {}
     for weight in ("W_enc", "W_dec"):
-        tensors |= read_safetensors(directory / file_name(weight, layer))
+        tensors |= options.read(directory / file_name(weight, layer))
     own = {name.removesuffix(f"_{layer}"): tensor for name, tensor in tensors.items()}
     return native.made(SourceLayer, from_table(own, CIRCUIT_TRACER_CLT, file), file, settings, reading, options)

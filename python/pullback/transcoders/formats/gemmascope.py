@@ -56,7 +56,7 @@ def read(file: Path, options: Options, hooks: tuple[str, str] | None = None) -> 
         weights = from_table(read_npz(file), GEMMASCOPE, file)
         hooks = hooks or _hooks_1(file, options)
     else:
-        weights = from_table(read_safetensors(file), GEMMASCOPE2, file)
+        weights = from_table(options.read(file), GEMMASCOPE2, file)
         hooks = hooks or _hooks_2(file, options, "W_skip" in weights)
     weights["theta"] = relu_then_threshold(weights["theta"])
     return build(weights, activation=None, hook_in=hooks[0], hook_out=hooks[1], options=options, source=file)

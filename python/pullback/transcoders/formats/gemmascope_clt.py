@@ -15,7 +15,7 @@ from pathlib import Path
 from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
 from pullback.transcoders.formats.build import Options, build_layer, relu_then_threshold
 from pullback.transcoders.formats.crosslayer import must_be_whole
-from pullback.transcoders.formats.files import read_json, read_safetensors
+from pullback.transcoders.formats.files import read_json
 from pullback.transcoders.formats.gemmascope import hooks_of
 from pullback.transcoders.formats.tables import GEMMASCOPE2_CLT, from_table
 
@@ -35,7 +35,7 @@ def _read(files: Mapping[int, Path], hooks: tuple[str, str], options: Options) -
     """From the file of every layer, ascending. Raises ValueError if layers are missing."""
     sources = {}
     for place, (layer, file) in enumerate(files.items()):
-        weights = from_table(read_safetensors(file), GEMMASCOPE2_CLT, file)
+        weights = from_table(options.read(file), GEMMASCOPE2_CLT, file)
         n_layers = weights["W_dec"].shape[1]
         if layer != place or n_layers != len(files):
             raise ValueError(f"{file}: w_dec is of {n_layers} layers, and there are files of {list(files)}")

@@ -27,7 +27,7 @@ from pullback._util.version import version
 from pullback.transcoders.activations import Activation, BatchTopK, ReLU, TopK
 from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.formats.build import Layer, Options, build_layer
-from pullback.transcoders.formats.files import read_safetensors, write_safetensors
+from pullback.transcoders.formats.files import write_safetensors
 from pullback.transcoders.formats.tables import CIRCUIT_TRACER, from_table, to_table
 from pullback.transcoders.layered import LayeredDictionary
 from pullback.transcoders.reading import ModelReading
@@ -196,7 +196,7 @@ def layers_in(
 
 
 def read_layer(file: Path, settings: dict[str, Any], reading: ModelReading | None, options: Options) -> Transcoder:
-    weights = from_table(read_safetensors(file), CIRCUIT_TRACER, file)
+    weights = from_table(options.read(file), CIRCUIT_TRACER, file)
     return made(Transcoder, weights, file, settings, reading, options)
 
 

@@ -21,7 +21,7 @@ from pullback._util.atomic import atomic_directory, atomic_save
 from pullback._util.version import version
 from pullback.transcoders.activations import Activation, JumpReLU, ReLU, TopK
 from pullback.transcoders.formats.build import Options, build, in_block, one_per_layer, relu_then_threshold
-from pullback.transcoders.formats.files import folders_with, read_json, read_safetensors, write_safetensors
+from pullback.transcoders.formats.files import folders_with, read_json, write_safetensors
 from pullback.transcoders.formats.tables import SAELENS, from_table, to_table
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
@@ -120,7 +120,7 @@ def _read(found: _Found, options: Options) -> Transcoder:
     is_transcoder, has_theta, has_skip = ARCHITECTURES[config["architecture"]]
     declared = {"F": config.get("d_sae"), "d_in": config.get("d_in")}
     declared["d_out"] = config.get("d_out") if is_transcoder else declared["d_in"]
-    weights = from_table(read_safetensors(folder / WEIGHTS), SAELENS, folder / WEIGHTS, declared)
+    weights = from_table(options.read(folder / WEIGHTS), SAELENS, folder / WEIGHTS, declared)
     for name, expected in (("theta", has_theta), ("W_skip", has_skip)):
         if (name in weights) != expected:
             there = "lacks" if expected else "has"

@@ -20,7 +20,7 @@ from pullback._util.atomic import atomic_directory, atomic_save
 from pullback._util.version import version
 from pullback.transcoders.activations import TopK
 from pullback.transcoders.formats.build import Options, build, one_per_layer
-from pullback.transcoders.formats.files import folders_with, read_json, read_safetensors, write_safetensors
+from pullback.transcoders.formats.files import folders_with, read_json, write_safetensors
 from pullback.transcoders.formats.tables import SPARSIFY, from_table, to_table
 from pullback.transcoders.reading import ModelReading
 from pullback.transcoders.sets import TranscoderSet
@@ -67,7 +67,7 @@ def _layer(folder: Path, options: Options) -> tuple[int, str | None]:
 
 def _read(folder: Path, options: Options) -> Transcoder:
     config = read_json(folder / CONFIG)
-    tensors = read_safetensors(folder / WEIGHTS)
+    tensors = options.read(folder / WEIGHTS)
     if any(name.startswith(OF_CLT_TRAINING) for name in tensors):
         raise ValueError(f"{folder}: written by clt-training (a cross-layer transcoder), which is not supported")
     activation = _activation(config, folder)

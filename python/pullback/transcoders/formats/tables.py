@@ -250,10 +250,10 @@ def from_table(
 
 def to_table(features: FeatureLayer, convention: Convention) -> dict[str, Tensor]:
     """Weights of a layer under a layout's names, turned its way; thresholds too where it is a JumpReLU."""
-    weights: dict[str, Tensor] = {name: weight.detach() for name, weight in features.named_parameters()}
+    weights = features.weights()
     activation = features.activation
     if isinstance(activation, JumpReLU):
-        weights["theta"] = torch.as_tensor(activation.theta).to(features.W_enc).expand(features.d_sae)
+        weights["theta"] = torch.as_tensor(activation.theta).to(features.b_enc).expand(features.d_sae)
     columns = {ours: convention.tensors[ours] for ours in weights}
     return {theirs: _turned(weights[ours], _ours(axes), axes).contiguous() for ours, (theirs, axes) in columns.items()}
 

@@ -127,7 +127,7 @@ def interchange(model: Any, sets: TranscoderSet, lean: LeanModel, n: int = 400, 
     capital when B is a city of the same state ("same_state_kept").
     """
     tokens, city, capitals = evaluate.two_hop_tokens()
-    features, decoder = city_features(model, sets), sets.decoder(0, 0)
+    features, decoder = city_features(model, sets), sets[0].W_dec.detach()
     own = lean.mlp_output(tokens, 0, torch.full((N_CITIES,), city))
     carries_state = eta_squared(features) > 0.5
 
