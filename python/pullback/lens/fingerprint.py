@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pullback.transcoders import Rows
+
 N_NUMBERS = 16
 SAMPLE = 256  # rows and columns looked at: enough to tell models apart, cheap for any
 TOLERANCE = 0.01  # of the norm; rounding to bfloat16 moves a number by about 0.001, another model by about 0.5
 
 
-def fingerprint(weight: Tensor) -> str:
+def fingerprint(weight: Rows) -> str:
     """Norm of a sample S of the weight (n, m), and 16 numbers a_k S b_k with fixed waves a_k, b_k, as one string.
 
     A hash would do for equal bits only, and folding a norm in another precision changes bits.
     """
-    sample = weight[tuple(slice(None, None, -(-n // SAMPLE)) for n in weight.shape)].detach().double().cpu()
+    rows = weight[torch.arange(0, len(weight), -(-len(weight) // SAMPLE), device=weight.device)]
+    sample = rows[:, :: -(-rows.shape[1] // SAMPLE)].detach().double().cpu()
     a, b = (_waves(n, phase) for n, phase in zip(sample.shape, (1.0, 2.0), strict=True))
     numbers = torch.cat([sample.norm()[None], torch.einsum("kn,nm,km->k", a, sample, b)])
     return ",".join(f"{x:.6g}" for x in numbers.tolist())

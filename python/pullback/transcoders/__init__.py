@@ -5,7 +5,7 @@ from pullback.transcoders.calibration import calibrate_thresholds, to_jumprelu
 from pullback.transcoders.crosslayer import CrossLayerTranscoder, SourceLayer
 from pullback.transcoders.features import FeatureLayer
 from pullback.transcoders.layered import LayeredDictionary
-from pullback.transcoders.lazy import HeldRows, MappedRows, in_memory
+from pullback.transcoders.lazy import HeldRows, MappedRows, Rows, in_memory
 from pullback.transcoders.loading import load_transcoders
 from pullback.transcoders.protocol import Dictionary
 from pullback.transcoders.reading import ModelReading
@@ -24,6 +24,7 @@ __all__ = [
     "MappedRows",
     "ModelReading",
     "ReLU",
+    "Rows",
     "SourceLayer",
     "TopK",
     "Transcoder",

@@ -82,7 +82,9 @@ def _written(local: LocalModel, name: str) -> tuple[int, dict[int, Tensor]]:
     if feature == -1:
         return pos, {behind_mlp(layer): local.errors[layer][pos]}
     z = _activation(local, layer, pos, feature)
-    return pos, {behind_mlp(to): z * local.sets.decoder(layer, to)[feature] for to in local.sets.targets(layer)}
+    return pos, {
+        behind_mlp(to): z * local.sets.decoder_rows(layer, [feature], to)[0] for to in local.sets.targets(layer)
+    }
 
 
 def _read(local: LocalModel, name: str) -> tuple[int, int, Tensor]:

@@ -37,7 +37,7 @@ class Wiring:
     def writes(self, source: int, below: int, ids: Tensor | None = None) -> Tensor:
         """What features of a layer write to the MLP outputs of layers under `below`, in all, (n, d); ids None: all."""
         parts = [
-            self.sets.decoder(source, to) if ids is None else self.sets.decoder_rows(source, ids, to)
+            self.sets.decoder(source, to)[:] if ids is None else self.sets.decoder_rows(source, ids, to)
             for to in self.sets.targets(source)
             if to < below
         ]

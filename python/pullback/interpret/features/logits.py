@@ -17,6 +17,6 @@ def top_logits(lens: Lens, sets: LayeredDictionary, layer: int, k: int) -> tuple
     """
     unembedding = (lens.W_U - lens.W_U.mean(1, keepdim=True)).T
     said = lens.ln_final.pullback(unembedding, torch.ones_like(unembedding[:, :1])).float().contiguous()
-    writes = torch.stack([sets.decoder(layer, dst).float() for dst in sets.targets(layer)]).sum(0)
+    writes = torch.stack([sets.decoder(layer, dst)[:].float() for dst in sets.targets(layer)]).sum(0)
     k = min(k, said.shape[0])
     return top_pullbacks(writes, said, k)[1].cpu(), top_pullbacks(-writes, said, k)[1].cpu()
