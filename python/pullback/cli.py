@@ -236,9 +236,7 @@ def _eval(commands: Any) -> None:
     parser = _command(
         commands, "eval", _run_eval, "measure transcoders or autoencoders: L0, FVU, dead share, CE recovered, KL"
     )
-    parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
-    parser.add_argument("--lazy", action="store_true", help=graph_command.LAZY_HELP)
+    _model_and_set(parser)
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
     parser.add_argument("--compare", default=None, help="folder or hub id of another set, measured beside it")
     parser.add_argument("--per-layer", action="store_true", help="also replace each layer on its own: slower")
@@ -267,7 +265,8 @@ def _run_eval(args: argparse.Namespace) -> None:
 def _graph(commands: Any) -> None:
     summary = "explain a model's answer to one prompt, or to every prompt of a file, as attribution graphs"
     parser = _command(commands, "graph", _run_graph, summary)
-    graph_command.add_arguments(parser, MODEL_HELP)
+    _model_and_set(parser)
+    graph_command.add_arguments(parser)
     many_command.add_arguments(parser)
 
 
@@ -280,7 +279,9 @@ def _run_graph(args: argparse.Namespace) -> None:
 
 def _features(commands: Any) -> None:
     summary = "write a card for every feature: where it is active, how strongly, and what it says"
-    features_command.add_arguments(_command(commands, "features", _run_features, summary), MODEL_HELP)
+    parser = _command(commands, "features", _run_features, summary)
+    _model_and_set(parser)
+    features_command.add_arguments(parser)
 
 
 def _run_features(args: argparse.Namespace) -> None:
@@ -291,9 +292,8 @@ def _intervene(commands: Any) -> None:
     parser = _command(
         commands, "intervene", _run_intervene, "set features of a prompt and see what the model says then"
     )
-    parser.add_argument("model", help=MODEL_HELP)
+    _model_and_set(parser)
     parser.add_argument("prompt", help="the prompt, in quotes")
-    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     feature = "LAYER_FEATURE_POSITION"
     parser.add_argument("--set", nargs="+", default=[], metavar=f"{feature}=VALUE", help="values of features")
     parser.add_argument("--scale", nargs="+", default=[], metavar=f"{feature}=FACTOR", help="factors on what they are")
@@ -350,6 +350,17 @@ def open_model(name: str) -> Any:
         return open_transformers(name)
     except ValueError as error:
         raise ValueError(f"{error}. The zoo has {', '.join(ZOO)}") from error
+
+
+def _model_and_set(parser: argparse.ArgumentParser) -> None:
+    """What `open_model` and `_open_set` read."""
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    parser.add_argument(
+        "--lazy",
+        action="store_true",
+        help="leave the weights of --transcoders in their files: for sets larger than memory",
+    )
 
 
 def _open_set(args: argparse.Namespace) -> Any:

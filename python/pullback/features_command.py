@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", help=model_help)
-    add("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     add("--data", type=Path, required=True, help="prompts or documents (.txt, .jsonl), or token ids (.npy, .bin)")
     add("--out", type=Path, required=True, help="folder for index.json.gz and layer_{i}.bin")
     add("--context-size", type=int, default=None, help="tokens of a context; packs the lines of a .txt file")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pullback.attribution.asked import Target
 
 WRITERS = {".html": "to_html", ".json": "to_neuronpedia", ".safetensors": "save"}
-LAZY_HELP = "leave the weights of --transcoders in their files: for sets larger than memory"
 SETTINGS = (
     "position",
     "max_n_logits",
@@ -26,12 +25,9 @@ SETTINGS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
-    parser.add_argument("model", help=model_help)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the prompt, in quotes; or give --prompts")
     parser.add_argument("--chat", action="store_true", help="the prompt is a message to an assistant: use its template")
-    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
-    parser.add_argument("--lazy", action="store_true", help=LAZY_HELP)
     parser.add_argument(
         "--offload", choices=("cpu", "disk"), default=None, help="move the model there once it has read the prompt"
     )

@@ -229,7 +229,7 @@ def test_without_pyarrow_the_table_is_csv(
     assert index.write_index(tmp_path).name == "index.csv"
     rows.sort(key=lambda row: row["number"])
     assert pb.read_index(tmp_path)["tokens"].tolist() == [row["tokens"] for row in rows]
-    with pytest.raises(ValueError, match=r"pip install 'pullback\[many\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'pullback\[tables\]'"):
         pb.read_index(whole)
     with pytest.raises(FileNotFoundError, match="no index in"):
         pb.read_index(tmp_path / "nothing")
