@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pullback._util.memory import keep_freed_memory
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
 from pullback.attribution.stack import Stack
@@ -91,6 +92,7 @@ def local_models(
     precision: torch.dtype | None = None,
 ) -> list[LocalModel]:
     """`local_model` of Q prompts of one length (Q, T) in one forward pass, with transcoders that fit."""
+    keep_freed_memory()
     recorded = traces(lens, tokens)
     Q, T = tokens.shape
     keep = torch.ones(T, 1, dtype=lens.compute_dtype, device=lens.device)
