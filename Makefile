@@ -17,7 +17,7 @@ TRACER := build/bench-circuit-tracer
 # What `make bench` is given besides, e.g. BENCH_ARGS="--suite full --rounds 15".
 BENCH_ARGS ?=
 
-.PHONY: demo test build lint format aot bench bench-peers bench-whole interop bench-report report wheel clean help
+.PHONY: demo test build lint format aot bench bench-peers bench-whole bench-graphs interop bench-report report wheel clean help
 
 help:
 	@grep -E '^# make|^## ' Makefile
@@ -102,6 +102,10 @@ $(TRACER)/.installed:
 interop: $(BUILT) $(PEERS)/.installed $(TRACER)/.installed
 	$(BIN)/python -m bench.interop
 	$(BIN)/python -m bench.interop.graphs
+
+## make bench-graphs: attribution graphs beside circuit-tracer's, one thread; half an hour once its environment is made
+bench-graphs: $(BUILT) $(TRACER)/.installed
+	$(BIN)/python -m bench.graphs --python $(TRACER)/bin/python $(BENCH_ARGS)
 
 ## make bench-report: tables and plots from bench/results, into README.md and docs/BENCHMARKS.md
 bench-report: $(BUILT)
