@@ -1,6 +1,9 @@
-"""What running out of memory looks like."""
+"""What running out of memory looks like, and what becomes of memory that is freed."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
 
 import torch
 
@@ -14,6 +17,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+@cache  # once is enough, for the whole process
 def keep_freed_memory() -> None:
     """Let the C library keep up to 64 MiB of freed memory for what is allocated next.
 
@@ -22,4 +26,5 @@ def keep_freed_memory() -> None:
     large block that it mapped has been freed (mallopt(3), M_MMAP_THRESHOLD), of which 32 MiB is the largest that
     counts; its pages are never touched. Other C libraries make nothing of it.
     """
-    torch.empty((32 << 20) - (16 << 10), dtype=torch.uint8)
+    with suppress(RuntimeError):  # where there is a limit to what may be mapped, all stays as it is
+        torch.empty((32 << 20) - (16 << 10), dtype=torch.uint8)

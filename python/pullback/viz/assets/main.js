@@ -127,6 +127,7 @@ function start() {
   drawHeading();
   drawCompared();
   refresh();
+  keepNotes();
   listenToPointer();
   listenToDrag();
   listenToZoom();
