@@ -18,6 +18,9 @@ def main(folder: Path, precision: str, out: Path) -> None:
     torch.set_num_threads(1)
     about = json.loads((folder / "case.json").read_text())
     model, sets = load_model(about), pb.load_transcoders(folder / "transcoders")
+    for layer in sets.values():
+        for weight in layer.parameters():
+            weight.sum()  # read from its file, so that it does not count as memory of the graph
     prompt, settings = torch.tensor(about["prompt"]), about["settings"] | {"zero_positions": slice(0, 1)}
     pb.attribute(model, sets, prompt[:4], **settings | {"max_feature_nodes": 8})  # what is made once is made now
     before = forget_peak()
