@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pullback.lens.heads import score_scale
 from pullback.lens.weights import LN, RMS, Norm, read_norm
 
 if TYPE_CHECKING:
@@ -190,12 +191,11 @@ def _attention(lens: Lens, attn: Any, rotary: Rotary | None) -> PlainAttention:
 
     b_O = getattr(attn, "b_O", None)
     W_O = _tensor(getattr(attn, "W_O", None), 3, "attn.W_O")
-    given = float(getattr(lens.model.cfg, "attn_scale", None) or 0)
     return PlainAttention(
         *(reads(name) for name in "QKV"),
         o=Linear(W_O.flatten(0, 1).T, None if b_O is None else b_O.detach()),
         d_head=lens.d_head,
-        scale=1 / given if given > 0 else lens.d_head**-0.5,
+        scale=score_scale(attn, lens.d_head),
         rotary=rotary,
     )
 

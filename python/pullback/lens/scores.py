@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback.lens import record as rec
+from pullback.lens.heads import ROTARY_HOOKS, rotary_tables, score_scale
 from pullback.lens.structure import tolerance
 from pullback.lens.trace import LayerTrace, Trace
 from pullback.lens.weights import Norm, read_norm
@@ -106,7 +107,8 @@ def head_scores(lens: Lens, t: Trace, layer: int, head: int) -> HeadScores:
     attn = lens.model.blocks[layer].attn
     dtype = lens.compute_dtype
     seen = _recorded(lens, t, layer)
-    rotary = _rotary(lens, attn, seen, t.n_pos)
+    tables = rotary_tables(lens, attn, seen)
+    rotary = None if tables is None else Rotary(*tables)
     group = lens.n_heads // t.layers[layer].weights.W_V.shape[0]
 
     def side(letter: str, n: int, at: int) -> Projection:
@@ -122,7 +124,7 @@ def head_scores(lens: Lens, t: Trace, layer: int, head: int) -> HeadScores:
         layer=t.layers[layer],
         query=side("Q", lens.n_heads, head),
         key=side("K", lens.n_heads // group, head // group),
-        scale=_scale(attn, t.layers[layer]),
+        scale=score_scale(attn, lens.d_head),
         soft_cap=_soft_cap(lens, attn),
     )
     _verify(lens, t, found, layer, head)
@@ -132,7 +134,7 @@ def head_scores(lens: Lens, t: Trace, layer: int, head: int) -> HeadScores:
 def _recorded(lens: Lens, t: Trace, layer: int) -> dict[str, Tensor]:
     """Denominators of norms of queries and keys, and the tables of rotary positions, where the model shows them."""
     prefix = f"blocks.{layer}.attn."
-    wanted = ("q_norm.hook_scale", "k_norm.hook_scale", "hook_cos", "hook_sin")
+    wanted = ("q_norm.hook_scale", "k_norm.hook_scale", *ROTARY_HOOKS)
     there = [name for name in wanted if prefix + name in rec.hook_names(lens.model)]
     if not there:
         return {}
@@ -159,35 +161,6 @@ def _norm_of_head(norm: Norm, head: int, d_head: int) -> Norm:
         return weight if weight is None or weight.numel() == d_head else weight.reshape(-1, d_head)[head]
 
     return Norm(norm.kind, part(norm.w), part(norm.b))
-
-
-def _rotary(lens: Lens, attn: Any, seen: dict[str, Tensor], T: int) -> Rotary | None:
-    """Tables from the hooks of a wrapped model, from a native one's buffers, or from those of HookedTransformer."""
-    cfg = lens.model.cfg
-    adjacent = bool(getattr(cfg, "rotary_adjacent_pairs", False))
-    native = getattr(getattr(attn, "original_component", None), "rotary", None)
-    if "hook_cos" in seen:
-        cos, sin = (seen[name][0] for name in ("hook_cos", "hook_sin"))
-        if adjacent:  # tables of halves that repeat, for pairs side by side
-            cos, sin = (table[:, : table.shape[1] // 2].repeat_interleave(2, -1) for table in (cos, sin))
-        adjacent = adjacent or bool(getattr(cfg, "rotary_interleaved_cos_sin", False))
-    elif native is not None and hasattr(native, "cos_cached"):
-        cos, sin, adjacent = native.cos_cached[:T], native.sin_cached[:T], True
-    elif hasattr(attn, "rotary_cos"):
-        cos, sin = attn.rotary_cos[:T], attn.rotary_sin[:T]
-    else:
-        return None
-    return Rotary(cos.detach().to(lens.compute_dtype), sin.detach().to(lens.compute_dtype), adjacent)
-
-
-def _scale(attn: Any, layer: LayerTrace) -> float:
-    """What <q, k> is multiplied by: `scaling`; over `scale` in a native model, `attn_scale` in HookedTransformer."""
-    wrapped = getattr(attn, "original_component", None)
-    for owner, name, power in ((wrapped, "scaling", 1), (wrapped, "scale", -1), (attn, "attn_scale", -1)):
-        value = getattr(owner, name, None)
-        if isinstance(value, int | float):
-            return float(value) ** power
-    return layer.weights.W_O.shape[1] ** -0.5
 
 
 def _soft_cap(lens: Lens, attn: Any) -> float | None:

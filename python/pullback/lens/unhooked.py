@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pullback.lens.heads import ROTARY_HOOKS, rotary_tables
 from pullback.lens.plain import NotPlain, PlainPass, Rotary, TurnedHalves, TurnedNeighbours, plain_pass
+from pullback.lens.record import hook_names
 from pullback.lens.structure import relative_error, tolerance
 from pullback.lens.tokens import check_ids
 
@@ -83,14 +85,15 @@ def _rotary(lens: Lens, tokens: Tensor) -> Rotary | None:
     """The model's own tables, for as many positions as these tokens have."""
     if not lens.rotary:
         return None
-    native = getattr(lens.model.blocks[0].attn, "rotary", None)
-    if native is not None:
-        if lens.dtype.itemsize < 4:
-            raise NotPlain("complex numbers of 16 bits")
-        tables = (native.cos_cached, native.sin_cached)
-        return TurnedNeighbours(torch.complex(*(table[:, ::2].to(lens.dtype) for table in tables)))
-    sites = ["blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin"]
-    if not set(sites) <= set(lens.model.hook_dict):
+    attn, sites = lens.model.blocks[0].attn, {name: f"blocks.0.attn.{name}" for name in ROTARY_HOOKS}
+    shown = set(sites.values()) <= hook_names(lens.model)
+    seen = lens.record_only(tokens, list(sites.values())) if shown else {}
+    tables = rotary_tables(lens, attn, {name: seen[site] for name, site in sites.items() if shown})
+    if tables is None:
         raise NotPlain("rotary")
-    seen = lens.record_only(tokens, sites)
-    return TurnedHalves(*(seen[site].flatten(0, -3)[0].chunk(2, dim=-1)[0] for site in sites))
+    *turns, adjacent = tables
+    if not adjacent:
+        return TurnedHalves(*(table.to(lens.dtype).chunk(2, dim=-1)[0] for table in turns))
+    if lens.dtype.itemsize < 4:
+        raise NotPlain("complex numbers of 16 bits")
+    return TurnedNeighbours(torch.complex(*(table[:, ::2].to(lens.dtype) for table in turns)))
