@@ -50,6 +50,13 @@ def must_agree(lens: Lens, unhooked: Unhooked, ids: torch.Tensor, *hooks: str, a
             torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
+def must_be_plain(unhooked: Unhooked, passes: list[torch.Size], *hooks: str) -> None:
+    """A pass that differs from the model's is not used, and so gives what the model does, too."""
+    passes.clear()
+    unhooked.mlp_io(tokens(), [0], *hooks)
+    assert not passes
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_every_wiring_is_passed_plainly(name: str, passes: list[torch.Size]) -> None:
     lens = as_lens(models.build(name))
@@ -62,14 +69,18 @@ def test_every_wiring_is_passed_plainly(name: str, passes: list[torch.Size]) -> 
 
 @pytest.mark.parametrize("hooks", PAIRS)
 @pytest.mark.parametrize("name", ["LN-gqa-rotary-gated", "neox-parallel"])
-def test_every_site(name: str, hooks: tuple[str, str]) -> None:
+def test_every_site(name: str, hooks: tuple[str, str], passes: list[torch.Size]) -> None:
     lens = as_lens(models.build(name))
-    must_agree(lens, lens.unhooked(), tokens(), *hooks)
+    unhooked = lens.unhooked()
+    must_agree(lens, unhooked, tokens(), *hooks)
+    must_be_plain(unhooked, passes, *hooks)
 
 
-def test_the_stream_between_attention_and_mlp() -> None:
+def test_the_stream_between_attention_and_mlp(passes: list[torch.Size]) -> None:
     lens = as_lens(models.build("gpt2"))
-    must_agree(lens, lens.unhooked(), tokens(), "hook_resid_mid", "hook_mlp_out")
+    unhooked, hooks = lens.unhooked(), ("hook_resid_mid", "hook_mlp_out")
+    must_agree(lens, unhooked, tokens(), *hooks)
+    must_be_plain(unhooked, passes, *hooks)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
