@@ -42,10 +42,9 @@ def read_prompts(path: Path) -> list[Any]:
 
     Raises ValueError for a file without prompts, or a line that is none.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise ValueError(f"{path} holds no prompt: write one a line")
+    from pullback.training.command import read_prompts as read_lines
+
+    lines = read_lines(path)
     if path.suffix != ".jsonl":
         return lines
     return [_of_json(path, number, line) for number, line in enumerate(lines, start=1)]
