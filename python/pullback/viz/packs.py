@@ -10,12 +10,13 @@ import gzip
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 INDEX = "index.json.gz"
+LENGTH = struct.Struct("<I")
 CardSource = Callable[[int, int], "dict[str, Any] | None"]
 
 
@@ -54,13 +55,22 @@ def _packed(folder: Path) -> CardSource:
         offsets = layers[layer]["offsets"] if name else []
         if name is None or feature + 1 >= len(offsets) or offsets[feature] == offsets[feature + 1]:
             return None
-        with open(folder / name, "rb") as file:
-            file.seek(offsets[feature])
-            record = file.read(offsets[feature + 1] - offsets[feature])
-        (length,) = struct.unpack_from("<I", record)
-        return as_card(json.loads(zlib.decompress(record[4 : 4 + length])))
+        return as_card(read_record(folder / name, offsets, feature))
 
     return lru_cache(maxsize=256)(read)
+
+
+def read_record(path: Path, offsets: Sequence[int], feature: int) -> dict[str, Any]:
+    """What a layer's file holds of a feature. Raises ValueError where it is damaged."""
+    begin, end = offsets[feature], offsets[feature + 1]
+    with open(path, "rb") as file:
+        file.seek(begin)
+        data = file.read(end - begin)
+    try:
+        (length,) = LENGTH.unpack_from(data)
+        return json.loads(zlib.decompress(data[LENGTH.size : LENGTH.size + length]))
+    except (struct.error, zlib.error, ValueError) as error:
+        raise ValueError(f"{path} is damaged at feature {feature}; write or copy the pack again") from error
 
 
 def as_card(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import re
-import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_directory
-
-INDEX = "index.json.gz"
-LENGTH = struct.Struct("<I")
+from pullback.viz.packs import INDEX, LENGTH, read_record
 
 
 class FeaturePack:
@@ -47,17 +44,7 @@ class FeaturePack:
         if not 0 <= feature < self.n_features(layer):
             raise KeyError(f"the pack at {self.path} has no feature {feature} of layer {layer}")
         name, offsets = self._offsets[layer]
-        begin, end = offsets[feature], offsets[feature + 1]
-        with open(self.path / name, "rb") as file:
-            file.seek(begin)
-            data = file.read(end - begin)
-        try:
-            (length,) = LENGTH.unpack_from(data)
-            return json.loads(zlib.decompress(data[LENGTH.size : LENGTH.size + length]))
-        except (struct.error, zlib.error, ValueError) as error:
-            raise ValueError(
-                f"{self.path / name} is damaged at feature {feature}; write or copy the pack again"
-            ) from error
+        return read_record(self.path / name, offsets, feature)
 
     def card(self, layer: int, feature: int) -> dict[str, Any]:
         """What a page shows of a feature (`viz.CARD_SCHEMA`), and further examples by strength, `sampled`. Raises
