@@ -156,7 +156,7 @@ def _biases(paths: Paths, r: Readings) -> Tensor:
 
 
 def _reference_biases(paths: Paths, nodes: PathNodes) -> Tensor:
-    """As the reference code has it: b_enc of a feature, whatever the coefficients on the way to it, and nothing else."""
+    """As the reference code has it: b_enc of features, without the coefficients on the way to them; else nothing."""
     total = paths.levels[0].contribution.new_zeros(len(nodes))
     features = nodes.kind == k.FEATURE
     for layer in nodes.layer[features].unique().tolist():

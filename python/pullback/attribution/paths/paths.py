@@ -115,16 +115,19 @@ class Paths:
     # ---- inside ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _ids(self) -> list[list[str]]:
-        return [level.nodes.ids(self.levels[0].nodes) for level in self.levels]
+    def _listed(self) -> list[list[tuple[str, float, int]]]:
+        """Of each level, the nodes' ids, contributions and parents."""
+        root = self.levels[0].nodes
+        columns = ((level.nodes.ids(root), level.contribution.tolist(), level.parent.tolist()) for level in self.levels)
+        return [list(zip(*level, strict=True)) for level in columns]
 
     def _path(self, depth: int, place: int) -> Path:
         nodes: list[str] = []
         contributions: list[float] = []
         for level in range(depth, -1, -1):
-            nodes.append(self._ids[level][place])
-            contributions.append(float(self.levels[level].contribution[place]))
-            place = int(self.levels[level].parent[place])
+            name, contribution, place = self._listed[level][place]
+            nodes.append(name)
+            contributions.append(contribution)
         return Path(tuple(reversed(nodes)), tuple(reversed(contributions)))
 
     def _ending(self, filters: Sequence[FeatureFilter]) -> list[Tensor]:

@@ -79,7 +79,17 @@ def first_level(root: Root, settings: SearchSettings) -> Level:
     contribution = root.activation if settings.reference and feature else root.value
     activation = root.activation if feature else torch.ones_like(root.activation)
     nothing = torch.zeros_like(root.nodes.kind)
-    return Level(nothing, *root.nodes.columns(), contribution, activation, root.activation, root.reading)
+    return Level(
+        parent=nothing,
+        kind=root.nodes.kind,
+        layer=root.nodes.layer,
+        index=root.nodes.index,
+        pos=root.nodes.pos,
+        contribution=contribution,
+        activation=activation,
+        cap=root.activation,
+        readings=root.reading,
+    )
 
 
 def search(
