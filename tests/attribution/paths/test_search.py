@@ -162,9 +162,8 @@ def test_paths_are_chosen_by_what_follows_what() -> None:
     assert 0 < len(chosen) < len(paths)
     assert len(paths.where(not_infix=["kind=head", "kind=feature"])) == len(paths) - len(chosen)
     ends = paths.where(suffix=["kind=feature,layer!=0", "kind=head"])
-    assert len(ends) and all(
-        "head" in p.nodes[-1] and "head" not in p.nodes[-2] and p.nodes[-2][0] != "0" for p in ends
-    )
+    assert len(ends)
+    assert all("head" in p.nodes[-1] and "head" not in p.nodes[-2] and p.nodes[-2][0] != "0" for p in ends)
     frame = chosen.to_pandas()
     assert list(frame.columns) == ["length", "contribution", "nodes"]
     assert frame["length"].tolist() == [len(p) for p in chosen]

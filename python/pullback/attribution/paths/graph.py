@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pullback.attribution.paths.nodes import KINDS, PathNodes
+from pullback.attribution.paths.nodes import KINDS, PRUNED, PathNodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ class PathGraph:
     nodes: PathNodes
     ids: list[str]
     contribution: Tensor  # (n)
-    activation: Tensor  # (n), of features; 1 for the rest
+    activation: Tensor  # (n), of features; the probability of a logit; 1 for the rest
     sources: Tensor  # (n_edges)
     targets: Tensor  # (n_edges)
     weights: Tensor  # (n_edges)
@@ -80,18 +80,32 @@ class PathGraph:
         )
 
     def sum_over_tokens(self) -> PathGraph:
-        """The graph in which a node is the sum of what it was at every position; ids lose theirs, and `pos` is -1."""
-        ids = [name.rpartition("_")[0] if self.nodes.pos[n] >= 0 else name for n, name in enumerate(self.ids)]
+        """The graph in which a node is the sum of what it was at every position; ids lose theirs, and `pos` is -1.
+
+        What a node contributes from positions where nothing flows into it, while something does at others, is added to
+        what was not followed.
+        """
+        if bool((self.nodes.pos < 0).all()):
+            return self
+        summed_ids = [_without_position(name) for name in self.ids]
+        fed = torch.zeros(self.n_nodes, dtype=torch.bool, device=self.weights.device)
+        fed[self.targets] = True
+        fed_somewhere = {summed_ids[n] for n in fed.nonzero()[:, 0].tolist()}
+        ends = [n for n, name in enumerate(summed_ids) if name in fed_somewhere and not fed[n]]
+        places = torch.tensor(ends, dtype=torch.long, device=fed.device)
+        return self.with_sources("pruned", PRUNED, places, self.contribution[places])._summed()
+
+    def _summed(self) -> PathGraph:
+        ids = [_without_position(name) for name in self.ids]
         number = {name: n for n, name in enumerate(dict.fromkeys(ids))}
         device = self.weights.device
         into = torch.tensor([number[name] for name in ids], device=device)
-        first = torch.tensor([ids.index(name) for name in number], device=device)
         ends, edge = torch.unique(into[self.targets] * len(number) + into[self.sources], return_inverse=True)
 
         def summed(values: Tensor, into: Tensor, n: int) -> Tensor:
             return values.new_zeros(n).index_add(0, into, values)
 
-        of = self.nodes[first]
+        of = self.nodes[torch.tensor([ids.index(name) for name in number], device=device)]
         return PathGraph(
             nodes=replace(of, pos=torch.full_like(of.pos, -1)),
             ids=list(number),
@@ -162,3 +176,7 @@ class PathGraph:
         from pullback import viz
 
         return viz.notebook_html(self.to_json())
+
+
+def _without_position(name: str) -> str:
+    return name.rpartition("_")[0]

@@ -15,6 +15,7 @@ from pullback import viz
 from pullback._util.atomic import atomic_save
 from pullback.attribution import nodes as k
 from pullback.attribution.exchange.pairing import cantor
+from pullback.attribution.exchange.view import GraphView
 from pullback.attribution.paths.graph import PathGraph
 from pullback.attribution.paths.nodes import HEAD, KINDS, PRUNED, SKIP, PathNodes
 
@@ -30,6 +31,7 @@ FEATURE_TYPES = {
     HEAD: "attention head",
     SKIP: "skip connection",
 }  # and "bias" for the rest
+SAID_OF_REST = {"errors": "errors below", "biases": "biases below", "pruned": "not followed"}
 ALL_POSITIONS = "all positions"
 
 
@@ -46,10 +48,12 @@ def to_json(graph: PathGraph, path: str | PathLike[str] | None, labels: Mapping[
             "schema_version": 1,
             "form": FORM,
             "check_max_error": graph.check(),
+            "value_name": "Contribution",
             "dtype": str(graph.weights.dtype).removeprefix("torch."),
             "paths": meta,
         },
-        "qParams": {"pinnedIds": [graph.ids[0]], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        # Paths have been chosen already: what is here is shown.
+        "qParams": GraphView(pinned=(graph.ids[0],), pruning_threshold=1.0).to_params(),
         "nodes": _nodes(graph, labels),
         "links": [
             {"source": graph.ids[s], "target": graph.ids[t], "weight": w}
@@ -63,58 +67,58 @@ def to_json(graph: PathGraph, path: str | PathLike[str] | None, labels: Mapping[
 
 def _nodes(graph: PathGraph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     fed = set(graph.targets.tolist())
-    share = _cumulative(graph.contribution)
-    columns = zip(
-        *(column.tolist() for column in (*graph.nodes.columns(), graph.activation, graph.contribution, share)),
-        strict=True,
-    )
+    share = _cumulative(graph)
+    columns = (*graph.nodes.columns(), graph.activation, graph.contribution)
     nodes = []
-    for n, (kind, layer, index, pos, activation, contribution, within) in enumerate(columns):
+    for n, (kind, layer, index, pos, activation, contribution) in enumerate(
+        zip(*(c.tolist() for c in columns), strict=True)
+    ):
         shown = SHOWN_AS.get(kind, KINDS[kind])
         name = graph.ids[n]
         nodes.append(
             {
                 "node_id": name,
                 "feature": cantor(layer, index) if kind == k.FEATURE else index if index >= 0 else None,
-                "layer": "E" if layer < 0 else str(layer + (kind == k.LOGIT)),
+                "layer": "E" if layer < 0 else str(_row(name, kind, layer)),
                 "ctx_idx": max(pos, 0),
                 "feature_type": FEATURE_TYPES.get(kind, "bias"),
-                "token_prob": 0.0,
+                "token_prob": activation if shown == "logit" else 0.0,
                 "is_target_logit": n == 0 and shown == "logit",
                 "jsNodeId": name,
                 "clerp": labels.get(name, _said_of(graph, n, kind)),
-                "influence": within,
+                "influence": share.get(n),
                 "activation": activation,
                 "preactivation": contribution if n in fed else None,
                 "kind": shown,
-                "path_kind": KINDS[kind],
-                "index": index,
-                "pos": pos,
+                "place": [KINDS[kind], layer, index, pos],
                 "contribution": contribution,
             }
         )
     return nodes
 
 
+def _row(name: str, kind: int, layer: int) -> int:
+    """The page's row. What is below a node stands below it."""
+    if name.partition("_")[0] in SAID_OF_REST:
+        return max(layer - 1, 0)
+    return layer + 1 if kind == k.LOGIT else layer
+
+
 def _said_of(graph: PathGraph, n: int, kind: int) -> str:
     """What the page calls a node whose kind alone does not say it."""
     if n == 0 and kind in (k.LOGIT, k.DIRECTION):
-        return f'Output "{graph.meta["root_label"]}" (p=0)'
-    name = graph.ids[n]
-    said = {"errors": "errors below", "biases": "biases below", "pruned": "not followed"}
-    return said.get(name.partition("_")[0], "")
+        return f'Output "{graph.meta["root_label"]}" (p={float(graph.activation[0]):.3f})'
+    return SAID_OF_REST.get(graph.ids[n].partition("_")[0], "")
 
 
-def _cumulative(contribution: Tensor) -> Tensor:
-    """Share of all contributions, by size, of nodes that contribute at least as much, (n); the root's is 0."""
-    size = contribution.abs()
-    size[0] = 0
+def _cumulative(graph: PathGraph) -> dict[int, float]:
+    """Of nodes on paths, the share of all their contributions, by size, of those that contribute at least as much."""
+    on_paths = [n for n, name in enumerate(graph.ids) if name.partition("_")[0] not in SAID_OF_REST]
+    size = graph.contribution[on_paths].abs()
+    size[0] = 0  # the root is always there
     order = torch.argsort(size, descending=True, stable=True)
-    share = size[order].cumsum(0) / size.sum().clamp(min=torch.finfo(size.dtype).tiny)
-    found = torch.empty_like(share)
-    found[order] = share.clamp(max=1)
-    found[0] = 0
-    return found
+    share = (size[order].cumsum(0) / size.sum().clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
+    return {on_paths[place]: within for place, within in zip(order.tolist(), share.tolist(), strict=True)} | {0: 0.0}
 
 
 def from_json(source: str | PathLike[str] | Mapping[str, Any]) -> PathGraph:
@@ -128,15 +132,14 @@ def from_json(source: str | PathLike[str] | Mapping[str, Any]) -> PathGraph:
     at = {name: n for n, name in enumerate(ids)}
 
     def whole(values: Iterable[Any]) -> Tensor:
-        return torch.tensor([int(value) for value in values], dtype=torch.long)
+        return torch.tensor(list(values), dtype=torch.long)
 
     def real(values: Iterable[Any]) -> Tensor:
         return torch.tensor(list(values), dtype=dtype)
 
-    kind = whole(KINDS.index(node["path_kind"]) for node in nodes)
-    layer = whole(-1 if node["layer"] == "E" else node["layer"] for node in nodes) - (kind == k.LOGIT).long()
+    kinds, *columns = zip(*(node["place"] for node in nodes), strict=True)
     return PathGraph(
-        nodes=PathNodes(kind, layer, whole(node["index"] for node in nodes), whole(node["pos"] for node in nodes)),
+        nodes=PathNodes(whole(map(KINDS.index, kinds)), *map(whole, columns)),
         ids=ids,
         contribution=real(node["contribution"] for node in nodes),
         activation=real(node["activation"] for node in nodes),

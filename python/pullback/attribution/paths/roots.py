@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ OUTPUTS = {"hook_attn_out": attention_depth, "hook_mlp_out": mlp_depth}
 
 @dataclass(frozen=True)
 class Root:
-    """value: (1), what its sources sum to. activation: of an active feature, (1); inf for anything else."""
+    """value: (1), what its sources sum to. activation: (1), of a feature; a logit's probability; 1 of a direction."""
 
     nodes: PathNodes
     name: str
@@ -59,7 +58,7 @@ def root_of(lens: Lens, local: LocalModel, norms: FrozenNorms, asked: Asked, pos
         (found.kind, layer, found.feature, int(pos)),
         found.label,
         found.value[None],
-        torch.full_like(found.value[None], math.inf if found.kind != k.FEATURE else 0.0),
+        found.activation[None],
         Readings.of_the_stream(vectors, pos, below, own),
     )
 
@@ -97,7 +96,7 @@ def _of_output(lens: Lens, local: LocalModel, target: DirectionTarget, position:
         (k.DIRECTION, int(layer), 0, int(pos)),
         target.label or f"direction at {target.site}",
         value,
-        torch.full_like(value, math.inf),
+        torch.ones_like(value),
         Readings(vectors, pos, torch.full_like(pos, depth), torch.full_like(pos, depth + 1), entry.target.own),
     )
 

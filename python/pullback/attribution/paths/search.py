@@ -55,7 +55,7 @@ class Level(Columns):
     Attributes:
         parent: (n), place of the path without its last node in the level before; of the root 0.
         contribution: (n), of the last node to the root along the path; capped where that is asked.
-        activation: (n), of a feature; 1 for anything else.
+        activation: (n), of a feature; the probability of a logit; 1 for anything else.
         cap: (n), what contributions of longer paths are capped at.
     """
 
@@ -77,7 +77,6 @@ class Level(Columns):
 def first_level(root: Root, settings: SearchSettings) -> Level:
     feature = bool(root.nodes.kind == k.FEATURE)
     contribution = root.activation if settings.reference and feature else root.value
-    activation = root.activation if feature else torch.ones_like(root.activation)
     nothing = torch.zeros_like(root.nodes.kind)
     return Level(
         parent=nothing,
@@ -86,8 +85,8 @@ def first_level(root: Root, settings: SearchSettings) -> Level:
         index=root.nodes.index,
         pos=root.nodes.pos,
         contribution=contribution,
-        activation=activation,
-        cap=root.activation,
+        activation=root.activation,
+        cap=root.activation if feature else torch.full_like(root.value, math.inf),
         readings=root.reading,
     )
 
