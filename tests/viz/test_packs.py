@@ -34,8 +34,8 @@ RECORD = {
 CARD = {
     "examples": [
         {"tokens": ["a", "b"], "activations": [0.0, 2.0], "train_token_ind": 1},
-        {"tokens": ["c"], "activations": [1.0], "train_token_ind": 0},
     ],
+    "sampled": [{"name": "rest", "examples": [{"tokens": ["c"], "activations": [1.0], "train_token_ind": 0}]}],
     "top_logits": ["x"],
     "bottom_logits": ["y"],
     "density": 0.25,
@@ -75,7 +75,7 @@ def test_card_files(tmp_path: Path) -> None:
 
 
 def test_sparse_records() -> None:
-    assert as_card({"examples_quantiles": []}) == {"examples": []}
+    assert as_card({"examples_quantiles": []}) == {"examples": [], "sampled": []}
     assert as_card({"examples_quantiles": [], "histogram": [1]})["histogram"] == {"counts": [1]}
 
 
