@@ -201,8 +201,8 @@ def test_card_of_a_feature(tmp_path: Path, name: str) -> None:
       drawn: $$(".examples > li").length, bold: $$(".examples span b").length }};
     $("#card .more").click();
     const all = $$(".examples > li").length;
-    $(".group").open = true; await soon();
-    return {{ ...out, all, weaker: $(".group .examples").innerText }};
+    $(".band").open = true; await soon();
+    return {{ ...out, all, weaker: $(".band .examples").innerText }};
     """
     got = browser.drive(graph_page(CAPITAL, cards={name: CARD, "9_9": {}}), script, tmp_path)
     assert got["none"]
