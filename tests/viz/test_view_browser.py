@@ -201,8 +201,8 @@ def test_card_of_a_feature(tmp_path: Path, name: str) -> None:
       drawn: $$(".examples > li").length, bold: $$(".examples span b").length }};
     $("#card .more").click();
     const all = $$(".examples > li").length;
-    $(".band").open = true; await soon();
-    return {{ ...out, all, weaker: $(".band .examples").innerText }};
+    $(".further").open = true; await soon();
+    return {{ ...out, all, weaker: $(".further .examples").innerText }};
     """
     got = browser.drive(graph_page(CAPITAL, cards={name: CARD, "9_9": {}}), script, tmp_path)
     assert got["none"]

@@ -69,7 +69,7 @@ function exampleList(examples, most) {
 
 // Further examples in groups; closed, since the strongest come first.
 function groupPart({ name, examples }, most) {
-  const group = h("details", { class: "band" }, h("summary", {}, name, " ", h("small", {}, `${examples.length}`)));
+  const group = h("details", { class: "further" }, h("summary", {}, name, " ", h("small", {}, `${examples.length}`)));
   group.addEventListener("toggle", () => { if (group.open && group.children.length === 1) group.append(exampleList(examples, most)); });
   return group;
 }
