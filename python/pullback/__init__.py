@@ -49,7 +49,14 @@ if TYPE_CHECKING:
         node_scores,
         steer,
     )
-    from pullback.interpret import FeaturePack, write_feature_pack
+    from pullback.interpret import (
+        BlindStudy,
+        Dashboard,
+        FeaturePack,
+        dashboard,
+        live_features,
+        write_feature_pack,
+    )
     from pullback.lens import Lens, as_lens
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
@@ -68,7 +75,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Ablation",
     "BatchTopK",
+    "BlindStudy",
     "CrossLayerTranscoder",
+    "Dashboard",
     "DirectionTarget",
     "ExpectedAttributions",
     "FeaturePack",
@@ -103,6 +112,7 @@ __all__ = [
     "attribute_on_devices",
     "attribution",
     "causal",
+    "dashboard",
     "edge_scores",
     "evaluate",
     "expected_attributions",
@@ -114,6 +124,7 @@ __all__ = [
     "interpret",
     "intervene",
     "lens",
+    "live_features",
     "load_transcoders",
     "memory_estimate",
     "node_scores",
@@ -158,7 +169,14 @@ _FROM = {
         "virtual_weights",
         "write_index",
     ),
-    "interpret": ("FeaturePack", "write_feature_pack"),
+    "interpret": (
+        "BlindStudy",
+        "Dashboard",
+        "FeaturePack",
+        "dashboard",
+        "live_features",
+        "write_feature_pack",
+    ),
     "causal": (
         "Ablation",
         "Margin",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import features_command, graph_command, many_command, train_options
+from pullback import dashboard_command, features_command, graph_command, many_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval(commands)
     _graph(commands)
     _features(commands)
+    _dashboard(commands)
     _intervene(commands)
     _serve(commands)
     _convert(commands)
@@ -286,6 +287,17 @@ def _features(commands: Any) -> None:
 
 def _run_features(args: argparse.Namespace) -> None:
     features_command.run(args, open_model, _open_set)
+
+
+def _dashboard(commands: Any) -> None:
+    summary = "show features on one page: examples, what they say, what they read, what they do on prompts"
+    parser = _command(commands, "dashboard", _run_dashboard, summary)
+    _model_and_set(parser)
+    dashboard_command.add_arguments(parser)
+
+
+def _run_dashboard(args: argparse.Namespace) -> None:
+    dashboard_command.run(args, open_model, _open_set)
 
 
 def _intervene(commands: Any) -> None:

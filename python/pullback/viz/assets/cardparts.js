@@ -28,12 +28,15 @@ function histogramOf({ counts, edges }) {
 // Tokens come bare, or with a number.
 const wordAndNumber = (item) => (Array.isArray(item) ? item : [item, null]);
 
-function logitPart({ top_logits: top, bottom_logits: bottom }) {
-  const column = (title, items, sign) => h("div", { class: sign }, h("h4", {}, title), h("ul", {}, ...(items ?? []).slice(0, 10).map((item) => {
+function tokenColumn(title, items, sign) {
+  return h("div", { class: sign }, h("h4", {}, title), h("ul", {}, ...(items ?? []).slice(0, 10).map((item) => {
     const [token, value] = wordAndNumber(item);
     return h("li", {}, h("bdi", { class: "quoted" }, clip(visible(token), 24)), value === null ? null : h("span", {}, signed(value)));
   })));
-  return h("div", { class: "part two" }, column("Raises", top, "positive"), column("Lowers", bottom, "negative"));
+}
+
+function logitPart({ top_logits: top, bottom_logits: bottom }) {
+  return h("div", { class: "part two" }, tokenColumn("Raises", top, "positive"), tokenColumn("Lowers", bottom, "negative"));
 }
 
 function tokenBars(title, items) {
@@ -75,18 +78,20 @@ function groupPart({ name, examples }, most) {
 }
 
 // The text around the strongest token; opened, all of it.
-function exampleOf({ tokens, activations = [], train_token_ind: at }, most) {
+function exampleOf({ tokens, activations = [], train_token_ind: at, whole: all = false }, most) {
   const peak = at ?? activations.indexOf(Math.max(...activations));
   const word = (k) => h("span", {
-    style: activations[k] > 0 && `--heat:${(100 * activations[k] / most).toFixed(0)}%`, class: k === peak && "peak",
+    style: activations[k] > 0 && `--heat:${(100 * activations[k] / most).toFixed(0)}%`, class: k === peak && activations[k] > 0 && "peak",
     title: activations[k] > 0 && `${visible(tokens[k])}: ${plain(activations[k])}`,
   }, marks(tokens[k]));
   const words = (from, to) => Array.from({ length: to - from }, (_, k) => word(from + k));
-  const [from, to] = [Math.max(0, peak - 12), Math.min(tokens.length, peak + 7)];
+  const [from, to] = all ? [0, tokens.length] : [Math.max(0, peak - 12), Math.min(tokens.length, peak + 7)];
+  // Vocabularies of whole words have no white space of their own.
+  const spaced = tokens.length > 2 && !tokens.some((token) => /\s/.test(token)) && "spaced";
   const value = h("b", {}, activations[peak] === undefined ? "" : plain(activations[peak]));
   const short = [value, from > 0 ? "…" : "", ...words(from, to), to < tokens.length ? "…" : ""];
-  if (from === 0 && to === tokens.length) return h("p", {}, ...short);
-  const whole = h("details", {}, h("summary", {}, ...short));
+  if (from === 0 && to === tokens.length) return h("p", { class: spaced }, ...short);
+  const whole = h("details", { class: spaced }, h("summary", {}, ...short));
   whole.addEventListener("toggle", () => { if (whole.open && whole.children.length === 1) whole.append(h("p", {}, ...words(0, tokens.length))); });
   return whole;
 }
