@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import dashboard_command, features_command, graph_command, many_command, train_options
+from pullback import dashboard_command, features_command, graph_command, many_command, sheet_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _graph(commands)
     _features(commands)
     _dashboard(commands)
+    _sheet(commands)
     _intervene(commands)
     _serve(commands)
     _convert(commands)
@@ -298,6 +299,15 @@ def _dashboard(commands: Any) -> None:
 
 def _run_dashboard(args: argparse.Namespace) -> None:
     dashboard_command.run(args, open_model, _open_set)
+
+
+def _sheet(commands: Any) -> None:
+    summary = "have features of two dictionaries rated on one page, without knowing which is whose"
+    sheet_command.add_arguments(_command(commands, "sheet", _run_sheet, summary), MODEL_HELP)
+
+
+def _run_sheet(args: argparse.Namespace) -> None:
+    sheet_command.run(args, open_model)
 
 
 def _intervene(commands: Any) -> None:

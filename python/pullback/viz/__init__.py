@@ -5,15 +5,18 @@ from .dashboard import DASHBOARD_SCHEMA, dashboard_page, validate_dashboard
 from .diff import diff_page
 from .page import graph_page, notebook_html
 from .schema import GRAPH_SCHEMA, validate_payload
+from .sheet import SHEET_SCHEMA, sheet_page
 
 __all__ = [
     "CARD_SCHEMA",
     "DASHBOARD_SCHEMA",
     "GRAPH_SCHEMA",
+    "SHEET_SCHEMA",
     "dashboard_page",
     "diff_page",
     "graph_page",
     "notebook_html",
+    "sheet_page",
     "validate_card",
     "validate_dashboard",
     "validate_payload",

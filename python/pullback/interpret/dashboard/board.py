@@ -15,14 +15,13 @@ from torch import Tensor
 from pullback._util.atomic import atomic_save
 from pullback.interpret.dashboard.live import corpus_live, drawn, pack_live
 from pullback.interpret.dashboard.prompts import on_prompt
-from pullback.interpret.dashboard.seen import BANDS, Examples, Seen
+from pullback.interpret.dashboard.seen import BANDS, Examples, seen_in
 from pullback.interpret.dashboard.wired import weight_parts
 from pullback.interpret.features.pack import FeaturePack
-from pullback.interpret.features.reading import activations, read_corpus, shown
-from pullback.lens import Lens, as_lens
+from pullback.interpret.features.reading import Batches
+from pullback.lens import as_lens
 from pullback.lens.tokens import Prompt
-from pullback.training.masks import Excluded
-from pullback.training.source import Batch, Tokens, is_packed, token_batches
+from pullback.training.source import Tokens
 from pullback.transcoders import LayeredDictionary
 from pullback.viz.dashboard import dashboard_page, notebook_dashboard
 
@@ -130,24 +129,23 @@ def dashboard(
     if layer not in sets:
         raise ValueError(f"dashboard: no features of layer {layer}; the set has layers {sets.layers}")
     cards = pack if pack is None or isinstance(pack, FeaturePack) else FeaturePack(pack)
-    batches, excluded = None, Excluded.chosen(lens, packed=tokens is not None and is_packed(tokens))
+    corpus = None
     if tokens is not None:
-        batches = list(token_batches(lens, tokens, batch_size=batch_size, mask=mask, context_size=context_size))
+        corpus = Batches.of(lens, tokens, mask=mask, context_size=context_size, batch_size=batch_size)
     if features is None:
-        if cards is None and batches is None:
+        if corpus is not None:
+            live = corpus_live(lens, sets, layer, corpus, min_density)
+        elif cards is not None:
+            live = pack_live(cards, layer, min_density)
+        else:
             raise ValueError("dashboard: which features are alive shows in a corpus: give features, tokens or a pack")
-        live = (
-            corpus_live(lens, sets, layer, batches, excluded, min_density)
-            if batches is not None
-            else pack_live(cards, layer, min_density)  # pyright: ignore[reportArgumentType]
-        )
         features = drawn(live, n_random, seed)
     ids = _checked(features, sets[layer].d_sae)
     parts: list[Part] = weight_parts(lens, sets, layer, ids, k)
     source: dict[str, Any] | None = None
-    if batches is not None:
+    if corpus is not None:
         wanted = Examples(n_top, bands, n_bands, n_per_band, window)
-        n_tokens, seen = _seen(lens, sets, layer, ids, batches, excluded, wanted, k, seed, verbose)
+        n_tokens, seen = seen_in(lens, sets, layer, ids, corpus, wanted, n_neighbours=k, seed=seed, verbose=verbose)
         parts = [part | own for part, own in zip(parts, seen, strict=True)]
         source = {"kind": "corpus", "tokens": n_tokens}
     elif cards is not None:
@@ -180,25 +178,3 @@ def _checked(features: int | Sequence[int] | Tensor, F: int) -> Tensor:
     if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= F or len(torch.unique(ids)) < len(ids):
         raise ValueError(f"dashboard: features must be different ids in 0..{F - 1}, got {ids.tolist()[:9]}")
     return ids
-
-
-def _seen(
-    lens: Lens,
-    sets: LayeredDictionary,
-    layer: int,
-    ids: Tensor,
-    batches: Sequence[Batch],
-    excluded: Excluded,
-    wanted: Examples,
-    n_neighbours: int,
-    seed: int,
-    verbose: bool,
-) -> tuple[int, list[Part]]:
-    """Tokens read, and what they show of each feature."""
-    ascending = torch.sort(ids).values
-    seen = Seen(ascending, sets[layer].d_sae, wanted, seed)
-    with torch.no_grad():
-        stream = activations(lens, sets, [layer], shown(iter(batches), "contexts", verbose), excluded)
-        corpus = read_corpus(lens, stream, lambda _, *batch: seen.add(*batch), seen.activity.referred)
-    rows = torch.searchsorted(ascending, ids).tolist()
-    return corpus.n_tokens, [seen.card(row, corpus, n_neighbours) for row in rows]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback.interpret.features.pack import FeaturePack
-from pullback.interpret.features.reading import activations
+from pullback.interpret.features.reading import Batches, activations
 from pullback.lens import Lens, as_lens
-from pullback.training.masks import Excluded
-from pullback.training.source import Batch, Tokens, is_packed, token_batches
+from pullback.training.source import Tokens
 from pullback.transcoders import LayeredDictionary
 
 
@@ -33,18 +31,15 @@ def live_features(
     if isinstance(tokens, FeaturePack):
         return pack_live(tokens, layer, min_density)
     lens = as_lens(model)
-    batches = list(token_batches(lens, tokens, batch_size=batch_size, mask=mask, context_size=context_size))
-    excluded = Excluded.chosen(lens, packed=is_packed(tokens))
-    return corpus_live(lens, lens.fitted(sets, strict=strict), layer, batches, excluded, min_density)
+    corpus = Batches.of(lens, tokens, mask=mask, context_size=context_size, batch_size=batch_size)
+    return corpus_live(lens, lens.fitted(sets, strict=strict), layer, corpus, min_density)
 
 
 @torch.no_grad()
-def corpus_live(
-    lens: Lens, sets: LayeredDictionary, layer: int, batches: Sequence[Batch], excluded: Excluded, min_density: float
-) -> Tensor:
-    """The same of batches, for a set that fits the model. Raises ValueError if no token counts."""
+def corpus_live(lens: Lens, sets: LayeredDictionary, layer: int, corpus: Batches, min_density: float) -> Tensor:
+    """The same of a corpus, for a set that fits the model. Raises ValueError if no token counts."""
     active, n_tokens = torch.zeros(sets[layer].d_sae, dtype=torch.int64), 0
-    for read in activations(lens, sets, [layer], batches, excluded):
+    for read in activations(lens, sets, [layer], *corpus):
         acts, counts = read.acts[layer], read.counts.flatten()
         counted = acts.where(counts.to(acts.device)[acts.rows()] & (acts.values != 0))
         active += torch.bincount(counted.indices.long().cpu(), minlength=len(active))

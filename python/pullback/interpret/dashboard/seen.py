@@ -9,8 +9,11 @@ from torch import Tensor
 
 from pullback.interpret.features.layer import LayerActivity
 from pullback.interpret.features.levels import Levels
+from pullback.interpret.features.reading import Batches, activations, read_corpus, shown
 from pullback.interpret.features.records import Corpus, feature_record, shown_examples
+from pullback.lens import Lens
 from pullback.ops import Coactivation, SparseActivations
+from pullback.transcoders import LayeredDictionary
 from pullback.viz.packs import as_card
 
 UNIFORM, QUANTILE = "uniform", "quantile"
@@ -99,3 +102,25 @@ class Seen:
             if value > -torch.inf
         ]
         return {"neighbours": neighbours, "beside": float((both.sum() - own) / own)}
+
+
+@torch.no_grad()
+def seen_in(
+    lens: Lens,
+    sets: LayeredDictionary,
+    layer: int,
+    features: Tensor,
+    corpus: Batches,
+    wanted: Examples,
+    *,
+    n_neighbours: int,
+    seed: int,
+    verbose: bool = False,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Read a corpus for features of a layer, in any order: how many tokens counted, and a card of each feature."""
+    ascending = torch.sort(features).values
+    seen = Seen(ascending, sets[layer].d_sae, wanted, seed)
+    stream = activations(lens, sets, [layer], shown(iter(corpus.batches), "contexts", verbose), corpus.excluded)
+    read = read_corpus(lens, stream, lambda _, *batch: seen.add(*batch), seen.activity.referred)
+    rows = torch.searchsorted(ascending, features).tolist()
+    return read.n_tokens, [seen.card(row, read, n_neighbours) for row in rows]

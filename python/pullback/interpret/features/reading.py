@@ -14,7 +14,7 @@ from pullback.interpret.features.records import Corpus
 from pullback.lens import Lens
 from pullback.ops import SparseActivations
 from pullback.training.masks import Excluded
-from pullback.training.source import Batch
+from pullback.training.source import Batch, Tokens, is_packed, token_batches
 from pullback.transcoders import LayeredDictionary
 
 
@@ -25,6 +25,21 @@ class Read(NamedTuple):
     there: Tensor  # Bool (B, T): no padding
     counts: Tensor  # Bool (B, T): counts for statistics
     acts: dict[int, SparseActivations]  # by layer, B * T rows
+
+
+class Batches(NamedTuple):
+    """A corpus that can be read more than once: token ids are small beside what the model makes of them."""
+
+    batches: list[Batch]
+    excluded: Excluded
+
+    @classmethod
+    def of(
+        cls, lens: Lens, tokens: Tokens, *, mask: Tensor | None, context_size: int | None, batch_size: int
+    ) -> Batches:
+        """As `token_batches` takes them."""
+        batches = token_batches(lens, tokens, batch_size=batch_size, mask=mask, context_size=context_size)
+        return cls(list(batches), Excluded.chosen(lens, packed=is_packed(tokens)))
 
 
 def activations(
