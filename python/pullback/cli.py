@@ -198,7 +198,7 @@ def _sweep(commands: Any) -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder for sweep.json, sweep.png and the sets; continued if it is begun",
+        help="folder for sweep.json, sweep.html, sweep.png and the sets; continued if it is begun",
     )
     parser.add_argument(
         "--eval-data", type=Path, default=None, help="file of tokens to measure on (default: those of --data)"

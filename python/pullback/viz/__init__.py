@@ -6,6 +6,7 @@ from .diff import diff_page
 from .page import graph_page, notebook_html
 from .schema import GRAPH_SCHEMA, validate_payload
 from .sheet import SHEET_SCHEMA, sheet_page
+from .sweep import sweep_page
 
 __all__ = [
     "CARD_SCHEMA",
@@ -17,6 +18,7 @@ __all__ = [
     "graph_page",
     "notebook_html",
     "sheet_page",
+    "sweep_page",
     "validate_card",
     "validate_dashboard",
     "validate_payload",
