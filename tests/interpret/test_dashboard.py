@@ -210,3 +210,24 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert "examples" not in written["features"][0]
     assert cli.main([*common, "--out", str(tmp_path / "d.png")]) == 2
     assert "must end in .html or .json" in capsys.readouterr().err
+
+
+def test_cross_layer_transcoders(lens: Any) -> None:
+    sets = models.random_clt(lens, layers=[0, 2])
+    board = pb.dashboard(lens, sets, 0, IDS, CORPUS, prompts=[CORPUS[0]], **SHAPE)
+    writes = sum(sets.decoder(0, dst) for dst in sets.targets(0)).detach()
+    for f in IDS:
+        said = lens.ln_final.pullback((lens.W_U - lens.W_U.mean(1, keepdim=True)).T, torch.ones(1, 1)) @ writes[f]
+        assert [value for _, value in board[f]["top_logits"]] == pytest.approx(said.topk(5).values.tolist(), rel=1e-4)
+        assert {item["layer"] for item in board[f]["feeds"]} == {2}
+
+
+def test_a_sibling_of_the_model_is_accepted_when_told_so(lens: Any) -> None:
+    sibling = as_lens(models.build("LN-gqa-standard-plain", seed=5))
+    sets = models.random_set(lens)
+    with pytest.raises(ValueError, match="strict=False"):
+        pb.dashboard(sibling, sets, 1, 3, prompts=[CORPUS[0]])
+    study = pb.BlindStudy(sibling, sets, 1, 3, prompts=[CORPUS[0]], strict=False)
+    own = study.dashboard[3]["prompts"][0]["activations"]
+    assert study.ask(CORPUS[0])[3].tolist() == pytest.approx(own)
+    assert study.graph(CORPUS[0], position=2).n_edges > 0

@@ -48,7 +48,8 @@ class BlindStudy:
         tokens: Tokens | None = None,
         **settings: Any,
     ) -> None:
-        self._lens, self._sets = as_lens(model), sets
+        self._lens, self._strict = as_lens(model), settings.get("strict", True)
+        self._sets = self._lens.fitted(sets, strict=self._strict)
         content = dashboard(self._lens, sets, layer, features, tokens, **settings).content
         visible = [{name: value for name, value in part.items() if name not in HIDDEN} for part in content["features"]]
         hidden = [{name: part[name] for name in HIDDEN if name in part} for part in content["features"]]
@@ -111,7 +112,8 @@ class BlindStudy:
             position = int(torch.tensor(found["activations"]).argmax())
         self._step("graph", f"{layer}_{chosen} at {position} of {self._text(prompt)}")
         target = FeatureTarget(layer, position, chosen)
-        return attribute(self._lens, self._sets, prompt, attribution_targets=[target], **settings)
+        strict = {"strict": self._strict}
+        return attribute(self._lens, self._sets, prompt, attribution_targets=[target], **strict | settings)
 
     def note(self, text: str) -> None:
         """Write down what the features seem to be."""

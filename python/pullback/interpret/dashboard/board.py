@@ -124,6 +124,8 @@ def dashboard(
     counts = {"n_bands": n_bands, "n_per_band": n_per_band, "n_top": n_top, "k": k, "batch_size": batch_size}
     if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
         raise ValueError(f"dashboard: must be at least 1: {', '.join(wrong)}")
+    if min(window) < 0:
+        raise ValueError(f"dashboard: window must be two numbers from 0 on, got {window}")
     lens = as_lens(model)
     sets = lens.fitted(sets, strict=strict)
     if layer not in sets:

@@ -15,12 +15,12 @@ from pullback.transcoders import LayeredDictionary
 @torch.no_grad()
 def on_prompt(lens: Lens, sets: LayeredDictionary, layer: int, ids: Tensor, prompt: Prompt) -> list[dict[str, Any]]:
     """Of each feature {"tokens", "activations", "substituted"}: its activation at every position, and what it would be
-    if the outputs of all lower layers of the set were their reconstructions."""
+    if the outputs of all lower layers of the set were their reconstructions. The set is one that was found to fit."""
     tokens = lens.to_tokens(prompt)
     words = lens.to_str_tokens(tokens)
     below = [lower for lower in sets.layers if lower < layer]
     plain = _activations(lens, sets, layer, ids, tokens)
-    with lens.replace(sets, below) as replaced:
+    with lens.replace(sets, below, strict=False) as replaced:
         substituted = _activations(replaced, sets, layer, ids, tokens)
     return [
         {"tokens": words, "activations": own, "substituted": other}
