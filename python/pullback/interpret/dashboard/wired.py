@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.attribution import VirtualWeights, virtual_weights
+from pullback.attribution import VirtualWeights, deembed, virtual_weights
 from pullback.attribution.weights.wiring import Wiring
 from pullback.interpret.features.logits import top_logits
 from pullback.lens import Lens
@@ -31,11 +31,10 @@ def weight_parts(lens: Lens, sets: LayeredDictionary, layer: int, ids: Tensor, k
     }
     if sets.hook_in(layer) != sets.hook_out(layer):
         wiring = Wiring(lens, sets, strict=False)
-        reads = wiring.reads(layer, ids.to(lens.device))
-        embedded = reads @ lens.W_E.to(reads).T
-        parts["deembedding"] = rows(embedded.topk(min(k, embedded.shape[1])))
-        parts["bottom_deembedding"] = rows(embedded.topk(min(k, embedded.shape[1]), largest=False))
-        parts["heads"] = _heads(wiring, layer, reads)
+        read = deembed(lens, sets, layer, ids, k=k, strict=False)
+        parts["deembedding"] = rows((read.top, read.top_ids))
+        parts["bottom_deembedding"] = rows((read.bottom, read.bottom_ids))
+        parts["heads"] = _heads(wiring, layer, wiring.reads(layer, ids.to(lens.device)))
         parts["pullbacks"] = _others(lens, sets, layer, ids, "into", k)
         parts["feeds"] = _others(lens, sets, layer, ids, "out of", k)
     return [{name: values[row] for name, values in parts.items()} for row in range(len(ids))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pullback.attribution.pullbacks.tokens import unembedding
 from pullback.lens import Lens
 from pullback.ops import top_pullbacks
 from pullback.transcoders import LayeredDictionary
@@ -19,8 +20,7 @@ def top_logits(
 
     The effect is <sum of its decoder rows, W_U demeaned>, behind the last norm with its denominator taken as 1.
     """
-    unembedding = (lens.W_U - lens.W_U.mean(1, keepdim=True)).T
-    said = lens.ln_final.pullback(unembedding, torch.ones_like(unembedding[:, :1])).float().contiguous()
+    said = unembedding(lens).float()
     rows = slice(None) if features is None else features
     writes = torch.stack([sets.decoder(layer, dst)[rows].float() for dst in sets.targets(layer)]).sum(0)
     k = min(k, said.shape[0])
