@@ -85,6 +85,8 @@ def test_quantile_bands_are_those_of_packs(lens: Any, sets: Any, tmp_path: Path)
             assert read[f][name] == packed[f][name]
         assert [g["name"] for g in read[f]["sampled"]] == [g["name"] for g in packed[f]["sampled"]]
         assert "neighbours" not in packed[f]
+    with pytest.raises(ValueError, match="has no feature 3 of layer 1; is it a pack of this set"):
+        pb.dashboard(lens, models.random_set(lens), 1, 3, pack=tmp_path / "p")
 
 
 def test_what_is_active_together(board: Any, acts: torch.Tensor) -> None:

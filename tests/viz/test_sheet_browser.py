@@ -32,7 +32,7 @@ CONTENT: dict[str, Any] = {
 }
 STATE = """
 const state = () => ({
-  title: $("#item h2").textContent, text: $("#item").innerText, progress: $("#progress").textContent,
+  title: $("#item h2").textContent, text: $("#item").innerText, progress: $("#source").textContent,
   note: $("#note").value,
   marks: $$("nav button").map((b) => b.className), chosen: $$("input:checked").map((i) => i.value),
 });
@@ -89,8 +89,8 @@ def test_rating_and_coming_back(tmp_path: Path) -> None:
       const files = new DataTransfer(); files.items.add(new File([text], "r.json"));
       $("#file").files = files.files; $("#file").dispatchEvent(new Event("change")); await soon();
     }};
-    await give("[]"); const refused = $("#progress").textContent;
-    await give({json.dumps(json.dumps(saved | {"sheet": "other"}))}); const other = $("#progress").textContent;
+    await give("[]"); const refused = $("#source").textContent;
+    await give({json.dumps(json.dumps(saved | {"sheet": "other"}))}); const other = $("#source").textContent;
     await give({json.dumps(json.dumps(saved))});
     return {{ refused, other, ...state() }};
     """

@@ -9,7 +9,7 @@ from .cards import CARD_SCHEMA, validate_card
 from .document import document, framed
 from .schema import check_schema, fail
 
-STYLES = ("base.css", "cards.css", "dashboard.css")
+STYLES = ("base.css", "cards.css", "head.css", "dashboard.css")
 SCRIPTS = ("text.js", "dom.js", "cardparts.js", "weightparts.js", "dashboard.js")
 
 _NUMBER, _ID = {"type": "number"}, {"type": "integer", "minimum": 0}

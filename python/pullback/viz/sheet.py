@@ -11,7 +11,7 @@ from .schema import check_schema
 
 RATINGS = ("interpretable", "maybe", "uninterpretable")
 RATINGS_FORMAT = "pullback-ratings"
-STYLES = ("base.css", "cards.css", "sheet.css")
+STYLES = ("base.css", "cards.css", "head.css", "sheet.css")
 SCRIPTS = ("text.js", "dom.js", "cardparts.js", "sheet.js")
 
 SHEET_SCHEMA: dict[str, Any] = {

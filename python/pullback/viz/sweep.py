@@ -8,7 +8,7 @@ from typing import Any
 from .document import document
 from .pareto import mean_over_layers
 
-STYLES = ("base.css", "cards.css", "sweep.css")
+STYLES = ("base.css", "head.css", "sweep.css")
 SCRIPTS = ("text.js", "dom.js", "chart.js", "sweep.js")
 FIGURES = ("l0", "fvu", "dead", "ce_replaced", "ce_recovered", "ce_recovered_from_zero", "kl", "top1_agreement")
 LEVELS = {"ce_original": "the model", "ce_mean_ablated": "outputs at their means", "ce_zero_ablated": "outputs at zero"}

@@ -152,7 +152,7 @@ def dashboard(
         source = {"kind": "corpus", "tokens": n_tokens}
     elif cards is not None:
         # What the pack lists without figures is known here with them.
-        parts = [cards.card(layer, f) | part for f, part in zip(ids.tolist(), parts, strict=True)]
+        parts = [_card(cards, layer, f) | part for f, part in zip(ids.tolist(), parts, strict=True)]
         source = {"kind": "pack", "path": Path(cards.path).name}
     content = {
         "format": FORMAT,
@@ -173,6 +173,13 @@ def add_prompt(content: dict[str, Any], found: Sequence[Part]) -> None:
     """Show another prompt with each of the features."""
     for part, own in zip(content["features"], found, strict=True):
         part["prompts"].append(own)
+
+
+def _card(pack: FeaturePack, layer: int, feature: int) -> Part:
+    try:
+        return pack.card(layer, feature)
+    except KeyError as error:
+        raise ValueError(f"dashboard: {error.args[0]}; is it a pack of this set?") from error
 
 
 def _checked(features: int | Sequence[int] | Tensor, F: int) -> Tensor:

@@ -32,7 +32,7 @@ function changed(more) {
 }
 
 function drawProgress(text = null) {
-  $("progress").textContent = text ?? `${nRated()} of ${ratings.length} rated`;
+  $("source").textContent = text ?? `${nRated()} of ${ratings.length} rated`;
 }
 
 function drawList() {
