@@ -65,7 +65,7 @@ class MeanAttribution:
         weights = torch.cat([self.pullbacks[layer] for layer in self.sums.layers], 1)
         table = self._table(weights.abs().argsort(dim=1, descending=True, stable=True)[:, :k])
         fired = {name for name, n in zip(self.targets, self.sums.firings.tolist(), strict=True) if n}
-        return table[(table.together <= at_most) & table.target.isin(fired)].reset_index(drop=True)
+        return table.loc[(table.together <= at_most) & table.target.isin(list(fired))].reset_index(drop=True)
 
     def compare(self, k: int = 20) -> pd.DataFrame:
         """How far pullbacks are from what they do on the corpus: target, layer, and of the mean over all tokens, and of
