@@ -10,11 +10,14 @@ from pullback.attribution.many import attribute_many, attribute_on_devices, read
 from pullback.attribution.memory import MemoryEstimate, memory_estimate
 from pullback.attribution.pullbacks import (
     InputAttribution,
+    MeanActivations,
+    MeanAttribution,
     Pullback,
     TokenEffects,
     deembed,
     input_attribution,
     logit_effects,
+    mean_attribution,
     pullback,
 )
 from pullback.attribution.settings import Settings
@@ -28,6 +31,9 @@ from pullback.attribution.weights import (
 )
 
 __all__ = [
+    "MeanActivations",
+    "MeanAttribution",
+    "mean_attribution",
     "deembed",
     "logit_effects",
     "TokenEffects",
