@@ -80,8 +80,9 @@ class Heads:
         return (vectors.to(self.to_z.dtype) @ self.to_z.T).unflatten(1, (self.n_heads, self.d_head))
 
     def values(self, x: Tensor) -> Tensor:
-        """What each head reads of x (T, d), as values that are not divided by the norm: (n_heads, T, d_head)."""
-        by_kv = (x.to(self.from_v.dtype) @ self.from_v.T).unflatten(1, (self.n_kv, self.d_head)).transpose(0, 1)
+        """What each head reads of the stream x (T, d) of one prompt, to be mixed: (n_heads, T, d_head)."""
+        read = x * self.read_scale[0]
+        by_kv = (read.to(self.from_v.dtype) @ self.from_v.T).unflatten(1, (self.n_kv, self.d_head)).transpose(0, 1)
         return by_kv.repeat_interleave(self.n_heads // self.n_kv, 0)
 
     def at_stream(self, at_z: Tensor, head: Tensor) -> Tensor:
