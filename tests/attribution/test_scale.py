@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pullback as pb
-from pullback.attribution import Graph, Settings, batches, linear
+from pullback.attribution import Graph, Settings, batches, gather
 from pullback.attribution import nodes as k
 from pullback.attribution.explained import explained
 from pullback.attribution.local import local_model
@@ -112,7 +112,7 @@ class _Memory:
         self.sizes.append(len(targets))
         if len(targets) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return linear.linear_rows(local, targets)
+        return gather.linear_rows(local, targets)
 
 
 @pytest.mark.parametrize("limit", [None, 30])

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from pullback._util.memory import out_of_memory
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.explained import Explained
-from pullback.attribution.linear import bytes_per_target, linear_rows
+from pullback.attribution.gather import linear_rows
+from pullback.attribution.linear import bytes_per_target
 from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.settings import Settings
@@ -106,8 +107,8 @@ class Batches:
 
     def _add_batch(self, names: Tensor) -> None:
         targets = self.targets(names)
-        block, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
-        self.edges.append(names, targets.layer, targets.own, block, zeroed)
+        rows, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
+        self.edges.append(names, targets.layer, targets.own, zeroed, rows)
 
     def targets(self, names: Tensor) -> Targets:
         """Of some of a round's names."""
