@@ -152,8 +152,9 @@ def test_a_verbose_run_says_what_it_takes(capsys: pytest.CaptureFixture[str]) ->
     graph = pb.attribute(lens, models.random_set(lens), tokens_of(6), verbose=True, batch_size=16)
     n = int(graph.of_kind(k.FEATURE).sum())
     said = capsys.readouterr().out
-    assert f"{n} features in batches of 16: about " in said
-    assert "MiB of working memory" in said
+    assert f"{n} features in batches of 16\n" in said
+    assert "batch of targets: " in said
+    assert said.count("memory") == 1, "what it takes is said once"
 
 
 @pytest.mark.parametrize("name", [PLAIN, "RMS-gqa-rotary-gated", "neox-parallel"])

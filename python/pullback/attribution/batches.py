@@ -46,10 +46,7 @@ class Batches:
         """Compute all rows of the graph."""
         verbose = self.settings.verbose
         if verbose:
-            size = self.batch_size * bytes_per_target(self.local) / 2**20
-            tqdm.write(
-                f"{self.n_features} features in batches of {self.batch_size}: about {size:.0f} MiB of working memory"
-            )
+            tqdm.write(f"{self.n_features} features in batches of {self.batch_size}")
         with tqdm(total=self.n_features, desc="attribution", unit="feature", disable=not verbose) as bar:
             for names in self.rounds():
                 self._add(names, bar if int(names[0]) >= 0 else None)

@@ -13,7 +13,7 @@ from pullback.attribution.linear import sweep
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
-from pullback.ops.edges import SpanRows, SpanShapes, empty_rows, take_spans
+from pullback.ops.edges import SpanRows, empty_rows, take_spans
 
 
 def linear_rows(local: LocalModel, targets: Targets) -> tuple[SpanRows, Tensor]:

@@ -99,8 +99,10 @@ class Stack:
         return self._reach[P]
 
     def shapes(self, kinds: Sequence[tuple[int, int]]) -> SpanShapes:
-        """Where sources stand in a row of edges from the first P positions of all prompts, and in the layout of one, for
-        every (P, depth): shapes of the first prompt's rows, which list what can matter at that depth, then the next's."""
+        """Where sources stand in a row of edges from the first P positions of all prompts, and in the layout of one.
+
+        A shape for every (P, depth), which lists what can matter at that depth: the first prompt's, then the next's.
+        """
         found = [self._spans(*kind) for kind in kinds]
         ptr = torch.tensor([0, *map(len, found)]).cumsum(0)
         start, width, place = torch.cat(found).T

@@ -26,7 +26,7 @@ class SpanShapes(NamedTuple):
     span_ptr: Tensor
     """Int64[Tensor, "shapes+1"]: the spans of a shape"""
     spans: Tensor
-    """Int64[Tensor, "spans 3"]: the first column in a row of the block it is taken from, the first source, the length"""
+    """Int64[Tensor, "spans 3"]: the first column in the block that a row is taken from, the first source, the length"""
 
     @staticmethod
     def of(shapes: Sequence[Sequence[tuple[int, int, int]]]) -> SpanShapes:
@@ -88,7 +88,7 @@ def from_dense(block: Tensor) -> SpanRows:
 
 
 def take_spans(block: Tensor, at: Tensor, rows: SpanRows) -> None:
-    """Write into `rows` what those rows of a block (any, columns) that stand at Int64[Tensor, "rows"] have at the spans.
+    """Write into `rows` what those of a block (any, columns) that stand at Int64[Tensor, "rows"] have at the spans.
 
     Raises ValueError for rows and spans outside the block.
     """
@@ -96,15 +96,13 @@ def take_spans(block: Tensor, at: Tensor, rows: SpanRows) -> None:
 
 
 def span_counts(rows: SpanRows, ids: Tensor) -> Tensor:
-    """Int64[Tensor, "rows"]: edges that are not 0, of sources that have an id, Int32[Tensor, "n_sources"], -1 for none."""
+    """Int64[Tensor, "rows"]: edges that are not 0, of sources with an id, Int32[Tensor, "n_sources"], -1 for none."""
     counts = torch.empty(len(rows), dtype=torch.long)
     _run("span_counts", rows, ids, counts)
     return counts
 
 
-def span_pack(
-    rows: SpanRows, ids: Tensor, begins: Tensor, counts: Tensor, sources: Tensor, weights: Tensor
-) -> Tensor:
+def span_pack(rows: SpanRows, ids: Tensor, begins: Tensor, counts: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
     """Write the edges that `span_counts` counted, by id, into sources (int32) and weights, those of a row from its
     place in `begins` on. Returns Float64[Tensor, "rows"], the sum of a row's other edges.
 
@@ -131,7 +129,7 @@ def span_flow(rows: SpanRows, targets: Tensor, scale: Tensor, total: Tensor) -> 
 
 
 def csr_flow(targets: Tensor, counts: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor) -> None:
-    """The same of rows in CSR, counts[r] edges (sources int32, sizes, which may have signs) into each of targets (rows).
+    """The same of rows in CSR: counts[r] edges (sources int32, sizes, which may have signs) into targets[r].
 
     Raises ValueError for ids that are no nodes, and counts that do not sum to the number of edges.
     """

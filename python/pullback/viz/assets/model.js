@@ -1,7 +1,5 @@
 // The graph: reads the embedded JSON, derives what the page needs of each node, indexes links by both ends.
 
-const $ = (id) => document.getElementById(id);
-
 // The nodes as the file gives them. Supernodes come behind them, and links as the view asks: see regroup.
 function readGraph() {
   const data = JSON.parse($("graph-data").textContent);
@@ -44,7 +42,7 @@ function describe(raw, i, tokens) {
   };
 }
 
-const KINDS = ["embedding", "position", "feature", "error", "bias", "own", "logit"];
+const KINDS = ["embedding", "position", "feature", "head", "skip", "error", "bias", "own", "logit"];
 
 function kindOf(raw) {
   if (KINDS.includes(raw.kind)) return raw.kind;
@@ -69,7 +67,7 @@ const ROW_LOGIT = Infinity;
 // belong to no layer; they go to the highest one.
 function placeInRows(nodes) {
   const layerOf = (n) => (String(n.raw.layer).toUpperCase() === "E" ? ROW_EMBED : Number.parseInt(n.raw.layer, 10));
-  const inner = (n) => n.kind === "feature" || n.kind === "error";
+  const inner = (n) => n.kind === "feature" || n.kind === "error" || n.kind === "head";
   const top = nodes.reduce((m, n) => (inner(n) ? Math.max(m, layerOf(n)) : m), ROW_EMBED);
   for (const n of nodes) {
     const layer = layerOf(n);
@@ -97,8 +95,10 @@ function labelOf(n) {
     case "logit": return visible(n.token);
     case "embedding": return visible(n.token);
     case "position": return `position ${n.pos}`;
-    case "error": return `error ${at}`;
-    case "bias": return `${(/_bias_(\w+?)_\d+$/.exec(n.id) || ["", ""])[1]} bias ${at}`.trim();
+    case "error": return n.name ? visible(n.name) : `error ${at}`;
+    case "head": return `${at} head ${(/_head_(\d+)/.exec(n.id) || ["", ""])[1]}`;
+    case "skip": return `skip ${at}`;
+    case "bias": return n.name ? visible(n.name) : `${(/_bias_(\w+?)_\d+$/.exec(n.id) || ["", ""])[1]} bias ${at}`.trim();
     case "own": return "own bias";
     default: return n.name ? visible(n.name) : n.feature === null ? visible(n.id) : `${at}·${n.feature}`;
   }
@@ -109,35 +109,7 @@ function haystackOf(n) {
   return `${n.token ?? ""} ${n.name} ${n.label} ${spelt} ${n.id}`.toLowerCase();
 }
 
-// Tokens as people can read them: marks for white space, escapes for what would act on the text around it.
-function visible(text) {
-  if (text === "") return "∅";
-  if (/^ +$/.test(text)) return "␣".repeat(text.length);
-  return marks(text.replace(/^ +| +$/g, ""));
-}
-
-function marks(text) {
-  return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍")
-    .replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g,
-      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
-}
-
-// By code points, so that no surrogate pair is cut.
-function clip(text, length) {
-  if (text.length <= length) return text;
-  const points = Array.from(text);
-  return points.length <= length ? text : `${points.slice(0, length - 1).join("")}…`;
-}
-
-function signed(x) {
-  if (x === null || x === undefined) return "–";
-  const size = Math.abs(x);
-  const digits = size >= 100 ? size.toFixed(0) : size >= 0.001 || size === 0 ? size.toPrecision(3) : size.toExponential(1);
-  return `${x < 0 ? "−" : "+"}${digits}`;
-}
-
-const plain = (x) => signed(x).replace(/^\+/, "");
-const percent = (x) => (x >= 0.0995 ? `${Math.round(100 * x)}%` : `${(100 * x).toFixed(x < 0.00095 && x > 0 ? 2 : 1)}%`);
-
 // Last, since reading needs the constants above.
 const graph = readGraph();
+// What a node's inputs sum to; of path graphs, what it contributes to their root.
+const VALUE = graph.metadata.value_name ?? "Pre-activation";
