@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import pullback as pb
+from pullback.attribution.pullbacks.sums import firings
+from pullback.ops import SparseActivations
 from tests import models
 from tests.attribution.pullbacks.test_pullback import CLOSE, build
 
@@ -76,6 +78,12 @@ def test_the_order_of_the_work_does_not_matter() -> None:
         for layer in (0, 1):
             for table in ("mean", "while_active", "per_firing", "frequency", "together"):
                 assert torch.allclose(getattr(other, table)(layer), getattr(whole, table)(layer), **CLOSE)
+
+
+def test_firings_of_targets_in_any_order_are_rows_in_order() -> None:
+    z = torch.tensor([[0.0, 2.0, 0.5, 0.0], [3.0, 0.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    found = firings(SparseActivations.from_dense(z), torch.tensor([3, 2, 0])).validate()
+    assert found.to_dense().tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0]]
 
 
 def test_an_interrupt_loses_nothing() -> None:

@@ -32,8 +32,6 @@ class MeanActivations:
         self.n_prompts = 0
         self.met = {source: Coactivation(len(ids), sets[source].d_sae) for source in layers}
         self.fired = {source: torch.zeros(sets[source].d_sae, dtype=torch.int64) for source in layers}
-        self._place = torch.full((sets[layer].d_sae,), -1, dtype=torch.int32)
-        self._place[self.ids] = torch.arange(len(ids), dtype=torch.int32)
 
     @property
     def layers(self) -> list[int]:
@@ -51,19 +49,11 @@ class MeanActivations:
 
     def add(self, acts: Activations) -> MeanActivations:
         """Count tokens: rows of features of the target's layer and of the sources'. Returns self."""
-        fires = self._fires(acts[self.layer].to("cpu"))
+        fires = firings(acts[self.layer].to("cpu"), self.ids)
         for layer, met in self.met.items():
             met.add(fires, acts[layer])
             self.fired[layer] += torch.bincount(acts[layer].indices.cpu(), minlength=len(self.fired[layer]))
         return self
-
-    def _fires(self, acts: SparseActivations) -> SparseActivations:
-        """1 where a target is active, as features 0..r-1."""
-        kept = acts.where((self._place[acts.indices.long()] >= 0) & (acts.values > 0))
-        place = self._place[kept.indices.long()]
-        # A row's ids ascend; the places of targets that were asked for in another order need not.
-        order = (kept.rows() * len(self.ids) + place).argsort()
-        return SparseActivations(kept.indptr, place[order], torch.ones_like(kept.values), len(self.ids))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything counted so far, as tensors."""
@@ -88,3 +78,14 @@ class MeanActivations:
             self.fired[layer] = state[f"{layer}.fired"].clone()
         self.n_prompts = int(state["n_prompts"])
         return self
+
+
+def firings(acts: SparseActivations, ids: Tensor) -> SparseActivations:
+    """1 where feature ids[j] is active, as feature j of r."""
+    places = torch.full((acts.n_features,), -1, dtype=torch.int32)
+    places[ids] = torch.arange(len(ids), dtype=torch.int32)
+    kept = acts.where((places[acts.indices.long()] >= 0) & (acts.values > 0))
+    place = places[kept.indices.long()]
+    # A row's ids ascend; the places of ids that were given in another order need not.
+    order = (kept.rows() * len(ids) + place).argsort()
+    return SparseActivations(kept.indptr, place[order], torch.ones_like(kept.values), len(ids))
