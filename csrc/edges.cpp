@@ -74,14 +74,14 @@ void require_fits(const char* op, const EdgeRowViews& rows, int64_t n_columns, i
     }
     if (!fits)
       require(false, std::string(op) + ": row " + std::to_string(r) + " of shape " + std::to_string(i) +
-                         " does not lie within its " + std::to_string(size) + " values, " +
-                         std::to_string(n_sources) + " sources and " + std::to_string(n_columns) + " columns");
+                         " does not lie within its " + std::to_string(size) + " values, " + std::to_string(n_sources) +
+                         " sources and " + std::to_string(n_columns) + " columns");
   }
 }
 
 template <class T>
 Rows<T> as_rows(const EdgeRowViews& rows) {
-  return {rows[2].shape[0],         rows[0].as<T>(),          rows[1].as<int64_t>(),
+  return {rows[2].shape[0],      rows[0].as<T>(),       rows[1].as<int64_t>(),
           rows[2].as<int64_t>(), rows[3].as<int64_t>(), rows[4].as<Span>()};
 }
 
@@ -131,9 +131,8 @@ void take_spans(const View& block, const View& at, const EdgeRowViews& rows, int
     parallel_for(n, work_of(rows), [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
         const T* from = block.as<T>() + at.as<int64_t>()[r] * stride;
-        to.each_span(r, [&](const Span& span, T* out) {
-          std::copy(from + span.column, from + span.column + span.length, out);
-        });
+        to.each_span(
+            r, [&](const Span& span, T* out) { std::copy(from + span.column, from + span.column + span.length, out); });
       }
     });
   });
@@ -275,7 +274,7 @@ void csr_flow(const View& targets, const View& counts, const View& sources, cons
     edges += counts.as<int64_t>()[r];
   }
   require(positive && edges == sizes.shape[0], std::string(op) + ": counts must sum to the number of edges, " +
-                                       std::to_string(sizes.shape[0]) + ", got " + std::to_string(edges));
+                                                   std::to_string(sizes.shape[0]) + ", got " + std::to_string(edges));
   with_float_type(op, sizes.itemsize, [&](auto zero) {
     using T = decltype(zero);
     double* sum = total.as<double>();
@@ -327,8 +326,7 @@ void csr_totals(const View& indptr, const View& sources, const View& weights, co
       for (int64_t r = begin; r < end; ++r) {
         double total = 0;
         for (int64_t e = ptr[r]; e < ptr[r + 1]; ++e)
-          if (counted.as<bool>()[sources.as<int32_t>()[e]])
-            total += std::abs(static_cast<double>(weights.as<T>()[e]));
+          if (counted.as<bool>()[sources.as<int32_t>()[e]]) total += std::abs(static_cast<double>(weights.as<T>()[e]));
         totals.as<double>()[r] = total;
       }
     });

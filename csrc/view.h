@@ -46,8 +46,8 @@ inline void require_shape(const char* op, const char* name, const View& v, const
   if (fits && v.itemsize == itemsize && (v.data != nullptr || v.size() == 0)) return;
   const std::string what = std::string(op) + ": " + name;
   require(fits, what + " must be " + to_string(shape) + ", got " + to_string(v.shape));
-  require(v.itemsize == itemsize, what + " must have " + std::to_string(itemsize) + " bytes an element, got " +
-                                      std::to_string(v.itemsize));
+  require(v.itemsize == itemsize,
+          what + " must have " + std::to_string(itemsize) + " bytes an element, got " + std::to_string(v.itemsize));
   require(false, what + " has no memory");
 }
 
