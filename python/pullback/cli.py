@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import features_command, graph_command, many_command, train_options
+from pullback import features_command, graph_command, many_command, paths_command, train_options
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _eval(commands)
     _graph(commands)
+    _paths(commands)
     _features(commands)
     _intervene(commands)
     _serve(commands)
@@ -275,6 +276,17 @@ def _run_graph(args: argparse.Namespace) -> None:
         many_command.run(args, graph_command.settings(args), open_model, _open_set)
     else:
         graph_command.run(args, open_model, _open_set)
+
+
+def _paths(commands: Any) -> None:
+    summary = "find the paths through features and attention heads that lead to a logit or a feature"
+    parser = _command(commands, "paths", _run_paths, summary)
+    _model_and_set(parser)
+    paths_command.add_arguments(parser)
+
+
+def _run_paths(args: argparse.Namespace) -> None:
+    paths_command.run(args, open_model, _open_set)
 
 
 def _features(commands: Any) -> None:

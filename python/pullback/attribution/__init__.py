@@ -8,6 +8,7 @@ from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
 from pullback.attribution.memory import MemoryEstimate, memory_estimate
+from pullback.attribution.paths import FeatureFilter, PathGraph, Paths, greedy_paths
 from pullback.attribution.settings import Settings
 from pullback.attribution.weights import (
     ExpectedAttributions,
@@ -22,6 +23,7 @@ __all__ = [
     "DirectionTarget",
     "Effects",
     "ExpectedAttributions",
+    "FeatureFilter",
     "FeatureTarget",
     "Graph",
     "GraphCollection",
@@ -30,6 +32,8 @@ __all__ = [
     "LogitDifference",
     "LogitTarget",
     "MemoryEstimate",
+    "PathGraph",
+    "Paths",
     "QKAttribution",
     "Scores",
     "Settings",
@@ -39,6 +43,7 @@ __all__ = [
     "attribute_many",
     "attribute_on_devices",
     "expected_attributions",
+    "greedy_paths",
     "head_loadings",
     "interference",
     "memory_estimate",

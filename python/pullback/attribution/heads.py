@@ -52,7 +52,7 @@ class Heads:
         """
         Q, n, d = vectors.shape
         P = len(R) // Q
-        at_z = (vectors.reshape(Q * n, d).to(self.to_z.dtype) @ self.to_z.T).view(Q * n, self.n_heads, -1)
+        at_z = self.at_z(vectors.reshape(Q * n, d))
         taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (Q n, n_heads, d)
         prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
         moved = self.mixing[prompt, :, pos.flatten(), :P].transpose(1, 2) @ taken
@@ -69,6 +69,22 @@ class Heads:
         )  # (n_heads, Q, n_sources, d)
         weights = self.mixing[:, :, :P, sources].permute(0, 3, 2, 1)  # (Q, n_sources, P, n_heads)
         return (weights @ moved.permute(1, 2, 0, 3)).transpose(1, 2).to(u.dtype)
+
+    def at_z(self, vectors: Tensor) -> Tensor:
+        """Vectors (n, d) that read attention's output, as they read each head before W_O: (n, n_heads, d_head)."""
+        return (vectors.to(self.to_z.dtype) @ self.to_z.T).unflatten(1, (self.n_heads, self.d_head))
+
+    def values(self, x: Tensor) -> Tensor:
+        """What each head reads of x (T, d), as values that are not divided by the norm: (n_heads, T, d_head)."""
+        by_kv = (x.to(self.from_v.dtype) @ self.from_v.T).unflatten(1, (self.n_kv, self.d_head)).transpose(0, 1)
+        return by_kv.repeat_interleave(self.n_heads // self.n_kv, 0)
+
+    def at_stream(self, at_z: Tensor, head: Tensor) -> Tensor:
+        """What each of n vectors at one head's z, (n, d_head), is at the stream, pattern and denominators apart:
+        (n, d)."""
+        by_kv = at_z.new_zeros(len(head), self.n_kv, self.d_head)
+        by_kv[torch.arange(len(head), device=head.device), head // (self.n_heads // self.n_kv)] = at_z
+        return by_kv.flatten(1) @ self.from_v
 
     def _per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""

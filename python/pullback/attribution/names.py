@@ -6,29 +6,27 @@ from pullback.attribution.nodes import BIAS, BIAS_KINDS, DIRECTION, EMBEDDING, E
 
 
 def node_ids(n: Nodes) -> list[str]:
-    """`{l}_{feature}_{pos}`, `{l}_-1_{pos}`, `E_{vocab}_{pos}`, `P_{pos}`, `{l}_bias_{kind}_{pos}`, `own_{target}`,
-    `{n_layers + 1}_{vocab}_{pos}`, `D_{number}_{pos}`."""
+    """`node_id` of every node, and `own_{target}` of own leaves."""
     columns = zip(n.kind.tolist(), n.layer.tolist(), n.pos.tolist(), n.feature.tolist(), strict=True)
-    names: list[str] = []
-    own: list[tuple[int, int]] = []
-    for kind, layer, pos, feature in columns:
-        if kind == EMBEDDING:
-            names.append(f"E_{feature}_{pos}")
-        elif kind == POSITION:
-            names.append(f"P_{pos}")
-        elif kind == ERROR:
-            names.append(f"{layer}_-1_{pos}")
-        elif kind == BIAS:
-            names.append(f"{layer}_bias_{BIAS_KINDS[feature]}_{pos}")
-        elif kind == LOGIT:
-            names.append(f"{layer + 1}_{feature}_{pos}")
-        elif kind == DIRECTION:
-            names.append(f"D_{feature}_{pos}")
-        elif kind == OWN:
-            own.append((len(names), feature))
-            names.append("")
-        else:
-            names.append(f"{layer}_{feature}_{pos}")
-    for place, target in own:
-        names[place] = f"own_{names[target]}"
+    names = ["" if kind == OWN else node_id(kind, layer, pos, feature) for kind, layer, pos, feature in columns]
+    for place in (n.kind == OWN).nonzero()[:, 0].tolist():
+        names[place] = f"own_{names[int(n.feature[place])]}"
     return names
+
+
+def node_id(kind: int, layer: int, pos: int, feature: int) -> str:
+    """`{l}_{feature}_{pos}`, `{l}_-1_{pos}`, `E_{vocab}_{pos}`, `P_{pos}`, `{l}_bias_{kind}_{pos}`,
+    `{n_layers + 1}_{vocab}_{pos}`, `D_{number}_{pos}`."""
+    if kind == EMBEDDING:
+        return f"E_{feature}_{pos}"
+    if kind == POSITION:
+        return f"P_{pos}"
+    if kind == ERROR:
+        return f"{layer}_-1_{pos}"
+    if kind == BIAS:
+        return f"{layer}_bias_{BIAS_KINDS[feature]}_{pos}"
+    if kind == LOGIT:
+        return f"{layer + 1}_{feature}_{pos}"
+    if kind == DIRECTION:
+        return f"D_{feature}_{pos}"
+    return f"{layer}_{feature}_{pos}"

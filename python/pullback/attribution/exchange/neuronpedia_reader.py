@@ -42,6 +42,10 @@ def from_neuronpedia(source: str | PathLike[str] | Mapping[str, Any]) -> Graph:
     payload = source if isinstance(source, Mapping) else _read(Path(source))
     payload, renamed = with_own_error_ids(payload)
     viz.validate_payload(payload)
+    if payload["metadata"].get("form") == "paths":
+        raise ValueError(
+            "graph payload: this is a graph of paths, whose edges are of another kind; read it with PathGraph.from_json"
+        )
     nodes = [(node, _kind(node)) for node in payload["nodes"]]
     n_layers = _n_layers(nodes)
     nodes = [nodes[i] for i in sorted(range(len(nodes)), key=lambda i: _place(*nodes[i], n_layers, i))]

@@ -105,7 +105,7 @@ function facts(n) {
     rows.push([n.kind === "error" ? "Norm" : "Activation", plain(n.raw.activation)]);
   }
   if (Number.isFinite(n.raw.preactivation)) {
-    rows.push([n.kind === "logit" ? "Logit − mean" : "Pre-activation", plain(n.raw.preactivation)]);
+    rows.push([n.kind === "logit" && !graph.metadata.value_name ? "Logit − mean" : VALUE, plain(n.raw.preactivation)]);
   }
   if (n.raw.other) rows.push(...comparedFacts(n));
   if (n.influence !== null) rows.push(["Influence", `within first ${percent(n.influence)}`]);

@@ -33,7 +33,7 @@ function layout(shown, width, height) {
   return { width: worldWidth, height: worldHeight, radius, columns, rows: [...rows, logitRow], x, y, pills };
 }
 
-const CELL_ORDER = { logit: 0, embedding: 0, position: 1, group: 2, feature: 3, error: 4, bias: 5, own: 6 };
+const CELL_ORDER = { logit: 0, embedding: 0, position: 1, group: 2, feature: 3, head: 4, skip: 5, error: 6, bias: 7, own: 8 };
 
 // Within a cell the most influential features come first, the leaves last.
 function inCellOrder(a, b) {

@@ -44,7 +44,7 @@ function describe(raw, i, tokens) {
   };
 }
 
-const KINDS = ["embedding", "position", "feature", "error", "bias", "own", "logit"];
+const KINDS = ["embedding", "position", "feature", "head", "skip", "error", "bias", "own", "logit"];
 
 function kindOf(raw) {
   if (KINDS.includes(raw.kind)) return raw.kind;
@@ -69,7 +69,7 @@ const ROW_LOGIT = Infinity;
 // belong to no layer; they go to the highest one.
 function placeInRows(nodes) {
   const layerOf = (n) => (String(n.raw.layer).toUpperCase() === "E" ? ROW_EMBED : Number.parseInt(n.raw.layer, 10));
-  const inner = (n) => n.kind === "feature" || n.kind === "error";
+  const inner = (n) => n.kind === "feature" || n.kind === "error" || n.kind === "head";
   const top = nodes.reduce((m, n) => (inner(n) ? Math.max(m, layerOf(n)) : m), ROW_EMBED);
   for (const n of nodes) {
     const layer = layerOf(n);
@@ -97,8 +97,10 @@ function labelOf(n) {
     case "logit": return visible(n.token);
     case "embedding": return visible(n.token);
     case "position": return `position ${n.pos}`;
-    case "error": return `error ${at}`;
-    case "bias": return `${(/_bias_(\w+?)_\d+$/.exec(n.id) || ["", ""])[1]} bias ${at}`.trim();
+    case "error": return n.name ? visible(n.name) : `error ${at}`;
+    case "head": return `${at} head ${(/_head_(\d+)/.exec(n.id) || ["", ""])[1]}`;
+    case "skip": return `skip ${at}`;
+    case "bias": return n.name ? visible(n.name) : `${(/_bias_(\w+?)_\d+$/.exec(n.id) || ["", ""])[1]} bias ${at}`.trim();
     case "own": return "own bias";
     default: return n.name ? visible(n.name) : n.feature === null ? visible(n.id) : `${at}·${n.feature}`;
   }
@@ -141,3 +143,5 @@ const percent = (x) => (x >= 0.0995 ? `${Math.round(100 * x)}%` : `${(100 * x).t
 
 // Last, since reading needs the constants above.
 const graph = readGraph();
+// What a node's inputs sum to; of path graphs, what it contributes to their root.
+const VALUE = graph.metadata.value_name ?? "Pre-activation";

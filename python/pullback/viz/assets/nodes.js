@@ -6,13 +6,16 @@ const SHAPES = {
   feature: "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z",
   embedding: "M-.88-.88h1.76v1.76h-1.76z",
   position: "M-.66-.66h1.32v1.32h-1.32z",
+  head: "M-1.1 0L-.55-.95H.55L1.1 0 .55.95H-.55z",
+  skip: "M-.9-.3H.9V.3H-.9z",
   error: "M0-1.18L1.18 0 0 1.18-1.18 0z",
   bias: "M0-.95L.9.65H-.9z",
   own: "M0 .85L.75-.55H-.75z",
   group: "M-1.1-1h2.2a1 1 0 0 1 0 2h-2.2a1 1 0 0 1 0-2z",
 };
 const KIND_NAMES = {
-  feature: "Feature", embedding: "Token embedding", position: "Position embedding", error: "Error of the transcoder",
+  feature: "Feature", embedding: "Token embedding", position: "Position embedding",
+  head: "Attention head", skip: "Skip connection", error: "Error of the transcoder",
   bias: "Bias", own: "Own bias", logit: "Output logit", group: "Supernode",
 };
 const elements = new Array(graph.nodes.length);

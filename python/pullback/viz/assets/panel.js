@@ -98,7 +98,7 @@ function balance(order, n) {
   const total = sum(order.map((e) => graph.links.weight[e]));
   if (graph.compared) return null;
   const goal = n.raw.preactivation;
-  const text = Number.isFinite(goal) ? `sum of inputs (pre-activation ${plain(goal)})` : "sum of inputs";
+  const text = Number.isFinite(goal) ? `sum of inputs (${VALUE.toLowerCase()} ${plain(goal)})` : "sum of inputs";
   return h("tfoot", {}, h("tr", {}, h("td", {}, text), h("td", { class: "number" }, signed(total)), h("td", {})));
 }
 
@@ -142,8 +142,8 @@ function drawHeading() {
 let legend = "";
 
 function drawLegend() {
-  const kinds = ["feature", "group", "embedding", "position", "error", "bias", "own", "logit"];
-  const names = { embedding: "token", own: "own bias", group: "supernode" };
+  const kinds = ["feature", "head", "skip", "group", "embedding", "position", "error", "bias", "own", "logit"];
+  const names = { embedding: "token", own: "own bias", group: "supernode", head: "attention head", skip: "skip connection" };
   const present = new Set(shownNodes().map((n) => n.kind));
   const key = `${[...present]} ${state.view}`;
   if (key === legend) return;

@@ -1,0 +1,77 @@
+"""`pullback paths`: the computational paths that lead to one logit, difference of logits or feature."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WRITERS = {".html": "to_html", ".json": "to_json"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the prompt, in quotes")
+    root = parser.add_mutually_exclusive_group(required=True)
+    root.add_argument("--root", metavar="TOKEN", help="lead to this token's logit")
+    root.add_argument("--root-difference", nargs=2, metavar="TOKEN", help="to the logit of one less that of another")
+    place = ("LAYER", "POSITION", "FEATURE")
+    root.add_argument("--root-feature", nargs=3, type=int, metavar=place, help="to a feature's pre-activation")
+    parser.add_argument("--position", type=int, default=-1, help="of a root's logits; negative: from the end")
+    parser.add_argument("--iters", type=int, default=2, help="steps of the longest paths")
+    parser.add_argument("--branches", type=int, default=5, help="paths of each length")
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NODES",
+        help='go through such nodes only, "kind=head,layer>=7" for instance; may be given again: one must match',
+    )
+    parser.add_argument("--absolute", action="store_true", help="rank by size: follow inhibition as well")
+    parser.add_argument("--leaves", action="store_true", help="let MLP errors and biases be ends of paths")
+    parser.add_argument("--follow-bos", action="store_true", help="follow heads to beginning-of-sequence tokens too")
+    parser.add_argument("--capped", action="store_true", help="cap paths at their smallest activation; makes no graph")
+    parser.add_argument("--ln", choices=("frozen", "ratio"), default="frozen", help="how vectors pass a norm")
+    parser.add_argument("--sum-over-tokens", action="store_true", help="in what is written, add up all positions")
+    parser.add_argument(
+        "--out", type=Path, nargs="+", default=[], help="a .html page and a .json file of the paths as one graph"
+    )
+
+
+def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[Any], Any]) -> None:
+    """Search, list the paths, write their graph."""
+    from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget, greedy_paths
+
+    for out in args.out:
+        if out.suffix not in WRITERS or out.is_dir():
+            raise ValueError(f"--out takes files that end in {' and '.join(WRITERS)}, got '{out}'")
+    if args.out and args.capped:
+        raise ValueError("--capped paths make no graph: leave out --out, or --capped")
+    if args.root_feature:
+        root: Any = FeatureTarget(*args.root_feature)
+    else:
+        root = LogitTarget(args.root) if args.root else LogitDifference(tuple(args.root_difference))
+    paths = greedy_paths(
+        open_model(args.model),
+        open_set(args),
+        args.prompt,
+        root,
+        position=args.position,
+        num_iters=args.iters,
+        num_branches=args.branches,
+        raw=not args.capped,
+        absolute=args.absolute,
+        ignore_bos=not args.follow_bos,
+        filters=args.filter or None,
+        leaves=args.leaves,
+        ln=args.ln,
+    )
+    for path in paths:
+        print(path)
+    if args.capped:
+        return
+    graph = paths.graph()
+    print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every node sums to {graph.check():.1e}")
+    for out in args.out:
+        getattr(graph.sum_over_tokens() if args.sum_over_tokens else graph, WRITERS[out.suffix])(out)
+        print(f"wrote {out}")
