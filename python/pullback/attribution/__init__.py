@@ -9,6 +9,15 @@ from pullback.attribution.graph import Graph, Scores
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
 from pullback.attribution.memory import MemoryEstimate, memory_estimate
 from pullback.attribution.paths import FeatureFilter, PathGraph, Paths, greedy_paths
+from pullback.attribution.pullbacks import (
+    InputAttribution,
+    Pullback,
+    TokenEffects,
+    deembed,
+    input_attribution,
+    logit_effects,
+    pullback,
+)
 from pullback.attribution.settings import Settings
 from pullback.attribution.weights import (
     ExpectedAttributions,
@@ -20,6 +29,13 @@ from pullback.attribution.weights import (
 )
 
 __all__ = [
+    "deembed",
+    "logit_effects",
+    "TokenEffects",
+    "pullback",
+    "input_attribution",
+    "Pullback",
+    "InputAttribution",
     "DirectionTarget",
     "Effects",
     "ExpectedAttributions",

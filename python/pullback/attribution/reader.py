@@ -77,7 +77,7 @@ class Reader:
         return value, self._functional(self.local.n_layers, at.FINAL, pos, direction, own)
 
     def _logit(self, target: LogitTarget) -> Entry:
-        pos, token = self._position(target.position), _token_id(self.lens, target.token)
+        pos, token = self._position(target.position), token_id(self.lens, target.token)
         probability = self._probabilities(pos)[token]
         value, functional = self._combination(pos, [token], [1.0])
         weight = probability if target.weight is None else target.weight
@@ -85,22 +85,10 @@ class Reader:
         return Entry(k.LOGIT, token, value, probability, weight, label, functional)
 
     def _difference(self, target: LogitDifference) -> Entry:
-        if isinstance(target.tokens, Mapping):
-            tokens, coefficients = list(target.tokens), [float(c) for c in target.tokens.values()]
-        else:
-            tokens, coefficients = list(target.tokens), [1.0, -1.0]
-            if len(tokens) != 2:
-                raise ValueError(
-                    f"attribute: a difference takes two tokens, or a coefficient for each; got {len(tokens)} tokens"
-                )
-        ids = [_token_id(self.lens, token) for token in tokens]
-        if not any(coefficients) or len(set(ids)) < len(ids):
-            raise ValueError(f"attribute: a difference of logits needs different tokens, not all 0: {target.tokens!r}")
+        ids, coefficients = terms(self.lens, target)
         pos = self._position(target.position)
         value, functional = self._combination(pos, ids, coefficients)
-        terms = zip(coefficients, self.lens.to_str_tokens(torch.tensor(ids)), strict=True)
-        label = " ".join(f"{'-' if c < 0 else '+'} {'' if abs(c) == 1 else f'{abs(c):g} '}{word}" for c, word in terms)
-        return self._described(target, value, label.removeprefix("+ "), functional)
+        return self._described(target, value, spelled(self.lens, ids, coefficients), functional)
 
     # ---- features and directions ----------------------------------------------------------------------------------
 
@@ -132,7 +120,7 @@ class Reader:
                 f"{list(vector.shape)}"
             )
         pos = self._position(target.position)
-        layer, site = self._site(target.site)
+        layer, site = place_of(self.lens, target.site)
         if site == at.FINAL:
             x, bias = t.ln_final(self._before(layer), t.final_scale), t.ln_final.bias_vector(vector)
         elif site == at.BEFORE_BLOCK:
@@ -156,26 +144,6 @@ class Reader:
             return layers[layer].x_pre
         return layers[-1].x_pre + layers[-1].attn_out + layers[-1].mlp_out
 
-    def _site(self, name: str) -> tuple[int, int]:
-        """(layer, index into SITES) of a full hook name."""
-        L = self.local.n_layers
-        if name == "ln_final":
-            return L, at.FINAL
-        parts = name.split(".", 2)
-        if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdecimal() and int(parts[1]) < L:
-            layer, hook = int(parts[1]), parts[2]
-            if hook == "hook_resid_pre":
-                return layer, at.BEFORE_BLOCK
-            if hook == "hook_resid_post":
-                return layer + 1, at.BEFORE_BLOCK
-            if hook in INPUT_SITES:
-                self.lens.input_site(layer, hook)
-                return layer, at.site_index(hook)
-        raise ValueError(
-            f"attribute: no direction can be read at '{name}'; give ln_final, or blocks.{{0..{L - 1}}}. and one of "
-            f"hook_resid_pre, hook_resid_post, {', '.join(INPUT_SITES)}"
-        )
-
     # ---- common ---------------------------------------------------------------------------------------------------
 
     def _position(self, position: int | None) -> int:
@@ -193,7 +161,51 @@ class Reader:
         return Targets(column(layer), column(site), column(pos), vector[None], own[None])
 
 
-def _token_id(lens: Lens, token: Any) -> int:
+def terms(lens: Lens, target: LogitDifference) -> tuple[list[int], list[float]]:
+    """Token ids and their coefficients."""
+    if isinstance(target.tokens, Mapping):
+        tokens, coefficients = list(target.tokens), [float(c) for c in target.tokens.values()]
+    else:
+        tokens, coefficients = list(target.tokens), [1.0, -1.0]
+        if len(tokens) != 2:
+            raise ValueError(
+                f"attribute: a difference takes two tokens, or a coefficient for each; got {len(tokens)} tokens"
+            )
+    ids = [token_id(lens, token) for token in tokens]
+    if not any(coefficients) or len(set(ids)) < len(ids):
+        raise ValueError(f"attribute: a difference of logits needs different tokens, not all 0: {target.tokens!r}")
+    return ids, coefficients
+
+
+def spelled(lens: Lens, ids: list[int], coefficients: list[float]) -> str:
+    """A combination of logits in words."""
+    terms = zip(coefficients, lens.to_str_tokens(torch.tensor(ids)), strict=True)
+    label = " ".join(f"{'-' if c < 0 else '+'} {'' if abs(c) == 1 else f'{abs(c):g} '}{word}" for c, word in terms)
+    return label.removeprefix("+ ")
+
+
+def place_of(lens: Lens, name: str) -> tuple[int, int]:
+    """(layer, index into SITES) of a full hook name."""
+    L = lens.n_layers
+    if name == "ln_final":
+        return L, at.FINAL
+    parts = name.split(".", 2)
+    if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdecimal() and int(parts[1]) < L:
+        layer, hook = int(parts[1]), parts[2]
+        if hook == "hook_resid_pre":
+            return layer, at.BEFORE_BLOCK
+        if hook == "hook_resid_post":
+            return layer + 1, at.BEFORE_BLOCK
+        if hook in INPUT_SITES:
+            lens.input_site(layer, hook)
+            return layer, at.site_index(hook)
+    raise ValueError(
+        f"attribute: no direction can be read at '{name}'; give ln_final, or blocks.{{0..{L - 1}}}. and one of "
+        f"hook_resid_pre, hook_resid_post, {', '.join(INPUT_SITES)}"
+    )
+
+
+def token_id(lens: Lens, token: Any) -> int:
     """A string must be one token."""
     if isinstance(token, str):
         if getattr(lens.model, "tokenizer", None) is None:

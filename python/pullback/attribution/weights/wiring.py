@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.lens import LayerWeights, Lens, as_lens, must_be_transcoders
+from pullback.lens import LayerWeights, Lens, Norm, as_lens, must_be_transcoders
+from pullback.lens.weights import NO_NORM
 from pullback.transcoders import LayeredDictionary
 
 Head = tuple[int, int]
@@ -43,25 +44,31 @@ class Wiring:
         ]
         return sum(parts[1:], start=parts[0])
 
+    def read_norm(self, target: int) -> Norm:
+        """What lies between the stream and where the encoder of a layer reads."""
+        hook_in, ln2 = self.sets.hook_in(target), self.layer(target).ln2
+        if hook_in == "hook_resid_mid":
+            return Norm(NO_NORM, None, None)
+        return Norm(ln2.kind, None, None) if hook_in == "ln2.hook_normalized" else ln2
+
     def reads(self, target: int, ids: Tensor) -> Tensor:
         """Encoder rows of a layer as they read the stream, (n, d)."""
-        rows, hook_in = self.sets.encoder_rows(target, ids), self.sets.hook_in(target)
-        if hook_in == "hook_resid_mid":
-            return rows
-        return self.layer(target).ln2.pullback(rows, rows.new_ones(1), affine=hook_in != "ln2.hook_normalized")
+        rows = self.sets.encoder_rows(target, ids)
+        return self.read_norm(target).pullback(rows, rows.new_ones(1))
 
     def as_read(self, target: int, x: Tensor) -> Tensor:
         """Vectors x (n, d) of the stream as the encoder of a layer gets them: the transpose of `reads`."""
-        hook_in, ln2 = self.sets.hook_in(target), self.layer(target).ln2
-        if hook_in == "hook_resid_mid":
-            return x
-        return ln2.centre(x) if hook_in == "ln2.hook_normalized" else ln2.linear(x)
+        return self.read_norm(target).linear(x)
 
-    def back_through(self, head: Head, g: Tensor) -> Tensor:
-        """Vectors g (n, d) that read a head's output, as they read the stream before it: the head's OV."""
+    def ov_transpose(self, head: Head, g: Tensor) -> Tensor:
+        """Vectors g (n, d) that read a head's output, as they read what the head's values are made of: OV g."""
         w, h = self.layer(head[0]), head[1]
         W_V = w.W_V[h * w.W_V.shape[0] // w.W_O.shape[0]]
-        return w.ln1.pullback(g @ w.W_O[h].T @ W_V.T, g.new_ones(1))
+        return g @ w.W_O[h].T @ W_V.T
+
+    def back_through(self, head: Head, g: Tensor) -> Tensor:
+        """Vectors g (n, d) that read a head's output, as they read the stream before it."""
+        return self.layer(head[0]).ln1.pullback(self.ov_transpose(head, g), g.new_ones(1))
 
     def through(self, head: Head, x: Tensor) -> Tensor:
         """Vectors x (n, d) of the stream as a head hands them on: the transpose of `back_through`."""
