@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from pullback.studies.dictionaries import Dictionaries
 from pullback.studies.prompts import Prompts
 
-SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
-def ranked(dictionaries: Dictionaries, prompts: Prompts, groups: Tensor, sizes: tuple[int, ...] = SIZES) -> Tensor:
-    """For each group of prompts (N), its max(sizes) features in the order they are taken: (K, m).
+def ranked(
+    dictionaries: Dictionaries, prompts: Prompts, groups: Tensor, sizes: Sequence[int] = SIZES
+) -> Iterator[tuple[int, Tensor]]:
+    """For one size after another, the features chosen for each group of prompts (N): (size, ids (K, size)), in the
+    order they are taken.
 
     From one size to the next, those are added whose first-order effect on the margin, summed over the group's prompts
     in the run where the ones before are ablated already, is largest: what steps in for ablated features is found, too.
     """
-    K = int(groups.max()) + 1
-    chosen = torch.zeros(K, dictionaries.n, dtype=torch.bool)
-    order: list[Tensor] = []
-    for before, size in zip((0, *sizes), sizes, strict=False):
+    order = torch.zeros(int(groups.max()) + 1, 0, dtype=torch.long)
+    for size in sizes:
+        chosen = mask(order, dictionaries.n)
         effects = dictionaries.effects(prompts, groups, chosen).masked_fill(chosen, -torch.inf)
-        order.append(effects.topk(size - before, 1).indices)
-        chosen.scatter_(1, order[-1], True)
-    return torch.cat(order, 1)
+        order = torch.cat([order, effects.topk(size - order.shape[1], 1).indices], 1)
+        yield size, order
 
 
-def mask(order: Tensor, size: int, n: int) -> Tensor:
-    """The first `size` of each group's features, (K, n) bool."""
-    return torch.zeros(len(order), n, dtype=torch.bool).scatter_(1, order[:, :size], True)
+def mask(order: Tensor, n: int) -> Tensor:
+    """Which of n features are among each group's, (K, n) bool."""
+    return torch.zeros(len(order), n, dtype=torch.bool).scatter_(1, order, True)

@@ -29,7 +29,7 @@ class Brackets:
         return list(CLOSERS)
 
     def draw(self, key: str, rng: random.Random) -> Question:
-        """A random walk of brackets that leaves the key to be closed, and then another step down is what is asked."""
+        """A random walk of brackets that leaves the key to be closed."""
         kind = CLOSERS.index(key)
         while True:
             text, stack = self._walk(rng)
@@ -38,7 +38,7 @@ class Brackets:
                 return Question(ids, (self.ids[key],), (self.ids[CLOSERS[1 - kind]],), key)
 
     def _walk(self, rng: random.Random) -> tuple[str, list[int]]:
-        """Up at random, then down some way: a walk that ends on an opener would not say that it has to be closed."""
+        """Brackets, and the kinds that are still open: up and down at random, then down some way."""
         text, stack = "", list[int]()
         for _ in range(rng.randint(2, LONGEST)):
             if not stack or (len(stack) < DEEPEST and rng.random() < 0.5):
