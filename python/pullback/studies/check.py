@@ -34,7 +34,7 @@ class Split:
         return torch.tensor([self.keys.index(key) for key in prompts.keys])
 
 
-def split(behaviour: Behaviour, d_vocab: int, n: int = 32, per_key: int = 8, seed: int = 0) -> Split:
+def split(behaviour: Behaviour, d_vocab: int, n: int = 32, per_key: int = 16, seed: int = 0) -> Split:
     """n prompts to test and n to say how many, keys in turn; and for each of these keys `per_key` others, or as many
     more as make 64 in all. Raises ValueError where there are fewer than two prompts of a key."""
     rng = random.Random(seed)

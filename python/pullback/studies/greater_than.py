@@ -73,7 +73,7 @@ def best_paths(lens: Lens, sets: LayeredDictionary, behaviour: GreaterThan, year
     listed = [{"nodes": list(p.nodes), "contribution": p.contribution} for p in paths if len(p) > 1]
     return {
         "prompt": lens.to_str_tokens(years.tokens[row]),
-        "root": f"{lens.to_str_tokens(years.ids.new_tensor([high]))[0]} - {lens.to_str_tokens(years.ids.new_tensor([low]))[0]}",
+        "root": " - ".join(lens.to_str_tokens(years.ids.new_tensor([high, low]))),
         "value": paths.root_value,
         "paths": listed,
     }

@@ -77,15 +77,15 @@ def _years(years: dict[str, Any]) -> dict[str, Any]:
         {"name": "all features", "x": [0, counts[-1]], "y": [curve["full"]] * 2, "dashed": True},
     ]
     text = (
-        f"Of MLP {curve['layer']}, the k features of its transcoder, or the k neurons, whose activations vary most over "
-        "the prompts at the last token are kept, and all others are zero at every position; output biases stay. The "
-        "figure is the probability of the later years less that of the others, among two-digit years, averaged over "
-        f"first years: {years['summary']}."
+        f"Of MLP {curve['layer']}, the k features of its transcoder, or the k neurons, whose activations vary most "
+        "over the prompts at the last token are kept, and all others are zero at every position; output biases stay. "
+        "The figure is the probability of the later years less that of the others, among two-digit years, averaged "
+        f"over first years: {years['summary']}."
     )
     without = max(curve["without"].items(), key=lambda item: item[1])
     more = (
-        f"Without feature {without[0]} alone the transcoder would give {without[1]:.3f}, more than without any other of "
-        f"the first {len(curve['without'])}."
+        f"Without feature {without[0]} alone the transcoder would give {without[1]:.3f}, more than without any other "
+        f"of the first {len(curve['without'])}."
     )
     chart = {
         "title": f"MLP {curve['layer']}: how few carry the answer",
@@ -170,8 +170,8 @@ def _check(report: dict[str, Any]) -> dict[str, Any]:
     text = (
         f"On the {report['checks'][0]['n_prompts']} test prompts. Random features are drawn, for each prompt and "
         "position and in each layer, from those active there that are not chosen: as many as are chosen there, or as "
-        f"many as there are. The check holds where the chosen take at least {KILLED:.0%} of the mean margin, and random "
-        f"ones at most {SPARED:.0%}, in the mean over draws."
+        f"many as there are. The check holds where the chosen take at least {KILLED:.0%} of the mean margin, and "
+        f"random ones at most {SPARED:.0%}, in the mean over draws."
     )
     return {"title": "Causal check", "parts": [{"text": text}, {"columns": columns, "table": rows}]}
 
@@ -224,8 +224,8 @@ def _shares(shares: dict[str, Any]) -> dict[str, Any]:
 def _circuits(report: dict[str, Any]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {
-            "text": "Single prompts. Each token's share of the margin is what its embedding, errors and biases contribute "
-            "along all paths of the attribution graph; the curves are of circuits of the best nodes by several scores, "
+            "text": "Single prompts. Each token's share of the margin is what its embedding, errors and "
+            "biases contribute along all paths of the attribution graph; the curves are of circuits of the best nodes, "
             "everything else at zero: 1 like the whole model, 0 like none of it."
         }
     ]
@@ -256,7 +256,7 @@ def _circuits(report: dict[str, Any]) -> dict[str, Any]:
 def _paths(paths: dict[str, Any]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {
-            "text": f"Greedy paths to the difference {paths['root']} on \"{''.join(_spaced(paths['prompt'])).strip()}\" "
+            "text": f'Greedy paths to the difference {paths["root"]} on "{"".join(_spaced(paths["prompt"])).strip()}" '
             f"({paths['value']:.2f}): what reaches it through transcoder features and heads, largest first."
         }
     ]

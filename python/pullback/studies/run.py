@@ -22,7 +22,7 @@ from pullback.studies.greater_than import study_years
 from pullback.studies.shares import Shares, curves_of, direct_shares, graph_of, token_shares
 from pullback.transcoders import LayeredDictionary
 
-GOAL = 0.85  # of the prompts that say how many: room for what is found on others
+GOAL = 0.82  # on the prompts that say how many: a little room for what is found on others
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def sentence(check: Check) -> str:
     verdict = "holds" if check.holds else "does not hold"
     mean = sum(check.control) / len(check.control)
     return (
-        f"{check.arm}: ablating {check.k} features takes {check.dropped:.1%} of the margin of {check.n_prompts} prompts, "
-        f"as many random active ones {mean:.1%} (at most {max(check.control):.1%} of {len(check.control)} draws); "
-        f"at least {KILLED:.0%} against at most {SPARED:.0%} {verdict}"
+        f"{check.arm}: ablating {check.k} features takes {check.dropped:.1%} of the margin of {check.n_prompts} "
+        f"prompts, as many random active ones {mean:.1%} (at most {max(check.control):.1%} of {len(check.control)} "
+        f"draws); at least {KILLED:.0%} against at most {SPARED:.0%} {verdict}"
     )
 
 

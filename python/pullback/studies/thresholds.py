@@ -73,7 +73,12 @@ def _head(
     row = fitted.encoder_rows(layer, [feature])
     last = torch.tensor([recorded[0].n_pos - 1], device=row.device)
     reads = [t.layers[layer].read_pullback(fitted.hook_in(layer), row, last)[0] for t in recorded]
-    spread = torch.stack([torch.stack([_given(t, k, read, at) for t, read in zip(recorded, reads, strict=True)]).std(0) for k in range(layer + 1)])
+    spread = torch.stack(
+        [
+            torch.stack([_given(t, k, read, at) for t, read in zip(recorded, reads, strict=True)]).std(0)
+            for k in range(layer + 1)
+        ]
+    )
     best = int(spread.argmax())
     return best // spread.shape[1], best % spread.shape[1]
 

@@ -98,7 +98,9 @@ def year_curve(
         else [runs.with_neurons(kept(neurons, k)) for k in range(min(most, len(neurons)) + 1)],
         every_neuron=None if neurons is None else runs.with_neurons(kept(neurons, len(neurons))),
         ranking=features.tolist(),
-        without={f: runs.with_features(every.index_fill(0, torch.tensor(f), False)) for f in features[:without].tolist()},
+        without={
+            f: runs.with_features(every.index_fill(0, torch.tensor(f), False)) for f in features[:without].tolist()
+        },
     )
 
 

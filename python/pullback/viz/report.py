@@ -116,7 +116,7 @@ def _chart(chart: Mapping[str, Any]) -> str:
         _, down = at(x_low, y)
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}"/>')
         marks.append(f'<text x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:.6g}</text>')
-    for x in _ticks(x_low, x_high):
+    for x in _log_ticks(x_low, x_high) if log else _ticks(x_low, x_high):
         if x_low - 1e-9 <= x <= x_high + 1e-9:
             shown = f"{10**x:.3g}" if log else f"{x:.6g}"
             marks.append(f'<text x="{at(x, y_low)[0]:.1f}" y="{HEIGHT - 19}" text-anchor="middle">{shown}</text>')
@@ -154,3 +154,10 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if span / (unit * m) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [step * n for n in range(first, max(last, first + 1) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms of 1, 2 and 5 times powers of ten; over more than two decades, of powers of ten alone."""
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    return [n + math.log10(step) for n in decades for step in steps]

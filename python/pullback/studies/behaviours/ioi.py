@@ -5,18 +5,18 @@ from __future__ import annotations
 import random
 
 from pullback.lens import Lens
-from pullback.studies.behaviours.words import bos, encoded, enough, known, single
+from pullback.studies.behaviours.words import bos, encoded, enough, known, listed, single
 from pullback.studies.prompts import Question
 
 QUESTION = (
     "Two people are named, one of them again, who gives something away: to whom? The margin is the logit of the "
     "name mentioned once, less that of the name mentioned twice."
 )
-NAMES = (
+NAMES = listed(
     "Mary John Alice Bob Emma James Sarah David Laura Peter Anna Mark Kate Paul Lucy Tom Jane Mike Susan Frank"
-).split()
-PLACES = "store park school beach office museum garden station".split()
-OBJECTS = "drink letter book gift ring ball lamp map".split()
+)
+PLACES = listed("store park school beach office museum garden station")
+OBJECTS = listed("drink letter book gift ring ball lamp map")
 WORDINGS = (
     ("When {a} and {b} went to the {place}, {s} gave a {thing} to", str),
     ("when {a} and {b} went to the {place} {s} gave a {thing} to", str.lower),

@@ -8,6 +8,11 @@ from collections.abc import Iterable
 from pullback.lens import Lens
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
 def encoded(lens: Lens, text: str) -> list[int]:
     """Ids of a text, without BOS. Raises ValueError where there is no tokenizer, or it refuses the text."""
     tokenizer = getattr(lens.model, "tokenizer", None)
