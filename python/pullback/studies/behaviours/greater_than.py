@@ -16,7 +16,8 @@ QUESTION = (
     "A war lasts from one year of a century to another of the same century: which? The margin is the mean logit of the "
     "later two-digit years, less that of the years up to the first."
 )
-WORDINGS = (("The war lasted from", " to"), ("the war lasted from the year", " to the year"))
+PUBLISHED = ("The war lasted from", " to")
+LOWER_CASE = ("the war lasted from the year", " to the year")  # a tokenizer that knows no capitals is tiny-mix's
 CENTURIES = tuple(str(c) for c in range(11, 20))
 FEWEST_YEARS = 20
 
@@ -48,14 +49,15 @@ class GreaterThan:
         start = bos(lens)
         centuries = single(lens, CENTURIES)
         self.years = single(lens, [f"{y:02d}" for y in range(100)], before="")
-        fitting = [wording for wording in WORDINGS if known(lens, "".join(wording)) is not None]
-        if len(self.years) < FEWEST_YEARS or "17" not in centuries or not fitting:
+        capitals = known(lens, PUBLISHED[0]) != known(lens, PUBLISHED[0].lower())
+        before, between = PUBLISHED if capitals else LOWER_CASE
+        fits = known(lens, before + between) is not None
+        if len(self.years) < FEWEST_YEARS or "17" not in centuries or not fits:
             raise ValueError(
                 f"study greater-than: it needs a tokenizer that splits 1732 into 17 and 32, one token for each century "
                 f"and each two-digit year; that of {lens.model_name} has {len(self.years)} such years and the "
                 f"centuries {', '.join(centuries) or 'none'}"
             )
-        before, between = fitting[0]
         self.centuries = centuries
         self.before, self.between = [*start, *encoded(lens, before)], encoded(lens, between)
 
