@@ -11,6 +11,7 @@ this kind, is among ours.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
@@ -89,6 +90,10 @@ class Measured(NamedTuple):
 
 
 def measured(do: Callable[[], Any]) -> Measured:
+    # What was freed before and kept would hide what is taken now.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     before, start = forget_peak(), time.process_time()
     result = do()
     return Measured(result, time.process_time() - start, grown(before))

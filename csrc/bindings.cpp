@@ -99,4 +99,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("coactivation_block", &coactivation_block, unlocked);
   m.def("union_counts", &union_counts, unlocked);
   m.def("union_sums", &union_sums, unlocked);
+  m.def("take_spans", &take_spans, unlocked);
+  m.def("span_dense", &span_dense, unlocked);
+  m.def("span_counts", &span_counts, unlocked);
+  m.def("span_pack", &span_pack, unlocked);
+  m.def("span_totals", &span_totals, unlocked);
+  m.def("span_flow", &span_flow, unlocked);
+  m.def("csr_flow", &csr_flow, unlocked);
+  m.def("csr_sums", &csr_sums, unlocked);
+  m.def("csr_totals", &csr_totals, unlocked);
 }

@@ -72,6 +72,39 @@ void union_sums(const View& X_indptr, const View& X_indices, const View& X_produ
                 const View& Y_indptr, const View& Y_indices, const View& Y_products, const View& Y_gated,
                 const View& indptr, const View& indices, const View& products, const View& gated, int64_t F_b);
 
+// Rows of edges that list values of all sources of some spans, without their ids: values (E), offsets (R) of each row's
+// first, shapes (R); the spans of shape i are those from span_ptr[i] to span_ptr[i + 1] (shapes + 1), each with where
+// it stands in a row of the block it was taken from, its first source and its length, spans (S, 3). All else int64.
+using EdgeRowViews = std::array<View, 5>;
+
+// values <- what the rows of block (any, W) that stand at `at` int64 (R) have at the spans.
+void take_spans(const View& block, const View& at, const EdgeRowViews& rows, int64_t n_sources);
+
+// out (R, n_sources) <- the edges, where there are any.
+void span_dense(const EdgeRowViews& rows, const View& out);
+
+// Edges that are neither 0 nor of a source without an id, int32 (n_sources) with -1 for none: counts int64 (R).
+void span_counts(const EdgeRowViews& rows, const View& ids, const View& counts);
+
+// Those edges of row r, by id, from place begins[r] of sources int32 and weights on, and the sum of the others, lost
+// float64 (R).
+void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, const View& counts, const View& sources,
+               const View& weights, const View& lost);
+
+// totals float64 (R) of the sizes of edges from sources that count, bool (n_sources).
+void span_totals(const EdgeRowViews& rows, const View& counted, const View& totals);
+
+// total float64 (n_nodes): for one row r after the other, total[source] += total[targets[r]] scale[r] |value|.
+void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale, const View& total);
+
+// The same for rows in CSR with sizes that have signs: counts[r] edges each, targets and scale (R), sources int32 (E).
+void csr_flow(const View& targets, const View& counts, const View& sources, const View& scale, const View& sizes,
+              const View& total);
+
+// Of rows in CSR, in float64: sums of the weights and of their sizes; totals of the sizes from sources that count.
+void csr_sums(const View& indptr, const View& weights, const View& sums, const View& sizes);
+void csr_totals(const View& indptr, const View& sources, const View& weights, const View& counted, const View& totals);
+
 // values, indices (n, k), W (F, d), y (n, d) -> residual (n, d) = bias + sum_j values[n, j] W[indices[n, j]] - y, dots
 // (n, k) = <residual[n], W[indices[n, j]]>, losses (n) float64 = ||residual[n]||^2. bias may be null.
 void decode_residual(const View& values, const View& indices, const View& W, const View* bias, const View& y, bool relu,

@@ -36,24 +36,28 @@ inline void require(bool fits, const std::string& sentence) {
   if (!fits) throw std::invalid_argument(sentence);
 }
 
+// The sentences of what follows are put together only where something is wrong: the checks run at every call.
+
 // v must have this shape (-1: any) and element size.
 inline void require_shape(const char* op, const char* name, const View& v, const std::vector<int64_t>& shape,
                           int64_t itemsize) {
   bool fits = v.shape.size() == shape.size() && v.strides.size() == shape.size();
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 ? v.shape[i] >= 0 : v.shape[i] == shape[i];
-  require(fits, std::string(op) + ": " + name + " must be " + to_string(shape) + ", got " + to_string(v.shape));
-  require(v.itemsize == itemsize, std::string(op) + ": " + name + " must have " + std::to_string(itemsize) +
-                                      " bytes an element, got " + std::to_string(v.itemsize));
-  require(v.data != nullptr || v.size() == 0, std::string(op) + ": " + name + " has no memory");
+  if (fits && v.itemsize == itemsize && (v.data != nullptr || v.size() == 0)) return;
+  const std::string what = std::string(op) + ": " + name;
+  require(fits, what + " must be " + to_string(shape) + ", got " + to_string(v.shape));
+  require(v.itemsize == itemsize, what + " must have " + std::to_string(itemsize) + " bytes an element, got " +
+                                      std::to_string(v.itemsize));
+  require(false, what + " has no memory");
 }
 
 // ... and contiguous rows: neighbours in the last dimension are neighbours in memory.
 inline void require_rows(const char* op, const char* name, const View& v, const std::vector<int64_t>& shape,
                          int64_t itemsize) {
   require_shape(op, name, v, shape, itemsize);
-  require(
-      v.shape.back() <= 1 || v.strides.back() == 1 || v.size() == 0,
-      std::string(op) + ": the last dimension of " + name + " must be contiguous, got strides " + to_string(v.strides));
+  if (v.shape.back() > 1 && v.strides.back() != 1 && v.size() != 0)
+    require(false, std::string(op) + ": the last dimension of " + name + " must be contiguous, got strides " +
+                       to_string(v.strides));
 }
 
 // ... and no gaps at all.
@@ -62,8 +66,8 @@ inline void require_dense(const char* op, const char* name, const View& v, const
   require_shape(op, name, v, shape, itemsize);
   int64_t expected = 1;
   for (size_t i = v.shape.size(); i-- > 0; expected *= v.shape[i])
-    require(v.shape[i] <= 1 || v.strides[i] == expected || v.size() == 0,
-            std::string(op) + ": " + name + " must be contiguous, got strides " + to_string(v.strides));
+    if (v.shape[i] > 1 && v.strides[i] != expected && v.size() != 0)
+      require(false, std::string(op) + ": " + name + " must be contiguous, got strides " + to_string(v.strides));
 }
 
 // Calls f with a float or a double, after the size of an element.

@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import features_command, graph_command, many_command, paths_command, study_command, train_options
+from pullback import (
+    dashboard_command,
+    features_command,
+    graph_command,
+    many_command,
+    paths_command,
+    sheet_command,
+    study_command,
+    train_options,
+)
 
 ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
@@ -45,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     _graph(commands)
     _paths(commands)
     _features(commands)
+    _dashboard(commands)
+    _sheet(commands)
     _intervene(commands)
     _study(commands)
     _serve(commands)
@@ -198,7 +209,7 @@ def _sweep(commands: Any) -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder for sweep.json, sweep.png and the sets; continued if it is begun",
+        help="folder for sweep.json, sweep.html, sweep.png and the sets; continued if it is begun",
     )
     parser.add_argument(
         "--eval-data", type=Path, default=None, help="file of tokens to measure on (default: those of --data)"
@@ -299,6 +310,26 @@ def _features(commands: Any) -> None:
 
 def _run_features(args: argparse.Namespace) -> None:
     features_command.run(args, open_model, _open_set)
+
+
+def _dashboard(commands: Any) -> None:
+    summary = "show features on one page: examples, what they say, what they read, what they do on prompts"
+    parser = _command(commands, "dashboard", _run_dashboard, summary)
+    _model_and_set(parser)
+    dashboard_command.add_arguments(parser)
+
+
+def _run_dashboard(args: argparse.Namespace) -> None:
+    dashboard_command.run(args, open_model, _open_set)
+
+
+def _sheet(commands: Any) -> None:
+    summary = "have features of two dictionaries rated on one page, without knowing which is whose"
+    sheet_command.add_arguments(_command(commands, "sheet", _run_sheet, summary), MODEL_HELP)
+
+
+def _run_sheet(args: argparse.Namespace) -> None:
+    sheet_command.run(args, open_model)
 
 
 def _intervene(commands: Any) -> None:

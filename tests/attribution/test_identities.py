@@ -209,7 +209,7 @@ def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
 
 
 def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pullback.attribution import batches, linear
+    from pullback.attribution import batches, gather, linear
 
     lens = as_lens(models.build("RMS-gqa-rotary-gated"))
     sets = models.random_set(lens)
@@ -218,7 +218,7 @@ def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) 
 
     def counted(local: Any, targets: Any) -> Any:
         sizes.append(len(targets))
-        return linear.linear_rows(local, targets)
+        return gather.linear_rows(local, targets)
 
     monkeypatch.setattr(batches, "linear_rows", counted)
     monkeypatch.setattr(batches, "WORKING_MEMORY", 3 * linear.bytes_per_target(local_model(lens, sets, tokens_of(7))))

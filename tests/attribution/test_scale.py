@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pullback as pb
-from pullback.attribution import Graph, Settings, batches, linear
+from pullback.attribution import Graph, Settings, batches, gather
 from pullback.attribution import nodes as k
 from pullback.attribution.explained import explained
 from pullback.attribution.local import local_model
@@ -112,7 +112,7 @@ class _Memory:
         self.sizes.append(len(targets))
         if len(targets) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return linear.linear_rows(local, targets)
+        return gather.linear_rows(local, targets)
 
 
 @pytest.mark.parametrize("limit", [None, 30])
@@ -152,8 +152,9 @@ def test_a_verbose_run_says_what_it_takes(capsys: pytest.CaptureFixture[str]) ->
     graph = pb.attribute(lens, models.random_set(lens), tokens_of(6), verbose=True, batch_size=16)
     n = int(graph.of_kind(k.FEATURE).sum())
     said = capsys.readouterr().out
-    assert f"{n} features in batches of 16: about " in said
-    assert "MiB of working memory" in said
+    assert f"{n} features in batches of 16\n" in said
+    assert "batch of targets: " in said
+    assert said.count("memory") == 1, "what it takes is said once"
 
 
 @pytest.mark.parametrize("name", [PLAIN, "RMS-gqa-rotary-gated", "neox-parallel"])

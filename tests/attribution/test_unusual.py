@@ -17,6 +17,7 @@ from pullback.attribution.exchange import neuronpedia
 from pullback.attribution.local import local_model
 from pullback.attribution.rules import EdgeRule
 from pullback.lens import as_lens
+from pullback.ops.edges import from_dense
 from pullback.transcoders import BatchTopK, JumpReLU, TopK, Transcoder, TranscoderSet
 from tests import models
 from tests.attribution.test_graph import by_hand
@@ -141,18 +142,25 @@ def test_graphs_can_be_compared_and_kept_in_sets() -> None:
     assert len({hand, other}) == 2
 
 
-def test_blocks_of_edges_are_stored_by_rows_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_keeps_the_same_edges_however_many_rows_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = as_lens(models.build(PLAIN))
     local = local_model(lens, models.random_set(lens), tokens_of(3))
-    block = torch.randn(7, local.layout.n_sources, generator=torch.Generator().manual_seed(0)).relu()
+    n = local.layout.n_sources
+    block = torch.randn(7, n, generator=torch.Generator().manual_seed(0)).relu()
+    best = block.topk(3).values[:, -1:]
     for entries in (1, 100, 1 << 20):
         monkeypatch.setattr(rows, "CHUNK_ENTRIES", entries)
-        edges = rows.EdgeRows(local.layout, EdgeRule())
-        edges.append(torch.arange(7), torch.zeros(7), torch.zeros(7), block, torch.zeros(7))
-        joined = edges.joined()
-        found = torch.zeros_like(block).index_put((joined.rows(), joined.sources.long()), joined.weights)
-        assert torch.equal(found, block)
-        assert len(joined.weights) == int((block != 0).sum())
+        edges = rows.EdgeRows(local.layout, EdgeRule(per_target=3))
+        edges.append(torch.arange(7), torch.zeros(7), torch.zeros(7), torch.zeros(7), from_dense(block))
+        (found,) = edges.blocks
+        counts = found.edges.counts(torch.arange(n, dtype=torch.int32))
+        assert counts.tolist() == [3] * 7
+        sources, weights = torch.zeros(21, dtype=torch.int32), torch.zeros(21)
+        lost = found.edges.pack(torch.arange(n, dtype=torch.int32), counts.cumsum(0) - counts, counts, sources, weights)
+        dense = torch.zeros_like(block).scatter_(1, sources.view(7, 3).long(), weights.view(7, 3))
+        assert torch.equal(dense, block.where(block >= best, 0))
+        assert not lost.any()
+        torch.testing.assert_close(found.dropped, block.where(block < best, 0).sum(1))
 
 
 def test_files_with_nan_or_cycles_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from pullback.training import TrainConfig, cache_activations, evaluate, sweep, train_on_cache
 from pullback.training.sweep import grid, matched, run
+from pullback.training.sweep.published import published_curves
 from pullback.transcoders import JumpReLU, load_transcoders
 from pullback.viz import pareto
 
@@ -159,6 +160,7 @@ def made_up(slope_by_kind, seeds=(0, 1, 2), l0s=(4.0, 8.0, 16.0)):
                 x = torch.tensor(l0).log2().item()
                 figures = dict.fromkeys(matched.FIGURES, slope * x + 0.01 * seed * (kind == "sae"))
                 figures |= {"l0": {"0": l0 - 1, "1": l0 + 1}, "ce_original": 1.0, "ce_mean_ablated": 3.0}
+                figures |= {"ce_zero_ablated": 3.2, "dead": {"0": 0.0}, "ce_recovered_from_zero": 0.5}
                 arm = {"kind": kind, "architecture": "topk", "seed": seed, "value": l0, "setting": "k"}
                 arms[f"{kind}{l0}{seed}"] = arm | {"figures": {"tokens": figures}}
     return arms
@@ -208,7 +210,10 @@ def test_the_plot_has_both_kinds_and_the_ablation(name, tmp_path):
         pareto.draw(content, path)
     if name.endswith("svg"):
         drawn = (tmp_path / name).read_text()
-        assert all(f"<!-- {word} -->" in drawn for word in ("transcoder topk", "sae topk", "outputs at their means"))
+        assert all(
+            f"<!-- {word} -->" in drawn
+            for word in ("transcoder topk", "sae topk", "outputs at their means", "outputs at zero")
+        )
         for arm in content["arms"].values():
             arm["figures"]["tokens"]["ce_mean_ablated"] = 80.0
         pareto.draw(content, tmp_path / name)
@@ -217,3 +222,36 @@ def test_the_plot_has_both_kinds_and_the_ablation(name, tmp_path):
         assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
     with pytest.raises(ValueError, match="no finished arm"):
         pareto.draw({"arms": {}}, tmp_path / name)
+
+
+def test_published_curves_are_those_of_the_model_and_layer(tmp_path):
+    def of(name, layers=("15",)):
+        return published_curves({"model": {layer: {"model_name": name} for layer in layers}})
+
+    found = of("EleutherAI/pythia-410m")
+    assert [curve["kind"] for curve in found] == ["transcoder", "sae"]
+    assert [len(curve["points"]) for curve in found] == [5, 4]
+    assert of("pythia-410m") == found
+    assert of("pythia-410m", ("14",)) == of("pythia-410m", ("14", "15")) == of("pythia-70m") == []
+    for curve in found:  # the sparser, the worse, and the transcoder never is
+        by_l0 = sorted((point["l0"], point["ce"]) for point in curve["points"])
+        assert [ce for _, ce in by_l0] == sorted((ce for _, ce in by_l0), reverse=True)
+    pytest.importorskip("matplotlib")
+    pareto.draw({"arms": made_up({"sae": 0.1})}, tmp_path / "sweep.svg", found)
+    assert "<!-- transcoder, Dunefsky et al. 2024 -->" in (tmp_path / "sweep.svg").read_text()
+
+
+def test_both_kinds_leave_bos_alone_and_have_the_same_bounds(swept, lens, tokens, tmp_path, monkeypatch):
+    heads = tokens[:12].clone()
+    heads[:, 0] = 0
+    monkeypatch.setattr(lens.model.tokenizer, "bos_token_id", 0)
+    arms = swept(seeds=(0,), evaluation=heads)["arms"].values()
+    figures = [arm["figures"]["tokens"] for arm in arms]
+    assert {arm["kind"] for arm in arms} == {"transcoder", "sae"}
+    assert {own["n_tokens"] for own in figures} == {heads[:, 1:].numel()}
+    for bound in ("ce_original", "ce_mean_ablated", "ce_zero_ablated"):
+        assert len({round(own[bound], 9) for own in figures}) == 1, bound
+    saved = load_transcoders(tmp_path / "out/sets/sae-topk-k2-seed0")
+    assert figures[0]["ce_original"] == pytest.approx(evaluate(lens, saved, heads[:, 1:]).ce_original, rel=1e-5)
+    page = (tmp_path / "out/sweep.html").read_text()
+    assert all(word in page for word in ("outputs at zero", "outputs at their means", "ce_recovered_from_zero"))

@@ -18,6 +18,7 @@ EXAMPLE = {"tokens": ["a", "b"], "activations": [0.0, 1.0]}
 GOOD: list[dict[str, Any]] = [
     {},
     {"examples": [EXAMPLE, EXAMPLE | {"train_token_ind": 1}]},
+    {"sampled": [{"name": "0 to 1", "examples": [EXAMPLE]}]},
     {"top_logits": ["a", ["b", 1.0]], "bottom_logits": [], "deembedding": [["c", -1]]},
     {"density": None, "histogram": None, "quantiles": None},
     {"density": 0.5, "histogram": {"counts": [1, 2], "edges": [0.0, 1.0, 2.0]}, "quantiles": [[0.5, 1.0], 2.0]},
@@ -35,6 +36,10 @@ BAD = [
         "examples[0].train_token_ind must be one of the 2 tokens, got 2",
     ),
     ({"top_logits": [["a", "b"]]}, "top_logits[0][1] must be a number, got 'b'"),
+    (
+        {"sampled": [{"name": "0 to 1", "examples": [EXAMPLE | {"train_token_ind": 2}]}]},
+        "sampled[0].examples[0].train_token_ind must be one of the 2 tokens, got 2",
+    ),
     ({"deembedding": [["a"]]}, "deembedding[0] must have at least 2 item, got 1"),
     ({"histogram": {"counts": [1, 2], "edges": [0, 1]}}, "histogram.edges must be 3 ends of 2 bins, got 2"),
     ({"quantiles": [float("nan")]}, "quantiles[0] must be finite, got nan"),

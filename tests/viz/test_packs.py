@@ -34,8 +34,8 @@ RECORD = {
 CARD = {
     "examples": [
         {"tokens": ["a", "b"], "activations": [0.0, 2.0], "train_token_ind": 1},
-        {"tokens": ["c"], "activations": [1.0], "train_token_ind": 0},
     ],
+    "sampled": [{"name": "rest", "examples": [{"tokens": ["c"], "activations": [1.0], "train_token_ind": 0}]}],
     "top_logits": ["x"],
     "bottom_logits": ["y"],
     "density": 0.25,
@@ -75,7 +75,7 @@ def test_card_files(tmp_path: Path) -> None:
 
 
 def test_sparse_records() -> None:
-    assert as_card({"examples_quantiles": []}) == {"examples": []}
+    assert as_card({"examples_quantiles": []}) == {"examples": [], "sampled": []}
     assert as_card({"examples_quantiles": [], "histogram": [1]})["histogram"] == {"counts": [1]}
 
 
@@ -86,6 +86,7 @@ def test_sparse_records() -> None:
         (gzip.compress(b"[1]"), "is no index of feature cards"),
         (gzip.compress(b'[{"filename": "../secret", "offsets": [0, 9]}]'), "names files outside its folder"),
     ],
+    ids=["no gzip", "no index", "outside"],  # what gzip writes has the time in it
 )
 def test_damaged_packs_are_refused(tmp_path: Path, index: bytes, message: str) -> None:
     (tmp_path / "index.json.gz").write_bytes(index)

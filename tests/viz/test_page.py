@@ -53,6 +53,8 @@ def test_page_contains_every_script_whole_and_in_order() -> None:
     opening = [
         page.index(f"// {line}")
         for line in (
+            "How tokens and numbers",
+            "Elements, files, what the browser",
             "The graph: reads",
             "What the reader has chosen",
             "Supernodes: nodes of their own",
@@ -62,6 +64,7 @@ def test_page_contains_every_script_whole_and_in_order() -> None:
             "Links on two canvases",
             "Nodes as SVG symbols",
             "Text that stands on",
+            "Parts of a card",
             "The card of a feature",
             "The side panel",
             "Supernodes in the side panel",

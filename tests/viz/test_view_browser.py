@@ -31,6 +31,7 @@ CARD = {
         {"tokens": [f" w{k}" for k in range(30)], "activations": [0.0] * 20 + [4.0] + [0.0] * 9, "train_token_ind": 20},
         *({"tokens": ["<b>", "\n"], "activations": [1.0, 2.0]} for _ in range(8)),
     ],
+    "sampled": [{"name": "weaker", "examples": [{"tokens": [" z"], "activations": [0.5]}]}],
 }
 
 
@@ -199,7 +200,9 @@ def test_card_of_a_feature(tmp_path: Path, name: str) -> None:
       heat: $(".examples .peak").style.getPropertyValue("--heat"), whole: first.querySelectorAll("p span").length,
       drawn: $$(".examples > li").length, bold: $$(".examples span b").length }};
     $("#card .more").click();
-    return {{ ...out, all: $$(".examples > li").length }};
+    const all = $$(".examples > li").length;
+    $(".further").open = true; await soon();
+    return {{ ...out, all, weaker: $(".further .examples").innerText }};
     """
     got = browser.drive(graph_page(CAPITAL, cards={name: CARD, "9_9": {}}), script, tmp_path)
     assert got["none"]
@@ -207,6 +210,7 @@ def test_card_of_a_feature(tmp_path: Path, name: str) -> None:
         assert part in got["text"]
     assert (got["bars"], got["bar"], got["peak"], got["heat"]) == (3, "0.00 to 1.00: 90", " w20", "100%")
     assert (got["whole"], got["drawn"], got["all"], got["bold"]) == (30, 6, 9, 0)
+    assert got["weaker"].split() == ["0.500", "z"]
 
 
 def test_empty_card(tmp_path: Path) -> None:

@@ -15,52 +15,53 @@ from pullback.attribution.rows import EdgeRows
 
 
 def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
-    """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass."""
-    joined = edges.joined()
-    names, own, weights, sources = joined.names, joined.own, joined.weights, joined.sources
+    """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass. Takes
+    the rows out of `edges`, so that their memory is free for what follows."""
     layout = local.layout
-    first = layout.all_features.start
+    first, K = layout.all_features.start, len(explained)
     keep = torch.ones(layout.n_sources, dtype=torch.bool)
     keep[layout.all_features] = False
     keep[first + chosen] = True
     new_id = torch.cumsum(keep, 0) - 1
-    n_sources, K = int(keep.sum()), len(explained)
+    ids = torch.where(keep, new_id, -1).int()
+    n_sources = int(keep.sum())
     n_targets = len(chosen) + K
     n_nodes = n_sources + n_targets + K
 
     # Own leaves stand in target order: features as they stand, then what is explained besides: the last nodes.
+    names, own = (torch.cat([getattr(block, name) for block in edges.blocks]) for name in ("names", "own"))
     appended = names < 0
     target_node = torch.where(appended, n_nodes - K + (-1 - names), new_id[(first + names).clamp(min=0)])
     own_rank = torch.where(appended, len(chosen) + (-1 - names), torch.searchsorted(chosen, names.clamp(min=0)))
     target_of_own = torch.empty(n_targets, dtype=torch.long)
     target_of_own[own_rank] = target_node
 
-    kept, lost = joined.counts, weights.new_zeros(len(names))
-    if not bool(keep.all()):
-        stays, rows = keep[sources], joined.rows()
-        lost.index_add_(0, rows[~stays], weights[~stays])
-        kept = torch.bincount(rows[stays], minlength=len(names))
-        sources, weights = new_id.int()[sources[stays]], weights[stays]
+    kept = torch.cat([block.edges.counts(ids) for block in edges.blocks])
     has_own = own != 0
     counts = torch.zeros(n_nodes, dtype=torch.long).index_add_(0, target_node, kept + has_own)
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    # The sources of a row ascend already, and its own leaf stands behind them all: rows move as they are.
+    # The sources of a row ascend, and its own leaf stands behind them all.
     begin = indptr[target_node]
-    at = torch.repeat_interleave(begin - (kept.cumsum(0) - kept), kept) + torch.arange(len(sources))
-    all_sources = torch.empty(int(indptr[-1]), dtype=torch.int32)
-    all_weights = weights.new_empty(len(all_sources))
-    all_sources[at], all_weights[at] = sources, weights
+    sources = torch.empty(int(indptr[-1]), dtype=torch.int32)
+    weights = torch.empty(len(sources), dtype=local.trace.embed.dtype)
     at_own = (begin + kept)[has_own]
-    all_sources[at_own], all_weights[at_own] = (n_sources + own_rank)[has_own].int(), own[has_own].to(weights.dtype)
+    sources[at_own], weights[at_own] = (n_sources + own_rank)[has_own].int(), own[has_own].to(weights.dtype)
+    dropped = torch.zeros(n_nodes, dtype=torch.float64)
+    done = 0
+    while edges.blocks:
+        block = edges.blocks.pop(0)
+        rows = slice(done, done := done + len(block.names))
+        lost = block.edges.pack(ids, begin[rows], kept[rows], sources, weights)
+        dropped[target_node[rows]] = lost + block.dropped
     target_weights = weights.new_zeros(n_nodes)
     target_weights[n_nodes - K :] = explained.weights
     target_weights[new_id[first + explained.features]] = explained.feature_weights
     return Graph(
         nodes=_nodes(local, explained, keep, target_of_own),
         indptr=indptr,
-        sources=all_sources,
-        weights=all_weights,
-        dropped=weights.new_zeros(n_nodes).index_add_(0, target_node, lost + joined.dropped.to(weights.dtype)),
+        sources=sources,
+        weights=weights,
+        dropped=dropped.to(weights.dtype),
         given_weights=target_weights,
         meta=meta,
     )

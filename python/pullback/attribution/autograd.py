@@ -11,6 +11,7 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import BEFORE_BLOCK, FINAL, SITES, Targets, site_index
 from pullback.lens import Lens
 from pullback.lens import record as rec
+from pullback.ops.edges import SpanRows, from_dense
 
 
 class AutogradEngine:
@@ -68,11 +69,11 @@ class AutogradEngine:
         self.before = [seen[s][0] for s in before]
         self.inputs = {i: (hook_in[i], seen[s][0]) for i, s in enumerate(inputs)}
 
-    def rows(self, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Edges (B, n_sources) and zeroed mass (B), as `linear_rows`."""
+    def rows(self, targets: Targets) -> tuple[SpanRows, Tensor]:
+        """Edges and zeroed mass (B), as `linear_rows`."""
         with torch.enable_grad():
             rows = [self._row(targets, b) for b in range(len(targets))]
-        return torch.stack([e for e, _ in rows]), torch.stack([z for _, z in rows])
+        return from_dense(torch.stack([e for e, _ in rows]).cpu()), torch.stack([z for _, z in rows]).cpu()
 
     def _read(self, layer: int, site: int) -> Tensor:
         """The (live) value at a site, (T, d)."""

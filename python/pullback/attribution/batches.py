@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from pullback._util.memory import out_of_memory
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.explained import Explained
-from pullback.attribution.linear import bytes_per_target, linear_rows
+from pullback.attribution.gather import linear_rows
+from pullback.attribution.linear import bytes_per_target
 from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.settings import Settings
@@ -45,10 +46,7 @@ class Batches:
         """Compute all rows of the graph."""
         verbose = self.settings.verbose
         if verbose:
-            size = self.batch_size * bytes_per_target(self.local) / 2**20
-            tqdm.write(
-                f"{self.n_features} features in batches of {self.batch_size}: about {size:.0f} MiB of working memory"
-            )
+            tqdm.write(f"{self.n_features} features in batches of {self.batch_size}")
         with tqdm(total=self.n_features, desc="attribution", unit="feature", disable=not verbose) as bar:
             for names in self.rounds():
                 self._add(names, bar if int(names[0]) >= 0 else None)
@@ -106,8 +104,8 @@ class Batches:
 
     def _add_batch(self, names: Tensor) -> None:
         targets = self.targets(names)
-        block, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
-        self.edges.append(names, targets.layer, targets.own, block, zeroed)
+        rows, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
+        self.edges.append(names, targets.layer, targets.own, zeroed, rows)
 
     def targets(self, names: Tensor) -> Targets:
         """Of some of a round's names."""

@@ -33,15 +33,18 @@ class Columns:
     def part(self, which: slice) -> Columns:
         return Columns(self.cone[which], self.depth[which], self.vectors[:, which], self.pos[:, which], [])
 
+    def reach_of(self, which: slice) -> int:
+        """Positions that matter to some of the columns."""
+        return int(self.pos[:, which].max()) + 1
+
     def sweeps(self) -> Iterator[slice]:
         """Neighbouring columns of one cone, as many as are worth multiplying at once. Of several prompts they are many
         enough to go by depth as well: then all sources below matter to all of them."""
         start, depths = 0, int(self.depth.max()) + 1
         key = self.cone if len(self.pos) == 1 else self.cone * depths + self.depth
         for size in torch.unique_consecutive(key, return_counts=True)[1].tolist():
-            cone = self.pos[:, start : start + size]
-            rows = (int(cone.max()) + 1) * len(cone)
-            step = max(FEWEST, ROWS // rows) if cone.device.type == "cpu" else size
+            rows = self.reach_of(slice(start, start + size)) * len(self.pos)
+            step = max(FEWEST, ROWS // rows) if self.pos.device.type == "cpu" else size
             for first in range(start, start + size, step):
                 yield slice(first, min(first + step, start + size))
             start += size

@@ -14,6 +14,7 @@ from torch import Tensor
 from pullback.attribution import influence as inf
 from pullback.attribution.names import node_ids
 from pullback.attribution.nodes import DIRECTION, FEATURE, KINDS, LOGIT, OWN, Nodes
+from pullback.ops.edges import csr_sums
 
 if TYPE_CHECKING:
     import networkx
@@ -100,8 +101,7 @@ class Graph:
     def check(self) -> float:
         """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over targets: 0 if exact (O1)."""
         targets = self.of_kind(FEATURE, LOGIT, DIRECTION)
-        sums = inf.sum_rows(self, self.weights)
-        mass = inf.sum_rows(self, self.weights.abs())
+        sums, mass = csr_sums(self.indptr, self.weights)
         gap = (self.nodes.preactivation - sums - self.dropped).abs() / mass.clamp(min=1)
         return float(gap[targets].max()) if bool(targets.any()) else 0.0
 

@@ -12,7 +12,8 @@ class Heads:
     """From attention's output to the stream it reads: through frozen W_O, pattern, W_V and ln1.
 
     Gradients (Q P, n, d) are those of Q prompts, n each, at their first P positions. The pullback of a frozen norm is
-    linear, so its weight and centring are multiplied into W_V once, and its denominators into the pattern.
+    linear, so its weight and centring are multiplied into W_V once; its denominators are left to gradients, since a
+    pattern times those would be as large as the pattern again.
 
     Args:
         layer: of Q prompts of one length (`LayerTrace.stacked`).
@@ -27,8 +28,9 @@ class Heads:
         W_V = w.W_V.transpose(1, 2).reshape(self.n_kv * self.d_head, d)
         self.from_v = w.ln1.pullback(W_V, W_V.new_ones(1)).to(dtype)
         self.to_z = w.W_O.reshape(self.n_heads * self.d_head, d).to(dtype)
-        # What stands at a target position, from what stands at a source: (Q, n_heads, T_dst, T_src).
-        self.mixing = (layer.mixing / layer.ln1_scale.transpose(1, 2)[:, None]).to(dtype)
+        # What a head reads at a source (Q, T, 1), and what of it stands at a target (Q, n_heads, T_dst, T_src).
+        self.read_scale = 1 / layer.ln1_scale
+        self.mixing = layer.mixing.to(dtype)
 
     def add_pullback(self, R: Tensor) -> None:
         """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it."""
@@ -39,7 +41,10 @@ class Heads:
         at_v = self.mixing[:, :, :P, :P].transpose(2, 3) @ at_z
         if self.n_kv < H:  # query heads share a key/value head
             at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
-        at_v = at_v.view(Q, self.n_kv, P, n, self.d_head).permute(0, 2, 3, 1, 4).reshape(rows * n, -1)
+        at_v = at_v.view(Q, self.n_kv, P, n, self.d_head).permute(0, 2, 3, 1, 4)
+        scaled = at_v.new_empty(at_v.shape)
+        torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
+        at_v = scaled.view(rows * n, -1)
         if R.dtype == at_v.dtype:
             flat.addmm_(at_v, self.from_v)
         else:
@@ -55,18 +60,18 @@ class Heads:
         at_z = self.at_z(vectors.reshape(Q * n, d))
         taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (Q n, n_heads, d)
         prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
-        moved = self.mixing[prompt, :, pos.flatten(), :P].transpose(1, 2) @ taken
+        moved = self.mixing[prompt, :, pos.flatten(), :P].transpose(1, 2) @ taken * self.read_scale[prompt, :P]
         R.view(Q, P, n, d).add_(moved.view(Q, n, P, d).transpose(1, 2))
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
         """What attention writes at the first P positions of what the stream holds at a slice of source positions:
         u (Q, T, d) -> (Q, P, n_sources, d)."""
         Q = self.n_prompts
-        at_v = (u[:, sources].to(self.from_v.dtype) @ self.from_v.T).unflatten(-1, (self.n_kv, self.d_head))
+        read = u[:, sources] * self.read_scale[:, sources]
+        at_v = (read.to(self.from_v.dtype) @ self.from_v.T).unflatten(-1, (self.n_kv, self.d_head))
         at_v = at_v.repeat_interleave(self.n_heads // self.n_kv, 2).permute(2, 0, 1, 3).flatten(1, 2)
-        moved = (at_v @ self.to_z.view(self.n_heads, self.d_head, -1)).unflatten(
-            1, (Q, -1)
-        )  # (n_heads, Q, n_sources, d)
+        moved = at_v @ self.to_z.view(self.n_heads, self.d_head, -1)
+        moved = moved.unflatten(1, (Q, -1))  # (n_heads, Q, n_sources, d)
         weights = self.mixing[:, :, :P, sources].permute(0, 3, 2, 1)  # (Q, n_sources, P, n_heads)
         return (weights @ moved.permute(1, 2, 0, 3)).transpose(1, 2).to(u.dtype)
 
@@ -75,8 +80,9 @@ class Heads:
         return (vectors.to(self.to_z.dtype) @ self.to_z.T).unflatten(1, (self.n_heads, self.d_head))
 
     def values(self, x: Tensor) -> Tensor:
-        """What each head reads of x (T, d), as values that are not divided by the norm: (n_heads, T, d_head)."""
-        by_kv = (x.to(self.from_v.dtype) @ self.from_v.T).unflatten(1, (self.n_kv, self.d_head)).transpose(0, 1)
+        """What each head reads of the stream x (T, d) of one prompt, to be mixed: (n_heads, T, d_head)."""
+        read = x * self.read_scale[0]
+        by_kv = (read.to(self.from_v.dtype) @ self.from_v.T).unflatten(1, (self.n_kv, self.d_head)).transpose(0, 1)
         return by_kv.repeat_interleave(self.n_heads // self.n_kv, 0)
 
     def at_stream(self, at_z: Tensor, head: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.nodes import BIAS, EMBEDDING, ERROR, OWN, POSITION
+from pullback.ops.edges import csr_flow, csr_totals
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
@@ -17,27 +18,26 @@ EPS = 1e-10  # circuit-tracer's, for a row's sum; an explained token may itself 
 TINY = 1e-300
 
 
-def sum_rows(graph: Graph, values: Tensor) -> Tensor:
-    """Sum of per-edge values into each target node, (n_nodes)."""
-    return torch.segment_reduce(values, "sum", offsets=graph.indptr, unsafe=True)
-
-
 def normalized(graph: Graph, *, bias: bool) -> Tensor:
     """|edge| as a share of its target's input, (n_edges), float64.
 
     Without `bias`, the input that is shared out leaves bias, position and own leaves aside, as circuit-tracer does,
     which has no such nodes; their own entries keep the same denominator.
     """
-    size = graph.weights.abs().double()
+    sizes, scale = shares(graph, bias=bias)
+    return torch.repeat_interleave(scale, graph.indptr.diff()).mul_(sizes)
+
+
+def shares(graph: Graph, *, bias: bool) -> tuple[Tensor, Tensor]:
+    """The same as a product of the sizes of edges, (n_edges), and a factor for each target, (n_nodes) float64."""
     counts = counts_in_scores(graph) if not bias else torch.ones(graph.n_nodes, dtype=torch.bool)
-    counted = size * counts.double().index_select(0, graph.sources)
-    total = sum_rows(graph, counted)
-    share = size.mul_(torch.repeat_interleave(1 / total.clamp(min=EPS), graph.indptr.diff()))
+    total = csr_totals(graph.indptr, graph.sources, graph.weights, counts)
+    sizes = graph.weights.abs()
     alone = (total <= EPS) & (graph.indptr.diff() > 0)
     if bool(alone.any()):
         # A bias without company that counts has no share: it would be its size times 1 / EPS.
-        share[alone[graph.rows()] & (counted <= 0)] = 0
-    return share
+        sizes[alone[graph.rows()] & ~counts[graph.sources]] = 0
+    return sizes, 1 / total.clamp(min=EPS)
 
 
 def counts_in_scores(graph: Graph) -> Tensor:
@@ -63,8 +63,12 @@ def flow(weight: Tensor, runs: Iterable[Run]) -> Tensor:
     """
     total = weight.clone()
     for run in runs:
-        into = total[run.targets] * run.scale
-        total.index_add_(0, run.sources, torch.repeat_interleave(into, run.counts).mul_(run.sizes))
+        csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
+    return must_be_finite(total)
+
+
+def must_be_finite(total: Tensor) -> Tensor:
+    """The same. Raises ValueError for NaN or infinite influence."""
     if not bool(torch.isfinite(total).all()):
         raise ValueError("influence: edges of this graph are NaN or infinite, so it has none")
     return total
@@ -90,19 +94,15 @@ def runs_of(graph: Graph, sizes: Tensor, scale: Tensor | None = None) -> list[Ru
     return [runs[i] for i in torch.argsort(layers, descending=True, stable=True).tolist()]
 
 
-def propagate(graph: Graph, shares: Tensor, weight: Tensor) -> Tensor:
-    """What flows from `weight` (n_nodes) back along a graph's edges, without the weight itself."""
-    return flow(weight, runs_of(graph, shares)) - weight
-
-
 def node_influence(graph: Graph, weight: Tensor, *, bias: bool = False) -> Tensor:
     """Influence of each node on what is weighted, (n_nodes)."""
-    return propagate(graph, normalized(graph, bias=bias), weight.double()).to(graph.weights.dtype)
+    weight = weight.double()
+    return (flow(weight, runs_of(graph, *shares(graph, bias=bias))) - weight).to(graph.weights.dtype)
 
 
 def influence_on(graph: Graph, targets: Tensor, *, bias: bool = False) -> Tensor:
     """Influence of each node on each of some targets, (m, n_nodes)."""
-    runs = runs_of(graph, normalized(graph, bias=bias))
+    runs = runs_of(graph, *shares(graph, bias=bias))
     weights = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64).scatter_(1, targets[:, None], 1.0)
     for weight in weights:
         weight.copy_(flow(weight, runs) - weight)
@@ -111,23 +111,24 @@ def influence_on(graph: Graph, targets: Tensor, *, bias: bool = False) -> Tensor
 
 def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
     """Share of each edge times the influence of its target, (n_edges)."""
-    shares = normalized(graph, bias=bias)
-    weight = graph.target_weights.double()
-    return shares * (propagate(graph, shares, weight) + weight)[graph.rows()]
+    sizes, scale = shares(graph, bias=bias)
+    reached = flow(graph.target_weights.double(), runs_of(graph, sizes, scale)) * scale
+    return torch.repeat_interleave(reached, graph.indptr.diff()).mul_(sizes)
 
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
-    shares = normalized(graph, bias=bias)
+    sizes, scale = shares(graph, bias=bias)
     weight = graph.target_weights.double()
-    influence = propagate(graph, shares, weight)
-    counted = torch.ones_like(influence, dtype=torch.bool) if bias else counts_in_scores(graph)
+    reached = flow(weight, runs_of(graph, sizes, scale))
+    influence = reached - weight
     error = graph.of_kind(ERROR)
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())
     replacement = from_tokens / max(from_tokens + from_errors, TINY)
-    error_share = sum_rows(graph, shares * error.double().index_select(0, graph.sources))
-    carried = (influence + weight) * counted
+    error_share = csr_totals(graph.indptr, graph.sources, sizes, error) * scale
+    counted = torch.ones_like(error) if bias else counts_in_scores(graph)
+    carried = reached * counted
     completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=TINY))
     return replacement, completeness
 

@@ -8,11 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.attribution.columns import Columns, share_columns
-from pullback.attribution.layout import Layout
+from pullback.attribution.columns import Columns
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
-from pullback.attribution.targets import Targets
 from pullback.ops import contract
 from pullback.transcoders import in_memory
 
@@ -26,42 +24,24 @@ def bytes_per_target(local: LocalModel) -> int:
     return (local.n_pos * (at_stream + at_heads) + edges) * local.trace.embed.element_size()
 
 
-def linear_rows(local: LocalModel, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Direct effects of all sources on B targets: edges (B, n_sources), and the mass of zeroed positions (B).
-
-    edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
-    through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
-    """
-    columns = share_columns([local], [targets])
-    edges = targets.vectors.new_zeros(len(targets), local.layout.n_sources)
-    zeroed = targets.vectors.new_zeros(len(targets))
-    target_of, top = torch.argsort(columns.of_target[0]), 2 * local.n_layers + 1
-    for part in sweep(local.stack, columns):
-        rows = target_of[part.which]
-        spans = part.layout.spans(top)
-        for which, own in local.layout.spans(top).items():
-            span = spans[which]
-            edges[rows, own.start : own.start + span.stop - span.start] = part.edges[:, span]
-        zeroed[rows] = part.zeroed[0]
-    return edges, zeroed
-
-
 class Part(NamedTuple):
-    """Edges of some columns. A target's are those of its column from the sources of its own prompt."""
+    """Edges of some columns. A target's are those of its column from the sources of its own prompt (`Stack.spans`)."""
 
     which: slice
-    P: int
-    layout: Layout  # of the first P positions of all prompts
     edges: Tensor  # (n, n_sources)
     zeroed: Tensor  # (Q, n)
 
 
 def sweep(stack: Stack, columns: Columns) -> Iterator[Part]:
-    """Direct effects of the sources of every prompt of a stack on its targets, some columns at a time."""
+    """Direct effects of the sources of every prompt of a stack on its targets, some columns at a time.
+
+    edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
+    through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
+    """
     for which in columns.sweeps():
-        part = _Sweep(stack, columns.part(which))
+        part = _Sweep(stack, columns.part(which), columns.reach_of(which))
         part.run()
-        yield Part(which, part.P, part.reach.layout, part.edges, part.zeroed)
+        yield Part(which, part.edges, part.zeroed)
 
 
 class _Sweep:
@@ -72,10 +52,9 @@ class _Sweep:
         R: (Q P, joined, d), gradient at the residual stream.
     """
 
-    def __init__(self, stack: Stack, columns: Columns) -> None:
-        self.stack, self.columns = stack, columns
+    def __init__(self, stack: Stack, columns: Columns, P: int) -> None:
+        self.stack, self.columns, self.P = stack, columns, P
         self.Q, n, d = columns.vectors.shape
-        self.P = int(columns.pos.max()) + 1
         self.reach = stack.reach(self.P)
         self.edges = columns.vectors.new_zeros(n, self.reach.layout.n_sources)
         self.zeroed = columns.vectors.new_zeros(self.Q, n)

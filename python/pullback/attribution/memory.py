@@ -14,8 +14,8 @@ from pullback.attribution.local import LocalModel, local_model
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import FeatureLayer, HeldRows, LayeredDictionary
 
-# Of an edge while rows are joined and numbered; 8 of them stay in the graph.
-BYTES_PER_EDGE = 70
+# Of an edge: 4 in the rows while they are gathered, 8 in the graph, and what scores take.
+BYTES_PER_EDGE = 16
 
 
 class MemoryEstimate(NamedTuple):

@@ -1,45 +1,89 @@
-"""Rows of edges as they come from an engine, kept sparse, and the influence that ranks what comes next."""
+"""Rows of edges as they come from an engine, and the influence that ranks what comes next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pullback.attribution.explained import Explained
-from pullback.attribution.influence import EPS, Run, flow
+from pullback.attribution.influence import EPS, must_be_finite
 from pullback.attribution.local import Layout
 from pullback.attribution.rules import EdgeRule
+from pullback.ops.edges import SpanRows, csr_flow, span_counts, span_flow, span_pack, span_totals
 
 CHUNK_ENTRIES = 1 << 20
 
 
-class Rows(NamedTuple):
-    """B rows without zeros. A target is named by its place among the active features, or -1 - k for the k-th thing
-    explained that is none of them."""
+class Edges(Protocol):
+    """Edges of some rows, in one form or another."""
 
-    names: Tensor  # (B)
-    layers: Tensor  # (B), of the targets
-    own: Tensor  # (B), the constant of the target itself
-    dropped: Tensor  # (B), mass of zeroed positions, and of edges that were not kept
-    totals: Tensor  # (B) float64, of the sizes of all edges that count in scores, kept or not
-    counts: Tensor  # (B), edges
+    def counts(self, ids: Tensor) -> Tensor:
+        """How many of each row are of a source that has an id, Int32[Tensor, 'n_sources'], -1 for none."""
+        ...
+
+    def pack(self, ids: Tensor, begins: Tensor, counts: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+        """Write those of each row, by id, from its place in `begins` on; returns what the others sum to."""
+        ...
+
+    def flow(self, targets: Tensor, scale: Tensor, total: Tensor) -> None:
+        """total[source] += total[targets[r]] * scale[r] * |edge|, row by row."""
+        ...
+
+
+class Whole(NamedTuple):
+    """All edges."""
+
+    rows: SpanRows
+
+    def counts(self, ids: Tensor) -> Tensor:
+        return span_counts(self.rows, ids)
+
+    def pack(self, ids: Tensor, begins: Tensor, counts: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+        return span_pack(self.rows, ids, begins, counts, sources, weights)
+
+    def flow(self, targets: Tensor, scale: Tensor, total: Tensor) -> None:
+        span_flow(self.rows, targets, scale, total)
+
+
+class Thinned(NamedTuple):
+    """Edges that a rule keeps, row by row."""
+
+    per_row: Tensor  # (B)
     sources: Tensor  # (n_edges) int32
     weights: Tensor  # (n_edges)
 
-    def rows(self) -> Tensor:
-        """The row of each edge, (n_edges)."""
-        return torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+    def _row_of(self) -> Tensor:
+        return torch.repeat_interleave(torch.arange(len(self.per_row)), self.per_row)
 
-    def of_one_layer(self) -> Iterator[Rows]:
-        """Neighbouring rows whose targets are of one layer, together."""
-        sizes = torch.unique_consecutive(self.layers, return_counts=True)[1].tolist()
-        edges = [int(part.sum()) for part in self.counts.split(sizes)]
-        per_row = [column.split(sizes) for column in self[:-2]]
-        per_edge = [column.split(edges) for column in self[-2:]]
-        return (Rows(*parts) for parts in zip(*per_row, *per_edge, strict=True))
+    def counts(self, ids: Tensor) -> Tensor:
+        return torch.bincount(self._row_of()[ids[self.sources] >= 0], minlength=len(self.per_row))
+
+    def pack(self, ids: Tensor, begins: Tensor, counts: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+        new, row_of = ids[self.sources], self._row_of()
+        stays = new >= 0
+        at = torch.repeat_interleave(begins - (counts.cumsum(0) - counts), counts) + torch.arange(int(stays.sum()))
+        sources[at], weights[at] = new[stays], self.weights[stays]
+        return torch.zeros(len(counts), dtype=torch.float64).index_add_(
+            0, row_of[~stays], self.weights[~stays].double()
+        )
+
+    def flow(self, targets: Tensor, scale: Tensor, total: Tensor) -> None:
+        csr_flow(targets, self.per_row, self.sources, scale, self.weights.abs(), total)
+
+
+class Block(NamedTuple):
+    """B rows whose targets are of one layer. A target is named by its place among the active features, or -1 - k for
+    the k-th thing explained that is none of them."""
+
+    layer: int
+    names: Tensor  # (B)
+    own: Tensor  # (B), the constant of the target itself
+    dropped: Tensor  # (B), mass of zeroed positions, and of edges that were not kept
+    totals: Tensor  # (B) float64, of the sizes of all edges that count in scores, kept or not; 0 if nothing is ranked
+    edges: Edges
 
 
 class EdgeRows:
@@ -52,82 +96,46 @@ class EdgeRows:
     def __init__(self, layout: Layout, rule: EdgeRule, *, ranked: bool = True) -> None:
         self.layout, self.rule, self.ranked = layout, rule, ranked
         self._counted = layout.counts_in_scores()
-        self._blocks: list[Rows] = []
+        self.blocks: list[Block] = []
 
-    def append(self, names: Tensor, layers: Tensor, own: Tensor, block: Tensor, zeroed: Tensor) -> None:
-        """Targets' names, layers and own constants (B), edges (B, n_sources), zeroed mass (B)."""
-        # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
-        parts = block.split(max(1, CHUNK_ENTRIES // self.layout.n_sources))
-        every = torch.arange(self.layout.n_sources)
-        self.append_blocks(names, layers, own, zeroed, [(part, every) for part in parts])
+    def append(self, names: Tensor, layers: Tensor, own: Tensor, zeroed: Tensor, rows: SpanRows) -> None:
+        """Targets' names, layers and own constants (B), zeroed mass (B), and a row of edges each."""
+        for layer, which in _by_layer(layers.cpu()):
+            own_rows = rows[which]
+            none = torch.zeros(len(which), dtype=torch.float64)
+            totals = span_totals(own_rows, self._counted) if self.ranked else none
+            edges, lost = (Whole(own_rows), none) if self.rule.keeps_all else self._thinned(own_rows)
+            dropped = zeroed[which.to(zeroed.device)].cpu() + lost.to(zeroed.dtype)
+            at = which.to(own.device)
+            self.blocks.append(Block(layer, names.cpu()[which], own[at].cpu(), dropped, totals, edges))
 
-    def append_blocks(
-        self, names: Tensor, layers: Tensor, own: Tensor, zeroed: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        """Targets' names, layers and own constants (B), zeroed mass (B); their edges some rows at a time: (b, m), and
-        the sources (m), ascending, from which there are any."""
-        found = self._whole(blocks) if self.rule.keeps_all and not self.ranked else self._thinned(blocks)
-        sources, weights, counts, lost, totals = found
-        self._blocks.append(
-            Rows(
-                names=names.cpu(),
-                layers=layers.cpu(),
-                own=own.cpu(),
-                dropped=zeroed.cpu() + lost,
-                totals=totals,
-                counts=counts,
-                sources=sources,
-                weights=weights,
-            )
-        )
-
-    def _whole(self, blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        """Of edges that all stay: sources and weights but for zeros, row by row; of each row how many they are; and,
-        not asked for, what others sum to and the total."""
-        weights = torch.cat([block.flatten() for block, _ in blocks]).cpu()
-        sources = torch.cat([own.to(torch.int32).repeat(len(block)) for block, own in blocks])
-        sizes = torch.tensor([block.shape for block, _ in blocks])
-        counts = sizes[:, 1].repeat_interleave(sizes[:, 0])
-        stays = weights != 0
-        if not bool(stays.all()):
-            before = torch.nn.functional.pad(stays.cumsum(0), (1, 0))
-            counts = before[counts.cumsum(0)].diff(prepend=before[:1])
-            sources, weights = sources[stays], weights[stays]
-        return sources, weights, counts, weights.new_zeros(len(counts)), torch.zeros(len(counts), dtype=torch.float64)
-
-    def _thinned(self, blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        """Of edges that a rule cuts: sources and weights of those that stay, row by row; of each row how many they are,
-        what the others sum to, and the total of all."""
+    def _thinned(self, rows: SpanRows) -> tuple[Thinned, Tensor]:
+        """The edges that the rule keeps, and what the others of each row sum to."""
         columns: list[tuple[Tensor, ...]] = []
-        for block, own in blocks:
-            counted = self._counted[own].to(block.device)
-            thin, lost = self.rule.thinned(block)
-            flat = thin.flatten()
-            places = flat.nonzero()[:, 0]
-            sources, counts = own.to(torch.int32)[places.cpu() % block.shape[1]], thin.count_nonzero(1)
-            totals = (block * counted).abs().sum(1, dtype=torch.float64)
-            columns.append((sources, flat[places].cpu(), counts.cpu(), lost.cpu(), totals.cpu()))
-        return tuple(torch.cat(column) for column in zip(*columns, strict=True))
-
-    def joined(self) -> Rows:
-        return Rows(*(torch.cat(column) for column in zip(*self._blocks, strict=True)))
+        # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
+        for some in torch.arange(len(rows)).split(max(1, CHUNK_ENTRIES // rows.n_sources)):
+            thin, lost = self.rule.thinned(rows[some].dense())
+            sources = thin.nonzero()[:, 1]
+            columns.append((thin.count_nonzero(1), sources.int(), thin[thin != 0], lost))
+        counts, sources, weights, lost = (torch.cat(column) for column in zip(*columns, strict=True))
+        return Thinned(counts, sources, weights), lost.double()
 
     def influence(self, explained: Explained) -> Tensor:
         """Influence of every active feature on what is explained through the rows there are so far, (n_features)
         float64. What is not kept of a row counts in its total, so that each edge has its share of the whole."""
         features, n_sources = self.layout.all_features, self.layout.n_sources
-        weight = torch.zeros(n_sources + len(explained), dtype=torch.float64)
-        weight[n_sources:] = explained.weights
-        weight[features.start + explained.features] = explained.feature_weights.double()
-        parts = [part for block in self._blocks for part in block.of_one_layer()]
-        runs = (
-            Run(
-                targets=torch.where(part.names < 0, n_sources - 1 - part.names, features.start + part.names),
-                counts=part.counts,
-                sources=part.sources,
-                scale=1 / part.totals.clamp(min=EPS),
-                sizes=part.weights.abs(),
-            )
-            for part in sorted(parts, key=lambda part: -int(part.layers[0]))
-        )
-        return flow(weight, runs)[features]
+        total = torch.zeros(n_sources + len(explained), dtype=torch.float64)
+        total[n_sources:] = explained.weights
+        total[features.start + explained.features] = explained.feature_weights.double()
+        # Edges lead down: what flows into a target is known once all rows of higher layers have been counted.
+        for block in sorted(self.blocks, key=lambda block: -block.layer):
+            targets = torch.where(block.names < 0, n_sources - 1 - block.names, features.start + block.names)
+            block.edges.flow(targets, 1 / block.totals.clamp(min=EPS), total)
+        return must_be_finite(total)[features]
+
+
+def _by_layer(layers: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each layer, and which of the rows are of it."""
+    order = torch.argsort(layers, stable=True)
+    found, sizes = torch.unique_consecutive(layers[order], return_counts=True)
+    return zip(found.tolist(), order.split(sizes.tolist()), strict=True)

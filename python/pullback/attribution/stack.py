@@ -14,6 +14,7 @@ from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
 from pullback.lens import LayerTrace
 from pullback.ops import SparseActivations
+from pullback.ops.edges import SpanShapes
 
 if TYPE_CHECKING:
     from pullback.attribution.local import LocalModel
@@ -50,6 +51,7 @@ class Stack:
         self.attn_bias = [torch.stack(bias) for bias in zip(*(one.attn_bias for one in locals), strict=True)]
         self.zeroed = [torch.stack(rest) for rest in zip(*(one.zeroed or [] for one in locals), strict=True)]
         self._reach: dict[int, Reach] = {}
+        self._below: dict[tuple[int, int], Tensor] = {}
         self._written: dict[int, Tensor] = {}
 
     @cached_property
@@ -95,6 +97,46 @@ class Stack:
             layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
             self._reach[P] = Reach(acts, layout)
         return self._reach[P]
+
+    def shapes(self, kinds: Sequence[tuple[int, int]]) -> SpanShapes:
+        """Where sources stand in a row of edges from the first P positions of all prompts, and in the layout of one.
+
+        A shape for every (P, depth), which lists what can matter at that depth: the first prompt's, then the next's.
+        """
+        found = [self._spans(*kind) for kind in kinds]
+        ptr = torch.tensor([0, *map(len, found)]).cumsum(0)
+        start, width, place = torch.cat(found).T
+        q = torch.arange(self.n_prompts)[:, None]
+        own_start, own_length = self._own_spans[:, place].unbind(2)
+        spans = torch.stack([start + q * width, own_start, torch.minimum(width, own_length)], 2)
+        ptr = torch.cat([(q * int(ptr[-1]) + ptr[:-1]).flatten(), torch.tensor([spans.shape[0] * spans.shape[1]])])
+        return SpanShapes(ptr, spans.flatten(0, 1))
+
+    def _spans(self, P: int, depth: int) -> Tensor:
+        """First column of the first prompt, length for each prompt, and place in the layout of every span of sources
+        below a depth, (n, 3)."""
+        if (P, depth) not in self._below:
+            below = self.reach(P).layout.spans(depth)
+            order = {which: place for place, which in enumerate(self._all_spans)}
+            found = [
+                (span.start, (span.stop - span.start) // self.n_prompts, order[which])
+                for which, span in below.items()
+                if which not in self.silent
+            ]
+            self._below[P, depth] = torch.tensor(found, dtype=torch.long).view(-1, 3)
+        return self._below[P, depth]
+
+    @cached_property
+    def _all_spans(self) -> list[tuple[str, int]]:
+        return list(self.layouts[0].spans(2 * self.n_layers + 1))
+
+    @cached_property
+    def _own_spans(self) -> Tensor:
+        """First source and length of each prompt's spans, (Q, n, 2)."""
+        spans = [own.spans(2 * self.n_layers + 1) for own in self.layouts]
+        return torch.tensor(
+            [[(own[which].start, own[which].stop - own[which].start) for which in self._all_spans] for own in spans]
+        )
 
     def _features(self, layer: int, P: int) -> SparseActivations:
         """Those at the first P positions, which are a prompt's first, as many of each prompt; no more than its own."""

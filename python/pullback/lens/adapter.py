@@ -324,10 +324,12 @@ class Lens:
             yield self
 
     @contextmanager
-    def replace(self, sets: LayeredDictionary, layers: Iterable[int] | None = None) -> Iterator[Lens]:
+    def replace(
+        self, sets: LayeredDictionary, layers: Iterable[int] | None = None, *, strict: bool = True
+    ) -> Iterator[Lens]:
         """Inside, the set's dictionaries stand in for the outputs of `layers` (default: all that it has). Features of a
         cross-layer transcoder write to them from all layers below, replaced or not."""
-        sets = self.fitted(sets)
+        sets = self.fitted(sets, strict=strict)
         chosen = list(sets.layers if layers is None else layers)
         missing = [i for i in chosen if i not in sets]
         if missing:

@@ -38,8 +38,9 @@ class LayerTrace:
 
     @staticmethod
     def stacked(prompts: Sequence[LayerTrace]) -> LayerTrace:
-        """The same block on several prompts of one length."""
-        return replace(prompts[0], **{f: torch.stack([getattr(one, f) for one in prompts]) for f in RECORDED})
+        """The same block on several prompts of one length; of one prompt, a view."""
+        recorded = {f: [getattr(one, f) for one in prompts] for f in RECORDED}
+        return replace(prompts[0], **{f: v[0][None] if len(v) == 1 else torch.stack(v) for f, v in recorded.items()})
 
     def of_prompt(self, q: int) -> LayerTrace:
         return replace(self, **{f: getattr(self, f)[q] for f in RECORDED})

@@ -10,21 +10,31 @@ from .schema import check_schema, fail
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _TOKENS = {"type": "array", "items": {"type": ["string", "array"]}}  # a token, or a token and its number
 
+_EXAMPLES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["tokens", "activations"],
+        "properties": {
+            "tokens": {"type": "array", "items": {"type": "string"}},
+            "activations": _NUMBERS,
+            "train_token_ind": {"type": ["integer", "null"], "minimum": 0},
+        },
+    },
+}
+
 CARD_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "Feature card",
     "type": "object",
     "properties": {
-        "examples": {
+        "examples": _EXAMPLES,
+        "sampled": {
             "type": "array",
             "items": {
                 "type": "object",
-                "required": ["tokens", "activations"],
-                "properties": {
-                    "tokens": {"type": "array", "items": {"type": "string"}},
-                    "activations": _NUMBERS,
-                    "train_token_ind": {"type": ["integer", "null"], "minimum": 0},
-                },
+                "required": ["name", "examples"],
+                "properties": {"name": {"type": "string"}, "examples": _EXAMPLES},
             },
         },
         "top_logits": _TOKENS,
@@ -49,13 +59,9 @@ def validate_card(card: Any, name: str = "feature card") -> None:
             "feature card: examples[0].activations must have one number a token, 3 tokens, got 2".
     """
     check_schema(card, CARD_SCHEMA, "", name)
-    for i, example in enumerate(card.get("examples", ())):
-        tokens, activations, at = example["tokens"], example["activations"], example.get("train_token_ind")
-        if len(activations) != len(tokens):
-            reason = f"must have one number a token, {len(tokens)} tokens, got {len(activations)}"
-            fail(name, f"examples[{i}].activations", reason)
-        if at is not None and at >= len(tokens):
-            fail(name, f"examples[{i}].train_token_ind", f"must be one of the {len(tokens)} tokens, got {at}")
+    _check_examples(card.get("examples", ()), "examples", name)
+    for i, group in enumerate(card.get("sampled", ())):
+        _check_examples(group["examples"], f"sampled[{i}].examples", name)
     for key in ("top_logits", "bottom_logits", "deembedding"):
         for i, item in enumerate(card.get(key, ())):
             if not isinstance(item, str):
@@ -66,6 +72,16 @@ def validate_card(card: Any, name: str = "feature card") -> None:
     if "edges" in histogram and len(histogram["edges"]) != len(histogram["counts"]) + 1:
         n = len(histogram["counts"])
         fail(name, "histogram.edges", f"must be {n + 1} ends of {n} bins, got {len(histogram['edges'])}")
+
+
+def _check_examples(examples: Sequence[Mapping[str, Any]], path: str, name: str) -> None:
+    for i, example in enumerate(examples):
+        tokens, activations, at = example["tokens"], example["activations"], example.get("train_token_ind")
+        if len(activations) != len(tokens):
+            reason = f"must have one number a token, {len(tokens)} tokens, got {len(activations)}"
+            fail(name, f"{path}[{i}].activations", reason)
+        if at is not None and at >= len(tokens):
+            fail(name, f"{path}[{i}].train_token_ind", f"must be one of the {len(tokens)} tokens, got {at}")
 
 
 def feature_name(node: Mapping[str, Any]) -> str:

@@ -74,20 +74,17 @@ def read_record(path: Path, offsets: Sequence[int], feature: int) -> dict[str, A
 
 
 def as_card(record: dict[str, Any]) -> dict[str, Any]:
-    """A card of what other tools keep of a feature (`examples_quantiles` and so on); one of ours as it is."""
+    """A card (`CARD_SCHEMA`) of what packs keep of a feature, `examples_quantiles` and so on; one of ours as it is.
+
+    The first group of examples is the strongest ones, `examples`; the others, by strength, are `sampled`.
+    """
     if "examples_quantiles" not in record:
         return record
-    card: dict[str, Any] = {
-        "examples": [
-            {
-                "tokens": example["tokens"],
-                "activations": example["tokens_acts_list"],
-                "train_token_ind": example.get("train_token_ind"),
-            }
-            for quantile in record["examples_quantiles"]
-            for example in quantile["examples"]
-        ]
-    }
+    groups = [
+        {"name": quantile.get("quantile_name", ""), "examples": list(map(_example, quantile["examples"]))}
+        for quantile in record["examples_quantiles"]
+    ]
+    card: dict[str, Any] = {"examples": groups[0]["examples"] if groups else [], "sampled": groups[1:]}
     card |= {key: record[key] for key in ("top_logits", "bottom_logits", "deembedding") if key in record}
     if record.get("activation_frequency") is not None:
         card["density"] = record["activation_frequency"]
@@ -96,6 +93,14 @@ def as_card(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("quantile_values"):
         card["quantiles"] = record["quantile_values"]
     return card
+
+
+def _example(example: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tokens": example["tokens"],
+        "activations": example["tokens_acts_list"],
+        "train_token_ind": example.get("train_token_ind"),
+    }
 
 
 def _histogram(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,30 +1,23 @@
 """An attribution graph as one HTML page that needs nothing but a browser, and the same page inside a notebook cell.
 
-The scripts and the style lie in `assets/`, one subject a file. They are put together here, in the order of `SCRIPTS`,
-around the graph as inert JSON. The page states a content policy that forbids it every network access; only a page that
-a server of graphs hands out may speak, and only to that server.
+`SCRIPTS` are put together around the graph, in this order, by `document`.
 """
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from .cards import cards_of
+from .document import document, framed
 from .schema import validate_payload
 
 _ORDER = (
-    "model", "state", "groups", "notes", "compare", "layout", "links", "nodes", "labels",
-    "cards", "panel", "grouppanel", "controls", "view", "export", "main",
+    "text", "dom", "model", "state", "groups", "notes", "compare", "layout", "links", "nodes", "labels",
+    "cardparts", "cards", "panel", "grouppanel", "controls", "view", "export", "main",
 )  # fmt: skip
 SCRIPTS = tuple(f"{name}.js" for name in _ORDER)
-STYLES = ("style.css", "extras.css")
-
-_ASSETS = files("pullback.viz") / "assets"
+STYLES = ("base.css", "cards.css", "style.css", "extras.css")
 
 
 def graph_page(
@@ -61,9 +54,6 @@ def graph_page(
 def notebook_html(payload: dict[str, Any], height: int | str = 640, *, title: str | None = None) -> str:
     """An iframe that holds the page, for a notebook's `_repr_html_`.
 
-    The frame keeps the notebook's style and scripts apart from the page's, and its sandbox gives the page, whose text
-    comes from a model's vocabulary, no hold on the notebook; it may save files when told to.
-
     Args:
         payload: as for `graph_page`.
         height: of the frame, in pixels, or a CSS length.
@@ -72,12 +62,7 @@ def notebook_html(payload: dict[str, Any], height: int | str = 640, *, title: st
     Raises:
         ValueError: if the payload does not have the form of `GRAPH_SCHEMA`.
     """
-    css_height = f"{height}px" if isinstance(height, int) else height
-    page = html.escape(graph_page(payload, title=title))
-    return (
-        f'<iframe srcdoc="{page}" title="Attribution graph" sandbox="allow-scripts allow-downloads" '
-        f'style="width:100%;height:{html.escape(css_height)};border:0;border-radius:8px"></iframe>'
-    )
+    return framed(graph_page(payload, title=title), "Attribution graph", height)
 
 
 def heading_of(payload: dict[str, Any], title: str | None) -> str:
@@ -111,26 +96,11 @@ def short(weight: float) -> float:
 def assemble(data: dict[str, Any], heading: str) -> str:
     """The page around its data; what speaks to a server is in it only if the data names one."""
     served = "served" in data
-    parts = {
-        "title": html.escape(_encodable(heading)),
-        "style": "\n".join(_read(name) for name in STYLES),
-        "network": "connect-src 'self'; " if served else "",
-        "data": _as_inert_json(data),
-        "script": "\n".join(_read(name) for name in (*SCRIPTS[:-1], *(["served.js"] if served else []), SCRIPTS[-1])),
-    }
-    # One pass: braces inside the data must not be taken for placeholders.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
-
-
-def _as_inert_json(value: Any) -> str:
-    """JSON that no HTML parser can leave: no `<` survives, so neither `</script>` nor `<!--` can; ASCII throughout."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _encodable(text: str) -> str:
-    """Text without lone surrogates, which no file can hold; byte-level vocabularies do produce them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _read(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")
+    return document(
+        "page.html",
+        data,
+        heading,
+        styles=STYLES,
+        scripts=(*SCRIPTS[:-1], *(["served.js"] if served else []), SCRIPTS[-1]),
+        network="connect-src 'self'; " if served else "",
+    )

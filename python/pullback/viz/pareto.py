@@ -21,13 +21,14 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str], published: Sequence[Mapping[str, Any]] = ()) -> None:
     """Draw the content of sweep.json into a .png, .svg or .pdf: L0 against the loss with all layers replaced, and L0
     against FVU, a row for each evaluation.
 
     Points are arms; lines go through the means over seeds, bars from the least to the largest. Horizontal lines are the
-    loss of the model itself and of the model with all these outputs at their means; one that lies so far off that the
-    curves would be flat beside it is given as a number.
+    loss of the model itself and of the model with all these outputs at their means, or at zero; one that lies so far
+    off that the curves would be flat beside it is given as a number. `published` curves of the same model and layer
+    ({"kind", "source", "points": [{"l0", "ce"}]}) are hollow.
 
     Raises:
         ValueError: matplotlib is not installed, or the sweep has no arm.
@@ -44,6 +45,7 @@ def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     panels = figure.subplots(len(evaluations), 2, squeeze=False)
     for name, (loss, fvu) in zip(evaluations, panels, strict=True):
         _curves(loss, arms, name, "ce_replaced")
+        _published(loss, published)
         _levels(loss, arms, name)
         _curves(fvu, arms, name, "fvu")
         loss.set_ylabel("cross-entropy, all layers replaced (nats)")
@@ -53,14 +55,26 @@ def draw(sweep: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             axis.set_xscale("log", base=2)
             axis.set_xlabel("L0, mean over layers")
             axis.spines[["top", "right"]].set_visible(False)
-        fvu.legend(frameon=False, fontsize=8)
+        (loss if published else fvu).legend(frameon=False, fontsize=8)
     target = Path(path)
     figure.savefig(target, dpi=110, metadata=REPRODUCIBLE.get(target.suffix))
 
 
+def _published(axis: Any, curves: Sequence[Mapping[str, Any]]) -> None:
+    for curve in curves:
+        points = sorted((point["l0"], point["ce"]) for point in curve["points"])
+        label = f"{curve['kind']}, {curve['source']}"
+        colour = COLOURS.get(curve["kind"], "#444444")
+        axis.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=0.8, markerfacecolor="none", label=label)
+
+
 def _levels(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str) -> None:
     first = arms[0]["figures"][evaluation]
-    levels = {"the model": first["ce_original"], "outputs at their means": first["ce_mean_ablated"]}
+    levels = {
+        "the model": first["ce_original"],
+        "outputs at their means": first["ce_mean_ablated"],
+        "outputs at zero": first["ce_zero_ablated"],
+    }
     losses = [y for arm in arms if (y := arm["figures"][evaluation]["ce_replaced"]) is not None]
     near = [*losses, levels["the model"]]
     span = max(near) - min(near)
@@ -83,7 +97,7 @@ def _curves(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str, figur
             own = [arm for arm in arms if (arm["kind"], arm["architecture"]) == (kind, architecture)]
             by_setting: dict[Any, list[tuple[float, float]]] = {}
             for arm in own:
-                x, y = (_mean(arm["figures"][evaluation][name]) for name in ("l0", figure))
+                x, y = (mean_over_layers(arm["figures"][evaluation][name]) for name in ("l0", figure))
                 if x is not None and y is not None:
                     by_setting.setdefault(arm["value"], []).append((x, y))
             points = sorted((fmean(x for x, _ in seeds), seeds) for seeds in by_setting.values())
@@ -107,7 +121,7 @@ def _curves(axis: Any, arms: Sequence[Mapping[str, Any]], evaluation: str, figur
             axis.plot(*zip(*flat, strict=True), ".", color=COLOURS.get(kind, "#444444"), markersize=4, alpha=0.5)
 
 
-def _mean(figure: Any) -> float | None:
-    """Over layers, where there are any; None where one is no finite number."""
+def mean_over_layers(figure: Any) -> float | None:
+    """A number as it is; of {layer: number} the mean; None where one of them is no finite number."""
     values = list(figure.values()) if isinstance(figure, Mapping) else [figure]
     return None if None in values else fmean(values)

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from .cards import validate_card
 from .diff import diff_page
+from .document import read_asset
 from .page import graph_page
 from .schema import GRAPH_SCHEMA, check_schema
 
@@ -191,7 +191,7 @@ def _notes(body: bytes) -> dict[str, Any]:
 
 
 def _list(names: list[str]) -> str:
-    page = (files("pullback.viz") / "assets" / "list.html").read_text(encoding="utf-8")
+    page = read_asset("list.html")
     for part, text in {
         "none": "hidden" if names else "",
         "some": "" if names else "hidden",

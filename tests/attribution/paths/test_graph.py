@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import pullback as pb
-from pullback import zoo
+from pullback import viz, zoo
 from pullback.attribution.paths import PathGraph
 from pullback.attribution.paths.nodes import KINDS
 from pullback.cli import main
+from pullback.serve import GraphFolder
 from tests.viz.browser import drive
 
 PROMPT = "the capital of the state containing dallas is"
@@ -55,6 +56,13 @@ def test_a_file_is_read_back_as_it_was(graph: PathGraph, tmp_path: Path) -> None
         )
     with pytest.raises(ValueError, match="graph of paths"):
         pb.Graph.from_neuronpedia(tmp_path / "paths.json")
+
+
+def test_a_folder_of_graphs_may_have_some_of_paths(graph: PathGraph, tmp_path: Path) -> None:
+    graph.to_json(tmp_path / "paths.json")
+    shelf = GraphFolder(tmp_path)
+    assert shelf.names() == ["paths.json"]
+    assert "1_head_0_7" in viz.graph_page(shelf.payload("paths.json"))
 
 
 def test_positions_can_be_summed(graph: PathGraph) -> None:

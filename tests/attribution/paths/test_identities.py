@@ -45,6 +45,10 @@ def lens_of(name: str) -> Any:
     return as_lens(families.build(name) if name in families.FAMILIES else models.build(name))
 
 
+def positions(lens: Any) -> set[str]:
+    return {"P"} if lens.positional == "learned" else set()
+
+
 @pytest.mark.parametrize("ln", ["frozen", "ratio"])
 @pytest.mark.parametrize("name", [*WIRINGS, "gemma2", "phi"])
 def test_the_ends_of_all_paths_sum_to_the_root(name: str, ln: str) -> None:
@@ -57,6 +61,15 @@ def test_the_ends_of_all_paths_sum_to_the_root(name: str, ln: str) -> None:
         graph = paths.graph()
         assert graph.check() < 1e-10
         assert not any(name.startswith("pruned") for name in graph.ids)
+    # Nor is anything left out where errors and biases are one node for each parent.
+    graph = greedy_paths(lens, sets, TOKENS, 5, ln=ln, **EVERYTHING).graph()
+    assert graph.check() < 1e-10
+    assert {name.split("_")[0] for name in graph.ids if not name[0].isdigit()} == {
+        "E",
+        "errors",
+        "biases",
+        *positions(lens),
+    }
 
 
 @pytest.mark.parametrize(

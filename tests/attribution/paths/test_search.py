@@ -164,6 +164,11 @@ def test_paths_are_chosen_by_what_follows_what() -> None:
     ends = paths.where(suffix=["kind=feature,layer!=0", "kind=head"])
     assert len(ends)
     assert all("head" in p.nodes[-1] and "head" not in p.nodes[-2] and p.nodes[-2][0] != "0" for p in ends)
+    feature = pb.FeatureFilter(kind="feature")
+    twice = paths.where(suffix=[feature, feature])
+    assert len(twice)
+    assert all(not any("head" in name or name[0] == "E" for name in p.nodes[-2:]) for p in twice)
+    assert len(paths.where(suffix=[feature])) > len(twice)
     frame = chosen.to_pandas()
     assert list(frame.columns) == ["length", "contribution", "nodes"]
     assert frame["length"].tolist() == [len(p) for p in chosen]

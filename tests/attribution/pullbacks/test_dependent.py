@@ -32,6 +32,7 @@ def test_over_all_chains_of_heads_they_sum_to_the_edges_of_autograd(name: str, c
     """Input times gradient, all sources that a graph has: features, tokens and position vectors."""
     lens = build(name)
     sets = (models.random_clt if cross_layer else models.random_set)(lens)
+    local = local_model(lens, sets, TOKENS)
     ways: list[tuple[Any, int, int, str]] = [(0, 0, 2, "0_{id}_{pos}")]
     if not cross_layer:
         ways.append(("embedding", -1, 1, "E_{id}_{pos}"))
@@ -49,7 +50,7 @@ def test_over_all_chains_of_heads_they_sum_to_the_edges_of_autograd(name: str, c
         }
         found: dict[str, float] = {}
         for chain in chains(lens, lowest, layer):
-            one = pb.input_attribution(lens, sets, TOKENS, target, source, heads=chain)
+            one = pb.input_attribution(lens, sets, local, target, source, heads=chain)
             for i, pos, value in zip(one.ids.tolist(), one.pos.tolist(), one.values[0].tolist(), strict=True):
                 key = node.format(id=i, pos=pos)
                 found[key] = found.get(key, 0.0) + value
@@ -68,7 +69,7 @@ def test_the_identity(name: str, hook_in: str) -> None:
     at = local.trace.layers[layer]
 
     def reads(source: Any, **options: Any) -> torch.Tensor:
-        return pb.input_attribution(lens, sets, TOKENS, (layer, ids), source, position=pos, **options).total
+        return pb.input_attribution(lens, sets, local, (layer, ids), source, position=pos, **options).total
 
     rows = sets[layer].W_enc[ids]
     g = at.read_pullback(hook_in, rows, torch.full((3,), pos))

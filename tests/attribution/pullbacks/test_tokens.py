@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +82,14 @@ def test_one_can_read_it() -> None:
     assert third.startswith("  1_2: ")
     assert repr(pb.deembed(lens, sets, 1, None)).endswith("  ...")
     assert found.to_dict()["features"]["1_2"]["bottom"][0] == (f"w{found.bottom_ids[1, 0]}", float(found.bottom[1, 0]))
+
+
+def test_one_can_look_at_it(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lens = build("gpt2")
+    pb.logit_effects(lens, models.random_set(lens), 1, [4, 2], k=3).draw(tmp_path / "ends.svg")
+    drawn = (tmp_path / "ends.svg").read_text()
+    assert all(f"<!-- {word} -->" in drawn for word in ("logit effects", "1_4", "1_2"))
 
 
 def test_what_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:

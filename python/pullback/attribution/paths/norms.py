@@ -47,9 +47,9 @@ class FrozenNorms:
             self._values[layer] = self.heads(layer).values(self._read_by_attention(layer))
         return self._values[layer]
 
-    def before_attention(self, layer: int, v: Tensor, pos: Tensor) -> Tensor:  # noqa: ARG002
-        """Vectors (n, d) of `Heads.at_stream`, as they read the stream. (W_V has the frozen norm in it.)"""
-        return v
+    def before_attention(self, layer: int, v: Tensor, pos: Tensor) -> Tensor:
+        """Vectors (n, d) of `Heads.at_stream`, as they read the stream. (W_V has the norm's weight and centring.)"""
+        return v * self.heads(layer).read_scale[0, pos]
 
     def skipped(self, layer: int) -> Tensor:
         """What `before_mlp` of a skip path reads, (T, d)."""

@@ -133,14 +133,12 @@ class Paths:
     def _ending(self, filters: Sequence[FeatureFilter]) -> list[Tensor]:
         """Whether the last nodes of each path of the tree match these, in their order."""
         ends = [torch.ones_like(kept) for kept in self.kept]
-        for one in filters:
-            shorter = [torch.zeros_like(ends[0]), *ends[:-1]] if one is not filters[0] else None
-            here = [one.matches(*level.nodes.columns()) for level in self.levels]
-            if shorter is not None:
-                here = [
-                    match & ends[level.parent] for match, ends, level in zip(here, shorter, self.levels, strict=True)
-                ]
-            ends = here
+        for number, one in enumerate(filters):
+            shorter = [torch.zeros_like(ends[0]), *ends[:-1]] if number else ends
+            ends = [
+                one.matches(*level.nodes.columns()) & (before[level.parent] if number else True)
+                for level, before in zip(self.levels, shorter, strict=True)
+            ]
         return ends
 
     def _containing(self, filters: Sequence[FeatureFilter]) -> list[Tensor]:

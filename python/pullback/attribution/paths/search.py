@@ -15,7 +15,7 @@ from pullback.attribution.paths.nodes import HEAD, Columns, PathNodes
 from pullback.attribution.paths.norms import NORMS, FrozenNorms
 from pullback.attribution.paths.readings import Readings
 from pullback.attribution.paths.roots import Root
-from pullback.attribution.paths.sources import Block, Candidates, Sources
+from pullback.attribution.paths.sources import Candidates, Sources
 from pullback.attribution.paths.steps import readings_of
 
 MOST_PATHS = 1 << 22  # that a search without a limit may come to at one length
@@ -120,20 +120,18 @@ def _extended(
 
 def _best_steps(sources: Sources, before: Level, settings: SearchSettings) -> Candidates | None:
     """The steps that make the best paths one node longer; None where every path has come to its end."""
-    local = sources.local
     going_on = (before.readings.below > before.readings.first).nonzero()[:, 0]
-    heads = max(trace.weights.W_O.shape[0] for trace in local.trace.layers)
     found: list[Candidates] = []
-    for which in going_on.split(max(1, WORKED_AT // (heads * local.n_pos))):
+    for which in going_on.split(max(1, WORKED_AT // (sources.n_heads * sources.local.n_pos))):
         found += _candidates(sources, before[which], which, settings)
         if sum(map(len, found)) > MOST_PATHS:
             raise ValueError(
                 f"paths: there are more than {MOST_PATHS:,} paths of {len(going_on)} shorter ones; give num_branches, "
                 "or fewer num_iters"
             )
-    steps = Candidates.joined(found) if found else None
-    if steps is None or settings.num_branches is None:
-        return steps if steps is not None and len(steps) else None
+    if not found:
+        return None
+    steps = Candidates.joined(found)
     bound = _bound(before.cap[steps.owner], steps.kind, steps.activation, settings)
     score = _score(_counted(steps.contribution, bound, settings), settings)
     best = torch.argsort(score, descending=True, stable=True)[: settings.num_branches]
@@ -149,7 +147,7 @@ def _candidates(sources: Sources, paths: Level, places: Tensor, settings: Search
         wanted = any_matches(settings.filters, block.kind, block.layer, block.index, block.pos)
         if wanted is not None and not settings.reference:
             score = score.masked_fill(~wanted, -math.inf)
-        picked = block.picked(score, _most(block, settings, sources.local.trace.layers[0].weights.W_O.shape[0]))
+        picked = block.picked(score, _most(block.kind, sources.n_heads, settings))
         if settings.reference:
             wanted = any_matches(settings.filters, picked.kind, picked.layer, picked.index, picked.pos)
             picked = picked if wanted is None else picked[wanted]
@@ -159,8 +157,9 @@ def _candidates(sources: Sources, paths: Level, places: Tensor, settings: Search
     return found
 
 
-def _most(block: Block, settings: SearchSettings, n_heads: int) -> int | None:
-    if settings.reference and block.kind == HEAD and settings.num_branches is not None:
+def _most(kind: int, n_heads: int, settings: SearchSettings) -> int | None:
+    """How many sources of one layer are candidates of one path."""
+    if settings.reference and kind == HEAD and settings.num_branches is not None:
         return min(settings.num_branches, n_heads)
     return settings.num_branches
 

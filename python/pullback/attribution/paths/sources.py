@@ -92,6 +92,10 @@ class Sources:
             both = t.embed + t.pos_embed
             self.start = [(k.EMBEDDING, both)] if together else [*self.start, (k.POSITION, t.pos_embed)]
 
+    @property
+    def n_heads(self) -> int:
+        return self.local.trace.layers[0].weights.W_O.shape[0]
+
     def blocks(self, r: Readings) -> Iterator[Block]:
         for layer in reversed(range(self.local.n_layers)):
             yield from self._of_mlp(r, layer)

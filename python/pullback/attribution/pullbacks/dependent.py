@@ -74,7 +74,7 @@ class InputAttribution:
 def input_attribution(
     model: Any,
     sets: LayeredDictionary,
-    prompt: Prompt,
+    prompt: Prompt | LocalModel,
     target: Wanted,
     source: SourceAsked,
     *,
@@ -91,7 +91,7 @@ def input_attribution(
     transcoders among them, is the target's pre-activation where ln is "frozen".
 
     Args:
-        prompt: text, token ids, or messages of a chat.
+        prompt: text, token ids, or messages of a chat; or the `local_model` of one, where one asks often.
         position: of the targets that do not say theirs.
         ln: "frozen": denominators of norms are numbers. "ratio": as the authors' code, see `norms.Ratio`.
         target, source, heads, strict: as `pullback`; with source "residual" and one head, what the head brings from
@@ -105,7 +105,7 @@ def input_attribution(
     read, chain, found = reads(wiring, target), as_chain(lens, heads), as_source(wiring, source)
     depth = entrance(wiring, read.depth, chain)
     found.must_reach(depth)
-    local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+    local = prompt if isinstance(prompt, LocalModel) else local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
     T = local.n_pos
     asked = [position if own is None else own for own in read.positions]
     if any(not -T <= own < T for own in asked):

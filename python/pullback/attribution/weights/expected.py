@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pullback.attribution.weights.corpus import corpus_features
 from pullback.attribution.weights.wiring import Wiring
-from pullback.lens import Lens, as_lens
+from pullback.lens import as_lens
 from pullback.ops import Coactivation, PairSums, SparseActivations, sampled_dot
 from pullback.transcoders import LayeredDictionary
 
@@ -160,42 +160,19 @@ def expected_attributions(
     lens = as_lens(model)
     fitted = lens.fitted(sets, strict=strict)
     found = ExpectedAttributions(fitted, pairs) if into is None else into
-    if isinstance(tokens, Tensor):
-        if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
-            got = "" if mask is None else f" and {list(mask.shape)}"
-            raise ValueError(
-                f"expected attributions: tokens, and a mask of them, are [n, T], got {list(tokens.shape)}{got}"
-            )
-        masks = [None] * -(-len(tokens) // batch_size) if mask is None else mask.split(batch_size)
-        batches = zip(tokens.split(batch_size), masks, strict=True)
-    elif mask is not None:
-        raise ValueError("expected attributions: a mask goes with one tensor of tokens")
-    else:
-        batches = ((batch, None) for batch in tokens)
-    passed = found.n_prompts
-    for batch, kept in tqdm(batches, desc="expected attributions", unit="batch", disable=not verbose):
-        left = min(passed, len(batch))
-        passed -= left
-        if left < len(batch):
-            _count(lens, fitted, found, batch[left:], None if kept is None else kept[left:], exclude_bos)
+    batches = corpus_features(
+        lens,
+        fitted,
+        found.layers,
+        tokens,
+        mask=mask,
+        batch_size=batch_size,
+        exclude_bos=exclude_bos,
+        passed=found.n_prompts,
+        verbose=verbose,
+        what="expected attributions",
+    )
+    for n_prompts, acts in batches:
+        found.add(acts)
+        found.n_prompts += n_prompts
     return found
-
-
-def _count(
-    lens: Lens,
-    sets: LayeredDictionary,
-    found: ExpectedAttributions,
-    tokens: Tensor,
-    mask: Tensor | None,
-    exclude_bos: bool,
-) -> None:
-    keep = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.clone()
-    bos = getattr(getattr(lens.model, "tokenizer", None), "bos_token_id", None)
-    if exclude_bos and bos is not None:
-        keep[:, 0] &= tokens[:, 0] != bos
-    sites = {layer: lens.input_site(layer, sets.hook_in(layer)) for layer in found.layers}
-    seen = lens.record_only(tokens, list(sites.values()))
-    rows = keep.flatten().to(lens.device)
-    inputs = {layer: seen[site].to(lens.compute_dtype).flatten(0, 1)[rows] for layer, site in sites.items()}
-    found.add({layer: sets.encode(layer, x) for layer, x in inputs.items()})
-    found.n_prompts += len(tokens)

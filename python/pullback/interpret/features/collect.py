@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pullback.interpret.features.contexts import Contexts
 from pullback.interpret.features.layer import LayerActivity
 from pullback.interpret.features.logits import top_logits
 from pullback.interpret.features.pack import writing
-from pullback.interpret.features.records import Corpus, layer_records
-from pullback.lens import Lens, as_lens
+from pullback.interpret.features.reading import activations, read_corpus, shown
+from pullback.interpret.features.records import feature_record
+from pullback.lens import as_lens
+from pullback.ops import SparseActivations
 from pullback.training.masks import Excluded
-from pullback.training.source import Batch, Tokens, is_packed, token_batches
+from pullback.training.source import Tokens, is_packed, token_batches
 from pullback.transcoders import LayeredDictionary
 
 
@@ -72,51 +73,30 @@ def write_feature_pack(
     activity = {i: LayerActivity(sets[i].W_enc.shape[0], n_top, n_sampled, window) for i in sets.layers}
     excluded = Excluded.chosen(lens, packed=is_packed(tokens))
     batches = token_batches(lens, tokens, batch_size=batch_size, mask=mask, context_size=context_size)
+    generator = torch.Generator().manual_seed(seed)
+
+    def add(i: int, acts: SparseActivations, counts: Tensor, first: int) -> None:
+        activity[i].add(acts, counts, first, generator)
+
+    def referred() -> Iterator[Tensor]:
+        return (contexts for layer in activity.values() for contexts in layer.referred())
+
     with torch.no_grad():
-        corpus = _gather(lens, sets, activity, _shown(batches, "contexts", verbose), excluded, seed)
+        stream = activations(lens, sets, sets.layers, shown(batches, "contexts", verbose), excluded)
+        corpus = read_corpus(lens, stream, add, referred)
         with writing(out, lens.n_layers) as pack:
             for i in tqdm(sets.layers, desc="cards", unit="layer", disable=not verbose):
                 said = top_logits(lens, sets, i, n_logits)
-                pack.write(i, layer_records(activity.pop(i), corpus, said, n_quantiles, lens.model_name))
+                own = activity.pop(i)
+                records = (
+                    feature_record(own, row, corpus, n_quantiles)
+                    | {"transcoder_id": lens.model_name, "index": row}
+                    | {name: [corpus.words[t] for t in ids[row].tolist()] for name, (_, ids) in said.items()}
+                    for row in range(len(own.active))
+                )
+                pack.write(i, records)
 
 
 def pack_nbytes(sets: LayeredDictionary, n_top: int, n_sampled: int, window: tuple[int, int]) -> int:
     """Memory that `write_feature_pack` holds while it reads the corpus, about."""
     return sum(LayerActivity.nbytes(sets[i].W_enc.shape[0], n_top, n_sampled, window) for i in sets.layers)
-
-
-def _gather(
-    lens: Lens,
-    sets: LayeredDictionary,
-    activity: dict[int, LayerActivity],
-    batches: Iterator[Batch],
-    excluded: Excluded,
-    seed: int,
-) -> Corpus:
-    sites = {i: site for i, (site, _) in lens.sites(sets, sets.layers).items()}
-    generator = torch.Generator().manual_seed(seed)
-    contexts, n_tokens = Contexts(), 0
-    for tokens, mask in batches:
-        counts = excluded.applied(tokens, mask)
-        first = contexts.add(torch.where(mask, tokens, -1))
-        n_tokens += int(counts.sum())
-        seen = lens.record_only(tokens, list(dict.fromkeys(sites.values())))
-        for i, site in sites.items():
-            activity[i].add(sets.encode(i, seen[site]), counts, first, generator)
-        if contexts.full:
-            contexts.keep(_referred(activity))
-    if n_tokens == 0:
-        raise ValueError("write_feature_pack: no token counts; the mask is false everywhere, or all are special")
-    contexts.keep(_referred(activity))
-    return Corpus(*contexts.table(), n_tokens, lens.to_str_tokens(torch.arange(lens.d_vocab)))
-
-
-def _referred(activity: dict[int, LayerActivity]) -> Iterator[Tensor]:
-    return (kept.contexts for layer in activity.values() for kept in (layer.top, layer.sample))
-
-
-def _shown(batches: Iterator[Batch], what: str, verbose: bool) -> Iterator[Batch]:
-    with tqdm(desc=what, unit="context", disable=not verbose) as bar:
-        for tokens, mask in batches:
-            yield tokens, mask
-            bar.update(len(tokens))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pullback.interpret.features.best import Best, Examples
 from pullback.interpret.features.histogram import Histograms
+from pullback.interpret.features.levels import Levels
 from pullback.ops import SparseActivations
 
 BINS = 64
@@ -21,9 +22,12 @@ class LayerActivity:
         histograms: of its activations.
         top: the contexts in which it is strongest.
         sample: a uniform sample of the contexts in which it is active at all; by quantile, later.
+        levels: a sample of `n_per_level` contexts at every level of strength, where that is asked for.
     """
 
-    def __init__(self, n_features: int, n_top: int, n_sampled: int, window: tuple[int, int]) -> None:
+    def __init__(
+        self, n_features: int, n_top: int, n_sampled: int, window: tuple[int, int], n_per_level: int = 0
+    ) -> None:
         self.window = window
         self.active = torch.zeros(n_features, dtype=torch.int64)
         self.smallest = torch.full((n_features,), torch.inf)
@@ -32,6 +36,12 @@ class LayerActivity:
         width = sum(window) + 1
         self.top = Best(n_features, n_top, width)
         self.sample = Best(n_features, n_sampled, width)
+        self.levels = Levels(n_features, n_per_level, width) if n_per_level else None
+
+    def referred(self) -> list[Tensor]:
+        """Numbers of the contexts that examples are in."""
+        kept = (self.top, self.sample, *([self.levels.best] if self.levels else []))
+        return [best.contexts for best in kept]
 
     @staticmethod
     def nbytes(n_features: int, n_top: int, n_sampled: int, window: tuple[int, int]) -> int:
@@ -54,8 +64,12 @@ class LayerActivity:
         self.histograms.add(features, values)
         examples = strongest(features, rows // T, rows % T, values)
         lottery = torch.rand(len(examples.values), generator=generator)
-        for kept, priorities in ((self.top, examples.values), (self.sample, lottery)):
-            which, feature, slot = kept.offer(examples._replace(contexts=examples.contexts + first), priorities)
+        numbered = examples._replace(contexts=examples.contexts + first)
+        offers = [(self.top, numbered, examples.values), (self.sample, numbered, lottery)]
+        if self.levels:
+            offers.append((self.levels.best, self.levels.placed(numbered), lottery))
+        for kept, offered, priorities in offers:
+            which, feature, slot = kept.offer(offered, priorities)
             kept.around[feature, slot] = self._around(examples.take(which), T, *everywhere, acts.n_features)
 
     def _around(self, examples: Examples, T: int, keys: Tensor, values: Tensor, n_features: int) -> Tensor:

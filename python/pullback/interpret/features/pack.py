@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_directory
-from pullback.viz.packs import INDEX, LENGTH, read_record
+from pullback.viz.packs import INDEX, LENGTH, as_card, read_record
 
 
 class FeaturePack:
@@ -47,31 +47,8 @@ class FeaturePack:
         return read_record(self.path / name, offsets, feature)
 
     def card(self, layer: int, feature: int) -> dict[str, Any]:
-        """What a page shows of a feature (`viz.CARD_SCHEMA`), and further examples by strength, `sampled`. Raises
-        KeyError for a feature that is not there."""
-        record = self.record(layer, feature)
-        first, *rest = record["examples_quantiles"] or [{"examples": []}]
-        counts = record.get("histogram", [])
-        high = record.get("histogram_max", record.get("act_max", 0.0))
-        low = 0.0 if "histogram_max" in record else record.get("act_min", 0.0)
-        edges = [low + (high - low) * i / len(counts) for i in range(len(counts) + 1)] if counts else []
-        return {
-            "examples": [_shown(example) for example in first["examples"]],
-            "sampled": [{"name": q["quantile_name"], "examples": list(map(_shown, q["examples"]))} for q in rest],
-            "top_logits": record.get("top_logits", []),
-            "bottom_logits": record.get("bottom_logits", []),
-            "density": record.get("activation_frequency"),
-            "histogram": {"counts": counts, "edges": edges} if counts else None,
-            "quantiles": record.get("quantile_values", []),
-        }
-
-
-def _shown(example: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "tokens": example["tokens"],
-        "activations": example["tokens_acts_list"],
-        "train_token_ind": example["train_token_ind"],
-    }
+        """What a page shows of a feature (`viz.CARD_SCHEMA`). Raises KeyError for a feature that is not there."""
+        return as_card(self.record(layer, feature))
 
 
 class PackWriter:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pullback.interpret.features.best import Best
+from pullback.interpret.features.best import Kept
 from pullback.interpret.features.layer import LayerActivity
 
 TOP = "Top activations"
@@ -27,44 +26,28 @@ class Corpus(NamedTuple):
     """of the vocabulary"""
 
 
-def layer_records(
-    activity: LayerActivity, corpus: Corpus, logits: tuple[Tensor, Tensor], n_quantiles: int, name: str
-) -> Iterator[dict[str, Any]]:
-    """The card of every feature of a layer, in order."""
-    words = corpus.words
-    histograms = activity.histograms
-    for feature in range(len(activity.active)):
-        active = int(activity.active[feature])
-        counts = histograms.counts[feature]
-        width = float(histograms.widths[feature])
-        last = int(counts.nonzero().max()) + 1 if bool(counts.any()) else 0
-        top, bottom = ([words[i] for i in ids[feature].tolist()] for ids in logits)
-        yield {
-            "transcoder_id": name,
-            "index": feature,
-            "examples_quantiles": [
-                {"quantile_name": TOP, "examples": _examples(activity.top, feature, activity.window, corpus)},
-                *_intervals(_examples(activity.sample, feature, activity.window, corpus), n_quantiles),
-            ],
-            "top_logits": top,
-            "bottom_logits": bottom,
-            "act_min": float(activity.smallest[feature]) if active else 0.0,
-            "act_max": float(activity.largest[feature]) if active else 0.0,
-            "quantile_values": _quantiles(counts[:last], width),
-            "histogram": counts[:last].tolist(),
-            "histogram_max": last * width,
-            "activation_frequency": active / corpus.n_tokens,
-        }
+def feature_record(activity: LayerActivity, row: int, corpus: Corpus, n_quantiles: int) -> dict[str, Any]:
+    """What was seen of the feature in a row of `activity`."""
+    active = int(activity.active[row])
+    counts = activity.histograms.counts[row]
+    width = float(activity.histograms.widths[row])
+    last = int(counts.nonzero().max()) + 1 if bool(counts.any()) else 0
+    top = shown_examples(activity.top.kept(row), activity.window, corpus)
+    sample = shown_examples(activity.sample.kept(row), activity.window, corpus)
+    return {
+        "examples_quantiles": [{"quantile_name": TOP, "examples": top}, *_intervals(sample, n_quantiles)],
+        "act_min": float(activity.smallest[row]) if active else 0.0,
+        "act_max": float(activity.largest[row]) if active else 0.0,
+        "quantile_values": _quantiles(counts[:last], width),
+        "histogram": counts[:last].tolist(),
+        "histogram_max": last * width,
+        "activation_frequency": active / corpus.n_tokens,
+    }
 
 
-def _examples(best: Best, feature: int, window: tuple[int, int], corpus: Corpus) -> list[dict[str, Any]]:
-    """Of one feature, the strongest first."""
-    kept = best.contexts[feature] >= 0
-    order = torch.argsort(best.contexts[feature][kept])
-    order = order[torch.argsort(best.values[feature][kept][order], descending=True, stable=True)]
-    contexts, positions, around = (
-        column[feature][kept][order] for column in (best.contexts, best.positions, best.around)
-    )
+def shown_examples(kept: Kept, window: tuple[int, int], corpus: Corpus) -> list[dict[str, Any]]:
+    """As they stand in a record, the strongest first."""
+    contexts, positions, _, around, _ = kept.strongest_first()
     left, right = window
     places = positions[:, None] + torch.arange(-left, right + 1)
     inside = (places >= 0) & (places < corpus.tokens.shape[1])

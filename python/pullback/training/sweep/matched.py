@@ -12,6 +12,8 @@ from itertools import pairwise
 from math import log
 from typing import Any
 
+from pullback.viz.pareto import mean_over_layers
+
 FIGURES = ("ce_recovered", "ce_replaced", "kl", "top1_agreement", "fvu")
 SLACK = 1.02  # an L0 this much beyond the outermost arm takes that arm's figures
 Curve = list[tuple[float, float]]
@@ -33,12 +35,6 @@ def matched(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             if all(both.values()):
                 found.setdefault(evaluation, {})[architecture] = both
     return found
-
-
-def mean_over_layers(figure: Any) -> float | None:
-    """A number as it is; of {layer: number} the mean; None where one of them is no finite number."""
-    values = list(figure.values()) if isinstance(figure, Mapping) else [figure]
-    return None if None in values else statistics.fmean(values)
 
 
 def curves(arms: Sequence[Mapping[str, Any]], kind: str, evaluation: str, figure: str) -> dict[int, Curve]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback._util.atomic import atomic_save
 from pullback.training.cache import cache_activations
 from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
@@ -22,10 +23,12 @@ from pullback.training.run import Trained
 from pullback.training.several import given_configs
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.training.sweep.grid import KINDS, Arm, grid
+from pullback.training.sweep.published import published_curves
 from pullback.training.sweep.record import Record
 from pullback.training.team import is_launched
 from pullback.training.trainer import chosen_layers
 from pullback.viz import pareto
+from pullback.viz.sweep import sweep_page
 
 
 def sweep(
@@ -59,7 +62,8 @@ def sweep(
     Args:
         model: a TransformerLens model, or a `Lens` on one.
         tokens, mask: to train on, as for `cache_activations`.
-        out: folder for sweep.json, the plot sweep.png (where matplotlib is installed), sets and checkpoints.
+        out: folder for sweep.json, the page sweep.html, the plot sweep.png (where matplotlib is installed), sets and
+            checkpoints.
         config: what all arms have in common. Its hooks are those of a transcoder; kind "sae" is an autoencoder at its
             `hook_name_out`.
         evaluation: tokens to measure on, or {name: tokens} for several sources, each with figures of its own.
@@ -135,8 +139,10 @@ def sweep(
             }
             record.add(group, reports)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    published = published_curves(record.content)
+    atomic_save(folder / "sweep.html", sweep_page(record.content, published=published))
     if pareto.can_draw():
-        pareto.draw(record.content, folder / "sweep.png")
+        pareto.draw(record.content, folder / "sweep.png", published)
     elif verbose:
         tqdm.write(f"no plot: {pareto.NEEDED}")
     return record.content

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pullback.training.sweep.matched import mean_over_layers
+from pullback.viz.pareto import mean_over_layers
 
 COLUMNS = ("l0", "fvu", "dead", "ce_replaced", "ce_recovered", "kl")
 

@@ -1,17 +1,6 @@
 // Text that stands on the graph: names of pinned and selected nodes, rings and names of supernodes,
 // the token row, the layer axis, the tooltip.
 
-function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === false || value === null || value === undefined) continue;
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.filter((c) => c !== null && c !== undefined));
-  return element;
-}
-
 const symbol = (kind) => {
   const icon = svg("svg", { class: `symbol ${kind}`, viewBox: "-1.5 -1.5 3 3", "aria-hidden": "true" });
   if (kind === "logit") svg("rect", { x: -1.3, y: -0.75, width: 2.6, height: 1.5, rx: 0.75, class: "node logit" }, icon);

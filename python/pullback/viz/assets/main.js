@@ -123,7 +123,10 @@ function start() {
   }
   written = address();
   showThreshold();
-  listenToTheme();
+  listenToTheme(() => {
+    readColours();
+    if (currentPlace()) redraw();
+  });
   drawHeading();
   drawCompared();
   refresh();

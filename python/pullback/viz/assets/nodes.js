@@ -1,7 +1,6 @@
 // Nodes as SVG symbols: one element a node, made when first shown, moved by transform, styled by class.
 
 const world = $("world");
-const SVG = world.namespaceURI;
 const SHAPES = {
   feature: "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z",
   embedding: "M-.88-.88h1.76v1.76h-1.76z",
@@ -20,13 +19,6 @@ const KIND_NAMES = {
 };
 const elements = new Array(graph.nodes.length);
 let lit = [];
-
-function svg(tag, attributes, parent) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (parent) parent.append(element);
-  return element;
-}
 
 function elementOf(i) {
   if (elements[i]) return elements[i];

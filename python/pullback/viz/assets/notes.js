@@ -65,19 +65,6 @@ function storageKey() {
   return `pullback:notes:${hash.toString(36)}:${text.length.toString(36)}`;
 }
 
-// A page inside an iframe's srcdoc has no storage, and a full one refuses: the notes then last as long as the page.
-const storage = {
-  read(name) {
-    try { return localStorage.getItem(name); } catch { return null; }
-  },
-  write(name, text) {
-    try {
-      if (text === null) localStorage.removeItem(name);
-      else localStorage.setItem(name, text);
-    } catch { /* see above */ }
-  },
-};
-
 function openNotes() {
   for (const n of graph.nodes) n.given = n.name;
   takeNotes(graph.params);
@@ -123,12 +110,6 @@ async function loadNotes(blob) {
   } catch {
     say("This file holds no notes: a JSON file with qParams is needed");
   }
-}
-
-function download(name, type, content) {
-  const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
-  h("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 let saying = 0;

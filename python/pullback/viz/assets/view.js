@@ -81,27 +81,3 @@ function chooseInside(from, to) {
   for (const n of shownNodes().filter(inside)) state.chosen.add(n.i);
   refresh();
 }
-
-// Follows the system until the reader says otherwise; the choice holds for all graphs of this browser.
-function listenToTheme() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const root = document.documentElement;
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const recolour = () => {
-    $("theme").setAttribute("aria-pressed", String(isDark()));
-    readColours();
-    if (currentPlace()) redraw();
-  };
-  const chosen = storage.read("pullback:theme");
-  if (chosen === "light" || chosen === "dark") root.dataset.theme = chosen;
-  $("theme").addEventListener("click", () => {
-    const next = isDark() ? "light" : "dark";
-    // What the system says anyway need not be held.
-    if ((next === "dark") === dark.matches) delete root.dataset.theme;
-    else root.dataset.theme = next;
-    storage.write("pullback:theme", root.dataset.theme ?? null);
-    recolour();
-  });
-  dark.addEventListener("change", recolour);
-  recolour();
-}

@@ -1,0 +1,65 @@
+"""The features of a corpus, batch by batch, in one pass that can be taken up where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pullback.lens import Lens
+from pullback.ops import SparseActivations
+from pullback.transcoders import LayeredDictionary
+
+Activations = dict[int, SparseActivations]
+"""{layer: n rows of features}, the same tokens for every layer"""
+
+
+def corpus_features(
+    lens: Lens,
+    sets: LayeredDictionary,
+    layers: Sequence[int],
+    tokens: Tensor | Iterable[Tensor],
+    *,
+    mask: Tensor | None,
+    batch_size: int,
+    exclude_bos: bool,
+    passed: int,
+    verbose: bool,
+    what: str,
+) -> Iterator[tuple[int, Activations]]:
+    """(prompts, features of the tokens that count) of every batch behind the first `passed` prompts.
+
+    Raises ValueError for tokens or a mask of other shapes, and for a mask of anything but one tensor of tokens.
+    """
+    if isinstance(tokens, Tensor):
+        if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
+            got = "" if mask is None else f" and {list(mask.shape)}"
+            raise ValueError(f"{what}: tokens, and a mask of them, are [n, T], got {list(tokens.shape)}{got}")
+        masks = [None] * -(-len(tokens) // batch_size) if mask is None else mask.split(batch_size)
+        batches = zip(tokens.split(batch_size), masks, strict=True)
+    elif mask is not None:
+        raise ValueError(f"{what}: a mask goes with one tensor of tokens")
+    else:
+        batches = ((batch, None) for batch in tokens)
+    for batch, kept in tqdm(batches, desc=what, unit="batch", disable=not verbose):
+        left = min(passed, len(batch))
+        passed -= left
+        if left < len(batch):
+            counted = None if kept is None else kept[left:]
+            yield len(batch) - left, _features(lens, sets, layers, batch[left:], counted, exclude_bos)
+
+
+def _features(
+    lens: Lens, sets: LayeredDictionary, layers: Sequence[int], tokens: Tensor, mask: Tensor | None, exclude_bos: bool
+) -> Activations:
+    keep = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.clone()
+    bos = getattr(getattr(lens.model, "tokenizer", None), "bos_token_id", None)
+    if exclude_bos and bos is not None:
+        keep[:, 0] &= tokens[:, 0] != bos
+    sites = {layer: lens.input_site(layer, sets.hook_in(layer)) for layer in layers}
+    seen = lens.record_only(tokens, list(sites.values()))
+    rows = keep.flatten().to(lens.device)
+    inputs = {layer: seen[site].to(lens.compute_dtype).flatten(0, 1)[rows] for layer, site in sites.items()}
+    return {layer: sets.encode(layer, x) for layer, x in inputs.items()}

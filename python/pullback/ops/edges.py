@@ -1,0 +1,161 @@
+"""Edges of attribution graphs, on the CPU: rows that list values of whole spans of sources, and rows in CSR.
+
+The sources of a target are those before its position, below its layer: a few spans of all sources, which need not be
+written down for every edge while rows are gathered and ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pullback import _C
+
+from . import dispatch
+from .cpu.borrow import View, view
+from .reference import edges as reference
+
+
+class SpanShapes(NamedTuple):
+    """Kinds of rows, each with the spans of sources that it lists."""
+
+    span_ptr: Tensor
+    """Int64[Tensor, "shapes+1"]: the spans of a shape"""
+    spans: Tensor
+    """Int64[Tensor, "spans 3"]: the first column in the block that a row is taken from, the first source, the length"""
+
+    @staticmethod
+    def of(shapes: Sequence[Sequence[tuple[int, int, int]]]) -> SpanShapes:
+        """From each shape's (column, source, length)."""
+        sizes = torch.tensor([0, *map(len, shapes)])
+        spans = [span for shape in shapes for span in shape]
+        return SpanShapes(sizes.cumsum(0), torch.tensor(spans, dtype=torch.long).view(-1, 3))
+
+    @property
+    def widths(self) -> Tensor:
+        """Int64[Tensor, "shapes"]: edges of a row."""
+        ends = torch.nn.functional.pad(self.spans[:, 2].cumsum(0), (1, 0))
+        return ends[self.span_ptr].diff()
+
+
+@dataclass(frozen=True)
+class SpanRows:
+    """Rows of edges over n_sources sources, which lie one after the other in `values`."""
+
+    values: Tensor
+    """Float[Tensor, "edges"]"""
+    offsets: Tensor
+    """Int64[Tensor, "rows"]: where a row begins"""
+    shape_of: Tensor
+    """Int64[Tensor, "rows"]"""
+    shapes: SpanShapes
+    n_sources: int
+
+    def __len__(self) -> int:
+        return len(self.shape_of)
+
+    def __getitem__(self, which: slice | Tensor) -> SpanRows:
+        """Some of the rows, in the order asked for."""
+        return replace(self, offsets=self.offsets[which], shape_of=self.shape_of[which])
+
+    def dense(self) -> Tensor:
+        """Float[Tensor, "rows n_sources"], 0 where there is no edge."""
+        out = self.values.new_zeros(len(self), self.n_sources)
+        _run("span_dense", self, out)
+        return out
+
+    def views(self) -> list[View]:
+        return [view(t) for t in (self.values, self.offsets, self.shape_of, *self.shapes)]
+
+
+def empty_rows(like: Tensor, shape_of: Tensor, shapes: SpanShapes, n_sources: int) -> SpanRows:
+    """Rows of these shapes, Int64[Tensor, "rows"], for values that are still to be written, of the dtype of `like`."""
+    ends = torch.nn.functional.pad(shapes.widths[shape_of].cumsum(0), (1, 0))
+    values = torch.empty(int(ends[-1]), dtype=like.dtype)
+    return SpanRows(values, ends[:-1], shape_of, shapes, n_sources)
+
+
+def from_dense(block: Tensor) -> SpanRows:
+    """Rows of edges from all sources, (rows, n_sources)."""
+    n, n_sources = block.shape
+    offsets = torch.arange(n) * n_sources
+    shapes = SpanShapes.of([[(0, 0, n_sources)]])
+    return SpanRows(block.flatten(), offsets, torch.zeros(n, dtype=torch.long), shapes, n_sources)
+
+
+def take_spans(block: Tensor, at: Tensor, rows: SpanRows) -> None:
+    """Write into `rows` what those of a block (any, columns) that stand at Int64[Tensor, "rows"] have at the spans.
+
+    Raises ValueError for rows and spans outside the block.
+    """
+    _run("take_spans", block, at, rows, rows.n_sources)
+
+
+def span_counts(rows: SpanRows, ids: Tensor) -> Tensor:
+    """Int64[Tensor, "rows"]: edges that are not 0, of sources with an id, Int32[Tensor, "n_sources"], -1 for none."""
+    counts = torch.empty(len(rows), dtype=torch.long)
+    _run("span_counts", rows, ids, counts)
+    return counts
+
+
+def span_pack(rows: SpanRows, ids: Tensor, begins: Tensor, counts: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+    """Write the edges that `span_counts` counted, by id, into sources (int32) and weights, those of a row from its
+    place in `begins` on. Returns Float64[Tensor, "rows"], the sum of a row's other edges.
+
+    Raises ValueError where there is no room for them.
+    """
+    lost = torch.empty(len(rows), dtype=torch.float64)
+    _run("span_pack", rows, ids, begins, counts, sources, weights, lost)
+    return lost
+
+
+def span_totals(rows: SpanRows, counted: Tensor) -> Tensor:
+    """Float64[Tensor, "rows"]: the sum of the sizes of edges from sources that count, Bool[Tensor, "n_sources"]."""
+    totals = torch.empty(len(rows), dtype=torch.float64)
+    _run("span_totals", rows, counted, totals)
+    return totals
+
+
+def span_flow(rows: SpanRows, targets: Tensor, scale: Tensor, total: Tensor) -> None:
+    """For one row r after the other: total[source] += total[targets[r]] * scale[r] * |edge|, in place.
+
+    targets Int64 and scale Float64[Tensor, "rows"], total Float64[Tensor, "n_nodes"], whose first are the sources.
+    """
+    _run("span_flow", rows, targets, scale, total)
+
+
+def csr_flow(targets: Tensor, counts: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor) -> None:
+    """The same of rows in CSR: counts[r] edges (sources int32, sizes, which may have signs) into targets[r].
+
+    Raises ValueError for ids that are no nodes, and counts that do not sum to the number of edges.
+    """
+    _run("csr_flow", targets, counts, sources, scale, sizes, total)
+
+
+def csr_sums(indptr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the weights of each row, and of their sizes, Float64[Tensor, "rows"]."""
+    n = len(indptr) - 1
+    sums, sizes = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    _run("csr_sums", indptr, weights, sums, sizes)
+    return sums, sizes
+
+
+def csr_totals(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
+    """Float64[Tensor, "rows"]: the sum of the sizes of edges from nodes that count, Bool[Tensor, "n_nodes"]."""
+    totals = torch.empty(len(indptr) - 1, dtype=torch.float64)
+    _run("csr_totals", indptr, sources, weights, counted, totals)
+    return totals
+
+
+def _run(op: str, *arguments: SpanRows | Tensor | int) -> None:
+    if dispatch.forced() == "reference":
+        getattr(reference, op)(*arguments)
+        return
+    lent = [
+        one.views() if isinstance(one, SpanRows) else view(one) if isinstance(one, Tensor) else one for one in arguments
+    ]
+    getattr(_C, op)(*lent)

@@ -1,0 +1,158 @@
+"""Rows of edges over spans of sources, and in CSR: against dense rows and the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pullback import ops
+from pullback.ops.edges import (
+    SpanRows,
+    SpanShapes,
+    csr_flow,
+    csr_sums,
+    csr_totals,
+    empty_rows,
+    from_dense,
+    span_counts,
+    span_flow,
+    span_pack,
+    span_totals,
+    take_spans,
+)
+
+N_SOURCES, N_COLUMNS = 40, 60
+SEEDS = st.integers(0, 2**16)
+DTYPES = st.sampled_from([torch.float32, torch.float64])
+
+
+def made(seed: int, n: int, dtype: torch.dtype) -> tuple[SpanRows, torch.Tensor]:
+    """Rows of a few shapes, taken from a block; and the same, dense."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    shapes = []
+    for _ in range(3):
+        cuts = sorted({some(0, N_SOURCES + 1) for _ in range(6)})
+        pairs = list(zip(cuts[::2], cuts[1::2], strict=False))
+        shapes.append([(some(0, N_COLUMNS - (b - a) + 1), a, b - a) for a, b in pairs])
+    shape_of = torch.randint(0, 3, (n,), generator=generator)
+    block = torch.randn(n + 2, N_COLUMNS, generator=generator, dtype=dtype)
+    block *= torch.rand(n + 2, N_COLUMNS, generator=generator) < 0.7  # some edges are 0
+    at = torch.randint(0, n + 2, (n,), generator=generator)
+    rows = empty_rows(block, shape_of, SpanShapes.of(shapes), N_SOURCES)
+    take_spans(block, at, rows)
+    dense = torch.zeros(n, N_SOURCES, dtype=dtype)
+    for r in range(n):
+        for column, source, length in shapes[int(shape_of[r])]:
+            dense[r, source : source + length] = block[at[r], column : column + length]
+    return rows, dense
+
+
+def new_ids(seed: int) -> torch.Tensor:
+    keep = torch.rand(N_SOURCES, generator=torch.Generator().manual_seed(seed)) < 0.6
+    return torch.where(keep, torch.cumsum(keep, 0) - 1, -1).int()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@given(seed=SEEDS, n=st.integers(0, 9), dtype=DTYPES)
+def test_rows_list_what_stood_at_their_spans(backend: str, seed: int, n: int, dtype: torch.dtype) -> None:
+    with ops.use_backend(backend):
+        rows, dense = made(seed, n, dtype)
+        assert torch.equal(rows.dense(), dense)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(rows[order].dense(), dense[order])
+        assert torch.equal(from_dense(dense).dense(), dense)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@given(seed=SEEDS, n=st.integers(0, 9), dtype=DTYPES)
+def test_edges_of_chosen_sources_are_packed_and_the_rest_is_summed(
+    backend: str, seed: int, n: int, dtype: torch.dtype
+) -> None:
+    rows, dense = made(seed, n, dtype)
+    ids = new_ids(seed)
+    kept = (dense != 0) & (ids >= 0)
+    with ops.use_backend(backend):
+        counts = span_counts(rows, ids)
+        assert torch.equal(counts, kept.sum(1))
+        room = 3  # before the first row, which stays as it is
+        sources = torch.full((room + int(counts.sum()),), -7, dtype=torch.int32)
+        weights = torch.full((len(sources),), -7.0, dtype=dtype)
+        lost = span_pack(rows, ids, room + counts.cumsum(0) - counts, counts, sources, weights)
+    assert torch.equal(sources[room:], ids.expand(n, -1)[kept])
+    assert torch.equal(weights[room:], dense[kept])
+    assert sources[:room].tolist() == [-7] * room
+    torch.testing.assert_close(lost, dense.double()[:, ids < 0].sum(1))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@given(seed=SEEDS, n=st.integers(0, 9), dtype=DTYPES)
+def test_totals_and_flow(backend: str, seed: int, n: int, dtype: torch.dtype) -> None:
+    rows, dense = made(seed, n, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    counted = torch.rand(N_SOURCES, generator=generator) < 0.5
+    # Some targets are sources of rows before them.
+    targets = torch.randint(0, N_SOURCES + 3, (n,), generator=generator)
+    scale = torch.rand(n, generator=generator, dtype=torch.float64)
+    total = torch.rand(N_SOURCES + 3, generator=generator, dtype=torch.float64)
+    expected = total.clone()
+    for r in range(n):
+        expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double().abs()
+    csr = dense.abs()
+    counts = (csr != 0).sum(1)
+    sources = csr.nonzero()[:, 1].int()
+    again = total.clone()
+    with ops.use_backend(backend):
+        torch.testing.assert_close(span_totals(rows, counted), dense.double().abs()[:, counted].sum(1))
+        span_flow(rows, targets, scale, total)
+        csr_flow(targets, counts, sources, scale, csr[csr != 0], again)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(again, expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@given(seed=SEEDS, n=st.integers(0, 9), dtype=DTYPES)
+def test_sums_of_rows_in_csr(backend: str, seed: int, n: int, dtype: torch.dtype) -> None:
+    _, dense = made(seed, n, dtype)
+    counted = torch.rand(N_SOURCES, generator=torch.Generator().manual_seed(seed)) < 0.5
+    indptr = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
+    weights, sources = dense[dense != 0], dense.nonzero()[:, 1].int()
+    with ops.use_backend(backend):
+        sums, sizes = csr_sums(indptr, weights)
+        totals = csr_totals(indptr, sources, weights, counted)
+    torch.testing.assert_close(sums, dense.double().sum(1))
+    torch.testing.assert_close(sizes, dense.double().abs().sum(1))
+    torch.testing.assert_close(totals, dense.double().abs()[:, counted].sum(1))
+
+
+def test_nothing_outside_is_touched() -> None:
+    rows, dense = made(0, 4, torch.float32)
+    ids = new_ids(0)
+    counts = span_counts(rows, ids)
+    room = torch.zeros(int(counts.sum()), dtype=torch.int32), torch.zeros(int(counts.sum()))
+    with pytest.raises(ValueError, match="no room for row 3"):
+        span_pack(rows, ids, counts.cumsum(0) - counts + 1, counts, *room)
+    with pytest.raises(ValueError, match="more edges than its count"):
+        span_pack(rows, ids, counts.cumsum(0) - counts, (counts - 1).clamp(min=0), *room)
+    with pytest.raises(ValueError, match="row 0 of shape .* 5 sources"):
+        span_counts(rows, ids[:5])
+    with pytest.raises(ValueError, match="no row of the block 9"):
+        take_spans(dense, torch.full((4,), 9), rows)
+    with pytest.raises(ValueError, match="3 columns"):
+        take_spans(dense[:, :3].contiguous(), torch.zeros(4, dtype=torch.long), rows)
+    with pytest.raises(ValueError, match="no node 99"):
+        span_flow(rows, torch.full((4,), 99), torch.ones(4).double(), torch.ones(N_SOURCES).double())
+    with pytest.raises(ValueError, match="counts must sum"):
+        csr_flow(
+            torch.tensor([0]),
+            torch.tensor([2]),
+            ids[:1].abs(),
+            torch.ones(1).double(),
+            dense[0, :1],
+            torch.ones(50).double(),
+        )
