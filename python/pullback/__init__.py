@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
 
 if TYPE_CHECKING:
-    from pullback import attribution, causal, interpret, lens, ops, training, transcoders, viz, zoo
+    from pullback import attribution, causal, interpret, lens, ops, studies, training, transcoders, viz, zoo
     from pullback.attribution import (
         DirectionTarget,
         ExpectedAttributions,
@@ -166,6 +166,7 @@ __all__ = [
     "read_index",
     "score_sheet",
     "steer",
+    "studies",
     "train",
     "training",
     "transcoders",
@@ -176,7 +177,7 @@ __all__ = [
     "zoo",
 ]
 
-_ROOMS = ("attribution", "causal", "interpret", "lens", "ops", "training", "transcoders", "viz", "zoo")
+_ROOMS = ("attribution", "causal", "interpret", "lens", "ops", "studies", "training", "transcoders", "viz", "zoo")
 _FROM = {
     "attribution": (
         "DirectionTarget",

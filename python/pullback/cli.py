@@ -15,6 +15,7 @@ from pullback import (
     many_command,
     paths_command,
     sheet_command,
+    study_command,
     train_options,
 )
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _dashboard(commands)
     _sheet(commands)
     _intervene(commands)
+    _study(commands)
     _serve(commands)
     _convert(commands)
     _doctor(commands)
@@ -348,6 +350,15 @@ def _run_intervene(args: argparse.Namespace) -> None:
     from pullback.causal.command import run_intervene
 
     run_intervene(args, open_model(args.model), _open_set(args))
+
+
+def _study(commands: Any) -> None:
+    summary = "study a behaviour: what carries it, and whether ablating that removes it"
+    study_command.add_arguments(_command(commands, "study", _run_study, summary), MODEL_HELP)
+
+
+def _run_study(args: argparse.Namespace) -> None:
+    study_command.run(args, open_model, _open_set)
 
 
 def _serve(commands: Any) -> None:

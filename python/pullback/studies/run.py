@@ -1,0 +1,146 @@
+"""`run_study`: one behaviour of one model, from prompts to a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pullback._util.atomic import atomic_save
+from pullback.causal import NodeSet
+from pullback.lens import Lens, as_lens
+from pullback.studies import page
+from pullback.studies.behaviours import GreaterThan, open_behaviour
+from pullback.studies.check import KILLED, SPARED, Check, Split, causal_check, split
+from pullback.studies.dictionaries import Dictionaries
+from pullback.studies.features import cards
+from pullback.studies.greater_than import study_years
+from pullback.studies.shares import Shares, curves_of, direct_shares, graph_of, token_shares
+from pullback.transcoders import LayeredDictionary
+
+GOAL = 0.85  # on the prompts that say how many: room for what is found on others
+
+
+@dataclass(frozen=True)
+class Options:
+    """n: prompts to test. examples: prompts whose graph is made. draws: of random features. layer: of greater-than's
+    curve; None: the one whose MLP matters most to it."""
+
+    n: int = 64
+    examples: int = 2
+    draws: int = 5
+    seed: int = 0
+    layer: int | None = None
+    reference: bool = False
+
+
+def run_study(
+    name: str,
+    model: Any,
+    sets: LayeredDictionary,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    attention: LayeredDictionary | None = None,
+    options: Options | None = None,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Study "greater-than", "ioi", "induction" or "brackets": which heads, features and tokens carry the answer, and
+    whether ablating the features removes it.
+
+    Args:
+        model: a TransformerLens model with a tokenizer that has the words of the study.
+        sets: transcoders of its MLPs.
+        out: folder for `{name}.html` and `{name}.json`; None writes nothing.
+        attention: autoencoders of its attention outputs; then features of both are ablated as well.
+
+    Returns:
+        the report, as in the JSON.
+
+    Raises:
+        ValueError: an unknown study, a tokenizer without its words, transcoders of another model.
+    """
+    options = options or Options()
+    say: Callable[[str], None] = print if verbose else lambda _line: None
+    start = time.perf_counter()
+    lens = as_lens(model)
+    behaviour = open_behaviour(name, lens)
+    parts = split(behaviour, lens.d_vocab, options.n, seed=options.seed)
+    report: dict[str, Any] = {"study": name, "question": behaviour.question, "model": lens.model_name}
+    report["prompts"] = prompt_table(lens, parts)
+    if isinstance(behaviour, GreaterThan):
+        report["years"] = study_years(lens, sets, behaviour, options.layer, options.reference)
+        say(f"layer {report['years']['curve']['layer']}: {report['years']['summary']}")
+    report["checks"] = []
+    arms = {"MLP features": {"mlp": sets}}
+    if attention is not None:
+        arms["attention features"] = {"attention": attention}
+        arms["MLP and attention features"] = {"mlp": sets, "attention": attention}
+    for arm, given in arms.items():
+        found = causal_check(Dictionaries(lens, given), parts, arm, draws=options.draws, seed=options.seed, goal=GOAL)
+        say(sentence(found))
+        report["checks"].append(asdict(found) | {"holds": found.holds, "cards": cards(lens, given, found.features)})
+    report["shares"] = share_table(direct_shares(lens, sets, parts.test))
+    report["circuits"] = [circuit(lens, sets, parts, row) for row in range(min(options.examples, len(parts.test)))]
+    report["seconds"] = round(time.perf_counter() - start, 1)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_save(folder / f"{name}.json", json.dumps(report, indent=2))
+        atomic_save(folder / f"{name}.html", page.html(report))
+        say(f"wrote {folder / f'{name}.html'} and {folder / f'{name}.json'} after {report['seconds']:.0f} s")
+    return report
+
+
+def sentence(check: Check) -> str:
+    """What a check found, in one line."""
+    verdict = "holds" if check.holds else "does not hold"
+    mean = sum(check.control) / len(check.control)
+    return (
+        f"{check.arm}: ablating {check.k} features takes {check.dropped:.1%} of the margin of {check.n_prompts} "
+        f"prompts, as many random active ones {mean:.1%} (at most {max(check.control):.1%} of {len(check.control)} "
+        f"draws); at least {KILLED:.0%} against at most {SPARED:.0%} {verdict}"
+    )
+
+
+def prompt_table(lens: Lens, parts: Split) -> dict[str, Any]:
+    test = parts.test
+    margins = test.margins(lens.logits(test.tokens))
+    shown = [
+        {
+            "text": lens.to_str_tokens(test.row(n)),
+            "right": lens.to_str_tokens(test.wanted[n].argmax()[None])[0],
+            "margin": float(margins[n]),
+        }
+        for n in range(min(6, len(test)))
+    ]
+    counts = {"test": len(test), "size": len(parts.size), "choose": len(parts.choose), "keys": len(parts.keys)}
+    right = float((margins > 0).double().mean())
+    return {"counts": counts, "mean_margin": float(margins.mean()), "positive": right, "examples": shown}
+
+
+def share_table(shares: Shares) -> dict[str, Any]:
+    heads = sorted(shares.heads.items(), key=lambda item: -abs(item[1]))
+    return {
+        "heads": [{"layer": k, "head": h, "share": share} for (k, h), share in heads],
+        "layers": [{"kind": kind, "layer": k, "share": share} for (kind, k), share in sorted(shares.layers.items())],
+        "rest": shares.rest,
+    }
+
+
+def circuit(lens: Lens, sets: LayeredDictionary, parts: Split, row: int) -> dict[str, Any]:
+    """One prompt's graph: shares of its tokens, and what growing circuits carry."""
+    graph = graph_of(lens, sets, parts.test, row)
+    pair = parts.test.pair(row)
+    return {
+        "tokens": graph.meta["str_tokens"],
+        "token_shares": token_shares(graph),
+        "nodes": graph.n_nodes,
+        "edges": graph.n_edges,
+        "faithfulness_nodes": len(NodeSet.of(graph)),
+        "pair": [lens.to_str_tokens(parts.test.wanted.new_tensor([t]).long())[0] for t in pair],
+        "faithfulness": curves_of(lens, sets, graph, pair).to_dict(),
+    }

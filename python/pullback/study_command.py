@@ -1,0 +1,54 @@
+"""`pullback study`: a behaviour of a model, from prompts to a page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NAMES = ("greater-than", "ioi", "induction", "brackets")
+
+
+def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+    add = parser.add_argument
+    add("name", choices=NAMES, help="what is studied")
+    add("model", nargs="?", default="tiny-mix", help=model_help)
+    add("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    add("--lazy", action="store_true", help="leave the weights of --transcoders in their files")
+    add("--attention", default=None, help="folder or hub id of autoencoders of attention outputs (hook_attn_out)")
+    add("--out", type=Path, default=Path("study-out"), help="folder for the page and its JSON")
+    add("--n", type=int, default=64, help="prompts that are tested")
+    add("--examples", type=int, default=2, help="prompts whose graph is made")
+    add("--draws", type=int, default=5, help="draws of random features")
+    add("--seed", type=int, default=0, help="of prompts and draws")
+    add("--layer", type=int, default=None, help="greater-than: MLP of the curve (default: the one that matters most)")
+    add(
+        "--reference",
+        action="store_true",
+        help="greater-than: published figures of GPT-2 small beside the measured ones; refused for another model",
+    )
+
+
+def run(
+    args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[argparse.Namespace], Any]
+) -> None:
+    """Run the study, say what it found, write the page."""
+    from pullback.studies import Options, run_study
+    from pullback.transcoders import load_transcoders
+
+    if args.name != "greater-than" and (args.layer is not None or args.reference):
+        raise ValueError("--layer and --reference are for greater-than")
+    options = Options(args.n, args.examples, args.draws, args.seed, args.layer, args.reference)
+    attention = None if args.attention is None else load_transcoders(args.attention, lazy=args.lazy)
+    report = run_study(
+        args.name,
+        open_model(args.model),
+        open_set(args),
+        args.out,
+        attention=attention,
+        options=options,
+        verbose=True,
+    )
+    for what, published, measured in report.get("years", {}).get("reference", []):
+        print(f"{what}: published {published:.5g}, measured {'-' if measured is None else f'{measured:.5g}'}")

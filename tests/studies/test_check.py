@@ -1,0 +1,116 @@
+"""The causal check: on a model whose circuit is known, and on tiny-mix."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import pullback as pb
+from pullback.lens import Lens
+from pullback.studies import Dictionaries, Question, causal_check, direct_shares, graph_of, split, token_shares
+from pullback.studies.behaviours import open_behaviour
+from pullback.studies.check import matched
+from pullback.studies.dictionaries import by_group
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Lens, pb.TranscoderSet]:
+    return pb.as_lens(pb.zoo.load("tiny-mix")), pb.zoo.transcoders("tiny-mix")
+
+
+class Capitals:
+    """What planted can be asked, as a behaviour: a key is a state, prompts are its cities."""
+
+    name, question = "capitals", "?"
+
+    def __init__(self, lens: Lens) -> None:
+        self.lens, self.truth = lens, pb.zoo.truth("planted")
+        self.asked = [p for p in self.truth.prompts if p.relation == "capital" and p.subject != p.state]
+
+    def keys(self) -> list[str]:
+        return sorted({p.state for p in self.asked})
+
+    def draw(self, key: str, rng: random.Random) -> Question:
+        prompt = rng.choice([p for p in self.asked if p.state == key])
+        other = rng.choice([p.answer for p in self.asked if p.state != key])
+        right, wrong = (int(self.lens.to_tokens(word)[-1]) for word in (prompt.answer, other))
+        return Question(tuple(self.lens.to_tokens(prompt.text).tolist()), (right,), (wrong,), key)
+
+
+def test_on_planted_the_features_found_are_those_of_the_circuit() -> None:
+    lens, sets = pb.as_lens(pb.zoo.load("planted")), pb.zoo.transcoders("planted")
+    capitals = Capitals(lens)
+    parts = split(capitals, lens.d_vocab, 12, per_key=2)
+    check = causal_check(Dictionaries(lens, {"mlp": sets}), parts, "mlp", sizes=(3,), goal=0.8)
+    truth = capitals.truth
+    wanted = {(0, truth.relation_features["capital"])}
+    for state in parts.keys:
+        wanted |= {(0, truth.state_features[state]), (2, truth.answer_features[truth.states[state][0]])}
+    assert {(f["layer"], f["feature"]) for f in check.features} == wanted
+    assert check.holds
+    assert check.dropped > 0.99
+    assert max(map(abs, check.control)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["brackets", "ioi"])
+def test_tiny_mix_loses_a_behaviour_with_few_features(name: str, tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+    lens, sets = tiny
+    parts = split(open_behaviour(name, lens), lens.d_vocab, 48, per_key=8)
+    check = causal_check(Dictionaries(lens, {"mlp": sets}), parts, "mlp", draws=3, goal=0.85)
+    assert check.holds
+    assert check.k <= 24
+    assert check.n_prompts >= 32
+    assert check.drawn > 0.9
+
+
+def test_first_order_effects_are_those_of_small_changes(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+    lens, sets = tiny
+    test = split(open_behaviour("brackets", lens), lens.d_vocab, 4).test
+    d = Dictionaries(lens, {"mlp": sets})
+    nothing = torch.zeros(1, d.n, dtype=torch.bool)
+    effects = d.effects(test, torch.zeros(len(test), dtype=torch.long), nothing)[0]
+    # In the last layer's place a feature is linear up to the last norm: the best one's ablation has the effect's sign.
+    feature = d.sites[-1].start + int(effects[d.sites[-1].start :].argmax())
+    one = nothing.clone()
+    one[0, feature] = True
+    T = test.tokens.shape[1]
+    lost = test.margins(lens.logits(test.tokens)) - d.ablated_margins(test, by_group(torch.zeros(4).long(), T, one))
+    assert float(lost.sum()) == pytest.approx(float(effects[feature]), rel=0.35)
+
+
+def test_random_features_are_active_ones_that_are_not_chosen(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+    lens, sets = tiny
+    test = split(open_behaviour("ioi", lens), lens.d_vocab, 4).test
+    d = Dictionaries(lens, {"mlp": sets})
+    acts = d.encoded(test.tokens)
+    chosen = torch.zeros(1, d.n, dtype=torch.bool)
+    for site in d.sites:
+        chosen[0, site.start + acts[site.start].indices.long().bincount().topk(5).indices] = True
+    drop = by_group(torch.zeros(4).long(), test.tokens.shape[1], chosen)
+    picked = matched(d, test, acts, drop, torch.Generator().manual_seed(0))
+    for site in d.sites:
+        a = acts[site.start]
+        active, taken = a.rows() * a.n_features + a.indices, drop(site, a)
+        assert bool(torch.isin(picked[site.start], active[~taken]).all())
+        rows = picked[site.start] // a.n_features
+        assert bool((rows.bincount(minlength=a.n_rows) <= a.rows()[taken].bincount(minlength=a.n_rows)).all())
+
+
+def test_shares_sum_to_the_margin(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+    lens, sets = tiny
+    test = split(open_behaviour("induction", lens), lens.d_vocab, 4).test
+    shares = direct_shares(lens, sets, test)
+    assert abs(shares.rest) < 0.05
+    heads = sum(share for (kind, _), share in shares.layers.items() if kind == "head")
+    assert sum(shares.heads.values()) == pytest.approx(heads)
+    assert sum(token_shares(graph_of(lens, sets, test, 0))) == pytest.approx(1, abs=1e-3)
+
+
+def test_cross_layer_features_are_refused() -> None:
+    from tests import models
+
+    lens = pb.as_lens(models.native(dtype=torch.float32))
+    with pytest.raises(ValueError, match="their own layer"):
+        Dictionaries(lens, {"mlp": models.random_clt(lens)})

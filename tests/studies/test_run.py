@@ -1,0 +1,64 @@
+"""A study from its command to its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pullback import cli
+from pullback.viz.report import report_page
+
+
+@pytest.mark.parametrize("name", ["greater-than", "brackets"])
+def test_one_command_writes_a_page_and_its_figures(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--n", "16", "--examples", "1", "--draws", "2", "--out", str(tmp_path)]
+    assert cli.main(["study", name, *options]) == 0
+    said = capsys.readouterr().out
+    assert "of the margin of 16 prompts" in said
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    check = report["checks"][0]
+    assert check["dropped"] > 0.6
+    assert len(check["control"]) == 2
+    assert check["cards"][0]["writes"]
+    assert sum(report["circuits"][0]["token_shares"]) == pytest.approx(1, abs=1e-3)
+    page = (tmp_path / f"{name}.html").read_text()
+    headings = ["Prompts", "Causal check", "Heads and layers", "Circuits of single prompts", "What falls short"]
+    assert all(f"<h2>{heading}</h2>" in page for heading in headings)
+    assert not re.search(r"(src|href)=|url\(|<script", page), "nothing is fetched"
+    if name == "greater-than":
+        curve = report["years"]["curve"]
+        assert curve["features"][-1] > curve["features"][0]
+        assert report["years"]["paths"]["paths"]
+
+
+def test_published_figures_are_refused_for_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "greater-than", "--reference", "--out", str(tmp_path)]) == 2
+    assert "GPT-2 small" in capsys.readouterr().err
+    assert cli.main(["study", "ioi", "--reference"]) == 2
+
+
+def test_text_of_a_page_is_text() -> None:
+    page = report_page(
+        {
+            "title": "<b>",
+            "lead": "</script>",
+            "sections": [
+                {
+                    "title": "s",
+                    "parts": [
+                        {"tokens": [("<i>", 0.5)]},
+                        {"columns": ["a"], "table": [[1.23456], [None]]},
+                        {"charts": [{"title": "t", "x": "x", "y": "y", "series": [{"name": "n", "x": [1], "y": [2]}]}]},
+                    ],
+                }
+            ],
+        }
+    )
+    assert "<h1>&lt;b&gt;</h1>" in page
+    assert "&lt;i&gt;" in page
+    assert "1.23" in page
