@@ -6,6 +6,7 @@ from pullback.attribution.build import attribute, attribute_local
 from pullback.attribution.collection import GraphCollection
 from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
+from pullback.attribution.hierarchical import Hierarchical, hierarchical
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
 from pullback.attribution.memory import MemoryEstimate, memory_estimate
 from pullback.attribution.settings import Settings
@@ -26,6 +27,7 @@ __all__ = [
     "Graph",
     "GraphCollection",
     "HeadLoadings",
+    "Hierarchical",
     "Interference",
     "LogitDifference",
     "LogitTarget",
@@ -40,6 +42,7 @@ __all__ = [
     "attribute_on_devices",
     "expected_attributions",
     "head_loadings",
+    "hierarchical",
     "interference",
     "memory_estimate",
     "qk_attribution",
