@@ -64,18 +64,18 @@ def make_transcoders(out: Path, seed: int, threads: int, steps: int | None) -> l
 
 def make_saes(out: Path, seed: int, threads: int, steps: int | None) -> list[str]:
     """Train autoencoders of the attention outputs of the model in `out` into `out`/attention_saes, as bfloat16. Returns
-    as `make_model` does; `threads` is what the process runs with already."""
+    as `make_model` does."""
     import torch
 
     from pullback.training import evaluate
     from pullback.zoo.tinymix import files, load, saes, tasks
 
-    model = load(out)
+    model, start = load(out), time.process_time()
     saes.train_saes(model, seed, saes.N_STEPS if steps is None else steps).to(dtype=torch.bfloat16).save(
         out / files.ATTENTION_SAES
     )
     report = evaluate(model, saes.load_saes(out), list(tasks.training_batches(seed=99, n_batches=30)))
-    print(report)
+    print(report, run_record(seed, threads, time.process_time() - start), sep="\n")
     return [
         f"fvu of {layer} is {fvu:.4f}, at most {saes.LARGEST_FVU} is required"
         for layer, fvu in report.fvu.items()
