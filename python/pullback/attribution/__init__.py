@@ -6,6 +6,7 @@ from pullback.attribution.build import attribute, attribute_local
 from pullback.attribution.collection import GraphCollection
 from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
+from pullback.attribution.hierarchical import Hierarchical, hierarchical
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
 from pullback.attribution.memory import MemoryEstimate, memory_estimate
 from pullback.attribution.paths import FeatureFilter, PathGraph, Paths, greedy_paths
@@ -40,6 +41,7 @@ __all__ = [
     "Graph",
     "GraphCollection",
     "HeadLoadings",
+    "Hierarchical",
     "InputAttribution",
     "Interference",
     "LogitDifference",
@@ -63,6 +65,7 @@ __all__ = [
     "expected_attributions",
     "greedy_paths",
     "head_loadings",
+    "hierarchical",
     "input_attribution",
     "interference",
     "logit_effects",

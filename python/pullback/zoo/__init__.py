@@ -1,8 +1,8 @@
-"""Small models with known answers, offline: `load(name)`, `transcoders(name)`, `truth(name)`.
+"""Small models with known answers, offline: `load(name)`, `transcoders(name)`, `saes(name)`, `truth(name)`.
 
 exact      a random ReLU model that is its own transcoder: no errors, every identity holds to rounding
 planted    a two-hop lookup written by formula: features, edges and their weights are known
-tiny-mix   a trained four-layer model of about 300 words, with trained transcoders
+tiny-mix   a trained four-layer model of about 300 words, with trained transcoders and autoencoders
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAMES = ("exact", "planted", "tiny-mix")
 
-__all__ = ["NAMES", "load", "transcoders", "truth"]
+__all__ = ["NAMES", "load", "saes", "transcoders", "truth"]
 
 
 def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> TransformerBridge:
@@ -33,6 +33,18 @@ def transcoders(name: str, *, dtype: torch.dtype = torch.float32, device: str | 
     Raises ValueError for an unknown name, FileNotFoundError where shipped files are missing.
     """
     return _room(name).transcoders(dtype=dtype, device=device)
+
+
+def saes(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> TranscoderSet:
+    """The autoencoders of attention outputs that belong to `load(name)`, new at every call.
+
+    Raises ValueError for a name of the zoo that has none, or that is unknown, FileNotFoundError where shipped files are
+    missing.
+    """
+    room = _room(name)
+    if not hasattr(room, "saes"):
+        raise ValueError(f"zoo: '{name}' has no autoencoders of attention outputs; tiny-mix has")
+    return room.saes(dtype=dtype, device=device)
 
 
 def truth(name: str) -> Any:

@@ -2,6 +2,7 @@
 
     python -m pullback.zoo.make tiny-mix --out DIR                   the model (about three minutes, one CPU thread)
     python -m pullback.zoo.make tiny-mix --out DIR --transcoders     the transcoders of the model in DIR (four minutes)
+    python -m pullback.zoo.make tiny-mix --out DIR --saes            autoencoders of its attention outputs (one minute)
 
 The same seed, torch version, processor family and thread count give the same weights. An interrupted model run
 continues when the same command is given again.
@@ -61,6 +62,27 @@ def make_transcoders(out: Path, seed: int, threads: int, steps: int | None) -> l
     return transcoders.shortfalls(measured)
 
 
+def make_saes(out: Path, seed: int, threads: int, steps: int | None) -> list[str]:
+    """Train autoencoders of the attention outputs of the model in `out` into `out`/attention_saes, as bfloat16. Returns
+    as `make_model` does."""
+    import torch
+
+    from pullback.training import evaluate
+    from pullback.zoo.tinymix import files, load, saes, tasks
+
+    model, start = load(out), time.process_time()
+    saes.train_saes(model, seed, saes.N_STEPS if steps is None else steps).to(dtype=torch.bfloat16).save(
+        out / files.ATTENTION_SAES
+    )
+    report = evaluate(model, saes.load_saes(out), list(tasks.training_batches(seed=99, n_batches=30)))
+    print(report, run_record(seed, threads, time.process_time() - start), sep="\n")
+    return [
+        f"fvu of {layer} is {fvu:.4f}, at most {saes.LARGEST_FVU} is required"
+        for layer, fvu in report.fvu.items()
+        if not fvu <= saes.LARGEST_FVU
+    ]
+
+
 def run_record(seed: int, threads: int, seconds: float) -> dict[str, Any]:
     """What a run depends on, and what it cost."""
     import torch
@@ -82,17 +104,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("name", choices=["tiny-mix"], help="which model to make")
     parser.add_argument("--transcoders", action="store_true", help="train transcoders of the model that is in --out")
+    parser.add_argument("--saes", action="store_true", help="train autoencoders of its attention outputs")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write (default: the package's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; part of what makes a run repeatable")
     parser.add_argument("--steps", type=int, default=None, help="fewer steps than the recipe's, to try it out")
     parser.add_argument("--force", action="store_true", help="replace what is already there")
     args = parser.parse_args(argv)
-    product = args.out / ("transcoders/config.yaml" if args.transcoders else "model.safetensors")
+    if args.saes and args.transcoders:
+        parser.error("--saes and --transcoders are two runs; give one of them")
+    folder = "attention_saes" if args.saes else "transcoders"
+    product = args.out / (f"{folder}/config.yaml" if args.saes or args.transcoders else "model.safetensors")
     if product.exists() and not args.force:
         parser.error(f"{product} exists; give --out another folder, or --force to replace it")
     torch.set_num_threads(args.threads)
-    make = make_transcoders if args.transcoders else make_model
+    make = make_saes if args.saes else make_transcoders if args.transcoders else make_model
     short = make(args.out, args.seed, args.threads, args.steps)
     for sentence in short:
         print(f"not good enough to ship: {sentence}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pullback.zoo.tinymix import load, load_figures
 if TYPE_CHECKING:
     from pullback.transcoders import TranscoderSet
 
-__all__ = ["load", "transcoders", "truth"]
+__all__ = ["load", "saes", "transcoders", "truth"]
 
 
 def transcoders(*, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> TranscoderSet:
@@ -19,6 +19,13 @@ def transcoders(*, dtype: torch.dtype = torch.float32, device: str | torch.devic
     from pullback.zoo.tinymix.transcoders import load_transcoders
 
     return load_transcoders().to(dtype=dtype, device=device)
+
+
+def saes(*, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> TranscoderSet:
+    """The shipped autoencoders of attention outputs. Raises FileNotFoundError where the package has none."""
+    from pullback.zoo.tinymix.saes import load_saes
+
+    return load_saes().to(dtype=dtype, device=device)
 
 
 def truth() -> dict[str, Any]:

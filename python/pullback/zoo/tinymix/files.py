@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).resolve().parent.parent / "data" / "tiny-mix"
 WEIGHTS, VOCABULARY, FIGURES = "model.safetensors", "vocab.json", "figures.json"
 TRANSCODERS, TRANSCODER_FIGURES = "transcoders", "transcoder_figures.json"
+ATTENTION_SAES = "attention_saes"
 
 
 def load(

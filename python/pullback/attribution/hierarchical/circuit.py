@@ -1,0 +1,119 @@
+"""`hierarchical`: the circuit of one target, nodes by gated attribution and edges by direct effects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pullback.attribution import nodes as k
+from pullback.attribution.asked import Asked
+from pullback.attribution.build import attribute
+from pullback.attribution.effects import values
+from pullback.attribution.graph import Graph
+from pullback.attribution.hierarchical.gates import Gate, gated
+from pullback.lens.tokens import Prompt
+from pullback.transcoders import LayeredDictionary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Hierarchical:
+    """A circuit found by hierarchical attribution.
+
+    Attributes:
+        whole: the graph that it was found in.
+        graph: its part on the kept nodes, edges between them in full.
+        target: number of the target among the nodes of `whole`.
+        attribution: (n_nodes of `whole`) float64, 0 where a node was cut; the target's is its value.
+        recovery: the share of the target that all leaves give it through kept nodes, 1 where nothing is cut.
+    """
+
+    whole: Graph
+    graph: Graph
+    target: int
+    attribution: Tensor
+    kept: Tensor
+    recovery: float
+
+    def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(nodes, edges) as of `Graph.to_pandas`, nodes with a column `attribution`."""
+        nodes, edges = self.graph.to_pandas()
+        nodes["attribution"] = self.attribution[self.kept].numpy()
+        return nodes, edges
+
+    def to_json(self) -> str:
+        """Target, recovery, nodes with their attributions, and edges."""
+        nodes, edges = self.to_pandas()
+        columns = ["id", "kind", "layer", "pos", "feature", "token", "attribution"]
+        payload = {
+            "target": self.whole.node_ids()[self.target],
+            "recovery": self.recovery,
+            "nodes": json.loads(nodes[columns].to_json(orient="records", double_precision=15)),
+            "edges": json.loads(edges.to_json(orient="records", double_precision=15)),
+        }
+        return json.dumps(payload)
+
+
+def hierarchical(
+    model: Any,
+    sets: LayeredDictionary,
+    prompt: Prompt,
+    target: Asked = None,
+    *,
+    tau: float | Mapping[int, float] = 0.1,
+    mode: str = "signed",
+    relative: bool = False,
+    top: int | None = None,
+    keep_errors: bool = False,
+    **options: Any,
+) -> Hierarchical:
+    """The circuit behind one target of a prompt: a logit, a logit difference, a direction, or a feature.
+
+    Method: Ge et al. 2024, "Automatically Identifying Local and Global Circuits with Linear Computation Graphs".
+
+    Args:
+        target: as one of `attribute`'s `attribution_targets`; None: the likeliest next token.
+        tau, mode, relative, top: what is kept, see `Gate`.
+        keep_errors: keep error leaves whatever they carry.
+        options: further arguments of `attribute`.
+
+    Raises:
+        ValueError: several targets, an unknown mode, and as `attribute` does.
+    """
+    gate = Gate(tau, mode, relative, top)
+    alone = {"max_n_logits": 1} if target is None else {}
+    whole = attribute(model, sets, prompt, attribution_targets=target, **alone, **options)
+    return circuit_of(whole, gate=gate, keep_errors=keep_errors)
+
+
+def circuit_of(
+    graph: Graph, target: str | int | None = None, *, gate: Gate | None = None, keep_errors: bool = False
+) -> Hierarchical:
+    """The circuit of one node of a graph that is there already, by id or number; None: of the one it explains.
+
+    Raises ValueError where that is not one node with edges into it.
+    """
+    places = graph.places(None if target is None else [target])
+    if len(places) != 1:
+        raise ValueError(f"hierarchical: a circuit has one target, this graph explains {len(places)}; name one of them")
+    t = int(places[0])
+    if int(graph.indptr[t + 1]) == int(graph.indptr[t]):
+        raise ValueError(f"hierarchical: {graph.node_ids()[t]} has no edges into it; a target must be explained")
+    attribution, through = gated(graph, t, gate or Gate())
+    error = graph.of_kind(k.ERROR)
+    if keep_errors:
+        attribution = torch.where(error, through, attribution)
+    leaves = graph.of_kind(k.EMBEDDING, k.POSITION, k.ERROR, k.BIAS, k.OWN)
+    recovery = float(through[leaves].sum() / values(graph)[t])
+    kept = attribution != 0
+    kept[t] = True
+    own = graph.nodes.kind == k.OWN  # an own leaf stays with its target in a part of a graph
+    kept[own] = kept[graph.nodes.feature[own]]
+    return Hierarchical(graph, graph.subgraph(kept), t, attribution, kept, recovery)
