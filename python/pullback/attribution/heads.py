@@ -31,24 +31,28 @@ class Heads:
         # What a head reads at a source (Q, T, 1), and what of it stands at a target (Q, n_heads, T_dst, T_src).
         self.read_scale = 1 / layer.ln1_scale
         self.mixing = layer.mixing.to(dtype)
+        self.shapes = Shapes(self.mixing)
 
     def add_pullback(self, R: Tensor) -> None:
         """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it."""
         Q, H, (rows, n, d) = self.n_prompts, self.n_heads, R.shape
         P, flat = rows // Q, R.view(rows * n, d)
-        at_z = flat.to(self.to_z.dtype) @ self.to_z.T
-        at_z = at_z.view(Q, P, n, H, self.d_head).permute(0, 3, 1, 2, 4).reshape(Q, H, P, -1)
-        at_v = self.mixing[:, :, :P, :P].transpose(2, 3) @ at_z
+        at_z = self._times(flat, self.to_z.T)
+        mixed_P, mixed_n = self.shapes.positions(P), self.shapes.columns(n)
+        laid = at_z.new_zeros if (mixed_P, mixed_n) != (P, n) else at_z.new_empty
+        before = laid(Q, H, mixed_P, mixed_n, self.d_head)
+        before[:, :, :P, :n] = at_z.view(Q, P, n, H, self.d_head).permute(0, 3, 1, 2, 4)
+        at_v = self.mixing[:, :, :mixed_P, :mixed_P].transpose(2, 3) @ before.flatten(3)
         if self.n_kv < H:  # query heads share a key/value head
             at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
-        at_v = at_v.view(Q, self.n_kv, P, n, self.d_head).permute(0, 2, 3, 1, 4)
+        at_v = at_v.view(Q, self.n_kv, mixed_P, mixed_n, self.d_head)[:, :, :P, :n].permute(0, 2, 3, 1, 4)
         scaled = at_v.new_empty(at_v.shape)
         torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
         at_v = scaled.view(rows * n, -1)
         if R.dtype == at_v.dtype:
             flat.addmm_(at_v, self.from_v)
         else:
-            flat.add_(at_v @ self.from_v)
+            flat.add_(self._times(at_v, self.from_v))
 
     def add_pullback_of(self, R: Tensor, vectors: Tensor, pos: Tensor) -> None:
         """The same where each gradient stands at one position only: vectors (Q, n, d) at positions (Q, n).
@@ -56,11 +60,12 @@ class Heads:
         What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
         """
         Q, n, d = vectors.shape
-        P = len(R) // Q
-        at_z = self.at_z(vectors.reshape(Q * n, d))
-        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (Q n, n_heads, d)
+        P, m = len(R) // Q, self.shapes.rows(Q * n)
+        at_z = padded(self.at_z(vectors.reshape(Q * n, d)), m)
+        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (m, n_heads, d)
         prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
-        moved = self.mixing[prompt, :, pos.flatten(), :P].transpose(1, 2) @ taken * self.read_scale[prompt, :P]
+        pattern = padded(self.mixing[prompt, :, pos.flatten(), : self.shapes.positions(P)], m)
+        moved = (pattern.transpose(1, 2) @ taken)[: Q * n, :P] * self.read_scale[prompt, :P]
         R.view(Q, P, n, d).add_(moved.view(Q, n, P, d).transpose(1, 2))
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
@@ -77,7 +82,7 @@ class Heads:
 
     def at_z(self, vectors: Tensor) -> Tensor:
         """Vectors (n, d) that read attention's output, as they read each head before W_O: (n, n_heads, d_head)."""
-        return (vectors.to(self.to_z.dtype) @ self.to_z.T).unflatten(1, (self.n_heads, self.d_head))
+        return self._times(vectors, self.to_z.T).unflatten(1, (self.n_heads, self.d_head))
 
     def values(self, x: Tensor) -> Tensor:
         """What each head reads of the stream x (T, d) of one prompt, to be mixed: (n_heads, T, d_head)."""
@@ -92,6 +97,39 @@ class Heads:
         by_kv[torch.arange(len(head), device=head.device), head // (self.n_heads // self.n_kv)] = at_z
         return by_kv.flatten(1) @ self.from_v
 
+    def _times(self, x: Tensor, W: Tensor) -> Tensor:
+        """Rows x (n, a) times W (a, b)."""
+        return (padded(x.to(W.dtype), self.shapes.rows(len(x))) @ W)[: len(x)]
+
     def _per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""
         return from_v.view(self.n_kv, self.d_head, -1).repeat_interleave(self.n_heads // self.n_kv, 0)
+
+
+class Shapes:
+    """Sizes of products: what is there, but for bfloat16 on a CPU a little more. oneDNN compiles such a product for
+    each new shape and keeps it, the better part of a MiB, and shapes of sweeps hardly ever come twice."""
+
+    def __init__(self, mixing: Tensor) -> None:
+        self.exact = mixing.dtype != torch.bfloat16 or mixing.device.type != "cpu"
+        self.n_pos = mixing.shape[-1]
+
+    def rows(self, n: int) -> int:
+        """At most eight sizes between a power of 2 and the next."""
+        return n if self.exact else _up(n, max(16, 1 << max(0, n.bit_length() - 4)))
+
+    def columns(self, n: int) -> int:
+        return n if self.exact else _up(n, 16)
+
+    def positions(self, P: int) -> int:
+        """At most eight sizes."""
+        return P if self.exact else min(self.n_pos, _up(P, -(-self.n_pos // 8)))
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def padded(x: Tensor, n: int) -> Tensor:
+    """With rows of 0 behind, n in all."""
+    return x if len(x) == n else torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
