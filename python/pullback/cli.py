@@ -12,6 +12,7 @@ from pullback import (
     dashboard_command,
     features_command,
     graph_command,
+    hierarchical_command,
     many_command,
     paths_command,
     sheet_command,
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval(commands)
     _graph(commands)
     _paths(commands)
+    _hierarchical(commands)
     _features(commands)
     _dashboard(commands)
     _sheet(commands)
@@ -299,6 +301,17 @@ def _paths(commands: Any) -> None:
 
 def _run_paths(args: argparse.Namespace) -> None:
     paths_command.run(args, open_model, _open_set)
+
+
+def _hierarchical(commands: Any) -> None:
+    summary = "find the circuit of a logit or a feature by hierarchical attribution"
+    parser = _command(commands, "hierarchical", _run_hierarchical, summary)
+    _model_and_set(parser)
+    hierarchical_command.add_arguments(parser)
+
+
+def _run_hierarchical(args: argparse.Namespace) -> None:
+    hierarchical_command.run(args, open_model, _open_set)
 
 
 def _features(commands: Any) -> None:

@@ -4,7 +4,7 @@ from pullback._util.statistics import between_group_share
 from pullback.causal.ablation import Ablation, ablate
 from pullback.causal.agreement import Agreement, RunAgreement, agreement
 from pullback.causal.circuit import CircuitRunner
-from pullback.causal.curves import Areas, Curve, Curves, faithfulness_curves, graph_scores
+from pullback.causal.curves import Areas, Curve, Curves, faithfulness_curves, graph_scores, hierarchical_scores
 from pullback.causal.edges import EdgeScores, edge_scores
 from pullback.causal.effects import predicted, recovery, total_effects
 from pullback.causal.generate import Generated, generate
@@ -44,6 +44,7 @@ __all__ = [
     "faithfulness_curves",
     "generate",
     "graph_scores",
+    "hierarchical_scores",
     "interchange",
     "intervene",
     "margin_of",

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pullback._util.atomic import atomic_save
 from pullback.attribution import Graph
+from pullback.attribution.effects import values
+from pullback.attribution.hierarchical import entry_thresholds
 from pullback.causal import mib
 from pullback.causal.ablation import Ablation
 from pullback.causal.circuit import CircuitRunner
@@ -140,3 +142,10 @@ def faithfulness_curves(
 def graph_scores(graph: Graph, margin: Margin | None = None) -> Tensor:
     """Total effects of the nodes of `NodeSet.of(graph)` on the margin, (n)."""
     return total_effects(graph, margin)[NodeSet.mask(graph)]
+
+
+def hierarchical_scores(graph: Graph, margin: Margin | None = None, mode: str = "signed") -> Tensor:
+    """Ranking of the nodes of `NodeSet.of(graph)` by hierarchical attribution to the margin (Ge et al. 2024), (n)."""
+    margin = margin_of(graph) if margin is None else margin
+    start = margin.weights(graph).double() * values(graph)
+    return entry_thresholds(graph, start, mode)[NodeSet.mask(graph)]

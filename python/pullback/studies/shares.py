@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pullback.attribution import Graph, LogitDifference, LogitTarget, attribute
 from pullback.attribution.attention.components import components
 from pullback.attribution.effects import effects
 from pullback.attribution.local import local_model
 from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT
-from pullback.causal import Curves, Margin, faithfulness_curves
+from pullback.causal import Curves, Margin, faithfulness_curves, graph_scores, hierarchical_scores
 from pullback.lens import Lens
 from pullback.studies.prompts import Prompts
 from pullback.transcoders import LayeredDictionary
@@ -58,7 +57,7 @@ def direct_shares(lens: Lens, sets: LayeredDictionary, prompts: Prompts, n: int 
 def graph_of(lens: Lens, sets: LayeredDictionary, prompts: Prompts, row: int) -> Graph:
     """The graph of one prompt's margin, and of the two tokens that `Prompts.pair` names."""
     wanted = prompts.wanted[row]
-    coefficients = {int(token): float(wanted[token]) for token in wanted.nonzero()[:, 0]}
+    coefficients: dict[int | str, float] = {int(token): float(wanted[token]) for token in wanted.nonzero()[:, 0]}
     asked = [LogitDifference(coefficients, label="margin"), *(LogitTarget(t, weight=1e-9) for t in prompts.pair(row))]
     return attribute(lens, sets, prompts.row(row), attribution_targets=asked)
 
@@ -76,8 +75,9 @@ def token_shares(graph: Graph) -> list[float]:
     return (sums / graph.nodes.preactivation[target].double()).tolist()
 
 
-def curves_of(
-    lens: Lens, sets: LayeredDictionary, graph: Graph, pair: tuple[int, int], scores: dict[str, Tensor] | None = None
-) -> Curves:
-    """Faithfulness of growing circuits of one prompt, on the difference of two tokens."""
-    return faithfulness_curves(lens, sets, graph, scores, margin=Margin(*pair))
+def curves_of(lens: Lens, sets: LayeredDictionary, graph: Graph, pair: tuple[int, int]) -> Curves:
+    """Faithfulness of growing circuits of one prompt, on the difference of two tokens: nodes ranked by hierarchical
+    attribution, and by what they do along all paths."""
+    margin = Margin(*pair)
+    scores = {"hierarchical": hierarchical_scores(graph, margin), "all paths": graph_scores(graph, margin)}
+    return faithfulness_curves(lens, sets, graph, scores, margin=margin)

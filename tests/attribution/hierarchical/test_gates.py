@@ -46,11 +46,18 @@ def authors() -> Graph:
     )
 
 
+def at(graph: Graph, target: int) -> Tensor:
+    """One node's value, at its place."""
+    start = torch.zeros(graph.n_nodes, dtype=torch.float64)
+    start[target] = float(graph.nodes.preactivation[target])
+    return start
+
+
 @pytest.mark.parametrize(
     ("tau", "features", "leaf"), [(-math.inf, [4, 8, 8, 4], 16), (0.1, [4, 8, 8, 4], 16), (5, [0, 6, 8, 0], 9)]
 )
 def test_the_authors_example(tau: float, features: list[float], leaf: float) -> None:
-    found, through = gated(authors(), 5, Gate(tau))
+    found, through = gated(authors(), at(authors(), 5), Gate(tau))
     assert found[1:5].tolist() == features
     assert float(through[0]) == leaf
     assert circuit_of(authors(), gate=Gate(tau)).recovery == leaf / 16
@@ -83,7 +90,7 @@ def test_one_pass_equals_gates_in_autograd(name: str, tau: float) -> None:
     lens = as_lens(models.build(name))
     graph = pb.attribute(lens, models.random_set(lens), tokens_of(5), attribution_targets=4)
     target = int(graph.explained.nonzero()[0])
-    _, through = gated(graph, target, Gate(tau))
+    _, through = gated(graph, at(graph, target), Gate(tau))
     assert torch.allclose(through, by_autograd(graph, target, tau), rtol=1e-9, atol=1e-12)
 
 

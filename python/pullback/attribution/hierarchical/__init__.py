@@ -1,6 +1,6 @@
 """Hierarchical attribution: circuits found in one pass from a target down, cut wherever a node carries too little."""
 
 from pullback.attribution.hierarchical.circuit import Hierarchical, circuit_of, hierarchical
-from pullback.attribution.hierarchical.gates import Gate
+from pullback.attribution.hierarchical.gates import Gate, entry_thresholds
 
-__all__ = ["Gate", "Hierarchical", "circuit_of", "hierarchical"]
+__all__ = ["Gate", "Hierarchical", "circuit_of", "entry_thresholds", "hierarchical"]

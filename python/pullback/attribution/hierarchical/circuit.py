@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pullback._util.atomic import atomic_save
 from pullback.attribution import nodes as k
 from pullback.attribution.asked import Asked
 from pullback.attribution.build import attribute
@@ -48,17 +50,24 @@ class Hierarchical:
         nodes["attribution"] = self.attribution[self.kept].numpy()
         return nodes, edges
 
-    def to_json(self) -> str:
-        """Target, recovery, nodes with their attributions, and edges."""
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The circuit on the page of attribution graphs, its target pinned; written to `path` if given."""
+        return self.graph.to_html(path, pinned=[self.whole.node_ids()[self.target]])
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Target, recovery, nodes with their attributions, and edges; written to `path` if given."""
         nodes, edges = self.to_pandas()
         columns = ["id", "kind", "layer", "pos", "feature", "token", "attribution"]
         payload = {
             "target": self.whole.node_ids()[self.target],
             "recovery": self.recovery,
-            "nodes": json.loads(nodes[columns].to_json(orient="records", double_precision=15)),
-            "edges": json.loads(edges.to_json(orient="records", double_precision=15)),
+            "nodes": nodes[columns].to_dict("records"),
+            "edges": edges.to_dict("records"),
         }
-        return json.dumps(payload)
+        text = json.dumps(payload, indent=1)
+        if path is not None:
+            atomic_save(path, text)
+        return text
 
 
 def hierarchical(
@@ -106,7 +115,9 @@ def circuit_of(
     t = int(places[0])
     if int(graph.indptr[t + 1]) == int(graph.indptr[t]):
         raise ValueError(f"hierarchical: {graph.node_ids()[t]} has no edges into it; a target must be explained")
-    attribution, through = gated(graph, t, gate or Gate())
+    start = torch.zeros(graph.n_nodes, dtype=torch.float64)
+    start[t] = values(graph)[t]
+    attribution, through = gated(graph, start, gate or Gate())
     error = graph.of_kind(k.ERROR)
     if keep_errors:
         attribution = torch.where(error, through, attribution)

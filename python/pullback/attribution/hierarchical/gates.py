@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pullback.attribution import influence as inf
 from pullback.attribution.effects import values
+from pullback.ops.edges import csr_flow
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
@@ -59,28 +60,43 @@ class Gate:
         return size > (tau * abs(target) if self.relative else tau)
 
 
-def gated(graph: Graph, target: int, gate: Gate) -> tuple[Tensor, Tensor]:
-    """Attribution of every node to one target, (n_nodes) float64, zero where the gate cut it; and the same with leaves
-    left as they came, whose sum is what the target receives through kept nodes.
+def gated(graph: Graph, start: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
+    """Attribution of every node to what is explained, (n_nodes) float64, zero where the gate cut it; and the same with
+    leaves left as they came, whose sum is what the target receives through kept nodes.
 
-    The target's own attribution is its value and is not gated. Raises ValueError for edges that are not finite.
+    `start` (n_nodes) is what the target is made of: of one node its value, of a difference two values of either sign, 0
+    elsewhere. These nodes are not gated. Raises ValueError for edges that are not finite.
     """
     value = values(graph)
     inverse = torch.where(value == 0, 0.0, 1 / value)
-    whole = float(value[target])
-    total = torch.zeros(graph.n_nodes, dtype=torch.float64)
-    total[target] = value[target]
-    explained = graph.indptr.diff() > 0
-    for run in inf.runs_of(graph, graph.weights.double(), inverse):
+    total = start.double().clone()
+    whole = float(total.sum())
+    free, explained = total != 0, graph.indptr.diff() > 0
+    for run in inf.runs_of(graph, graph.weights, inverse):
         layer = int(graph.nodes.layer[run.targets[0]])
-        cut = ~gate.keeps(total[run.targets], layer, whole)
-        total[run.targets[cut & (run.targets != target)]] = 0.0
-        into = total[run.targets] * run.scale
-        total.index_add_(0, run.sources, torch.repeat_interleave(into, run.counts).mul_(run.sizes))
-    if not bool(torch.isfinite(total).all()):
-        raise ValueError("hierarchical: edges of this graph are NaN or infinite, so it has no attributions")
+        cut = ~gate.keeps(total[run.targets], layer, whole) & ~free[run.targets]
+        total[run.targets[cut]] = 0.0
+        csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
+    inf.must_be_finite(total)
     kept = total.clone()
     for layer in graph.nodes.layer[~explained].unique().tolist():
         leaves = (~explained & (graph.nodes.layer == layer)).nonzero()[:, 0]
         kept[leaves[~gate.keeps(total[leaves], layer, whole)]] = 0.0
     return kept, total
+
+
+def entry_thresholds(graph: Graph, start: Tensor, mode: str = "signed", levels: int = 48) -> Tensor:
+    """The largest threshold, as a share of the target, at which each node is kept, (n_nodes) float64, 0 for none: a
+    ranking by hierarchical attribution, over thresholds from 1 down to 1e-4.
+
+    Circuits of lower thresholds need not hold those of higher ones (a path that is cut no longer takes anything away),
+    so a node ranks by when it is kept first; of those kept first at one threshold, by attribution there.
+    """
+    entered = torch.zeros(graph.n_nodes, dtype=torch.float64)
+    taus = torch.logspace(0, -4, levels, dtype=torch.float64)
+    for tau, next_tau in zip(taus.tolist(), [*taus[1:].tolist(), 0.0], strict=True):
+        kept, _ = gated(graph, start, Gate(tau, mode, relative=True))
+        fresh = (kept != 0) & (entered == 0)
+        size = kept[fresh].abs()
+        entered[fresh] = next_tau + (tau - next_tau) * size / size.max().clamp(min=1e-300) if len(size) else size
+    return entered

@@ -1,0 +1,62 @@
+"""`pullback hierarchical`: the circuit of a logit, a difference of logits or a feature."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WRITERS = {".html": "to_html", ".json": "to_json"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the prompt, in quotes")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--target", metavar="TOKEN", help="this token's logit (default: the likeliest)")
+    target.add_argument("--target-difference", nargs=2, metavar="TOKEN", help="the logit of one less that of another")
+    place = ("LAYER", "POSITION", "FEATURE")
+    target.add_argument("--target-feature", nargs=3, type=int, metavar=place, help="a feature's pre-activation")
+    parser.add_argument("--tau", type=float, default=0.1, help="keep nodes whose attribution is larger")
+    parser.add_argument("--relative", action="store_true", help="--tau is a share of the target")
+    parser.add_argument("--mode", choices=("signed", "abs"), default="signed", help="what is compared with --tau")
+    parser.add_argument("--top", type=int, default=None, help="keep so many nodes of a layer, whatever --tau")
+    parser.add_argument("--keep-errors", action="store_true", help="keep errors, whatever they carry")
+    parser.add_argument("--out", type=Path, nargs="+", default=[], help="a .html page and a .json file of the circuit")
+
+
+def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[Any], Any]) -> None:
+    """Find the circuit, list its features, write it."""
+    from pullback.attribution import FeatureTarget, LogitDifference, hierarchical
+
+    for out in args.out:
+        if out.suffix not in WRITERS or out.is_dir():
+            raise ValueError(f"--out takes files that end in {' and '.join(WRITERS)}, got '{out}'")
+    target: Any = args.target
+    if args.target_feature:
+        target = FeatureTarget(*args.target_feature)
+    elif args.target_difference:
+        target = LogitDifference(tuple(args.target_difference))
+    found = hierarchical(
+        open_model(args.model),
+        open_set(args),
+        args.prompt,
+        target,
+        tau=args.tau,
+        mode=args.mode,
+        relative=args.relative,
+        top=args.top,
+        keep_errors=args.keep_errors,
+    )
+    nodes, edges = found.to_pandas()
+    features = nodes[nodes["kind"] == "feature"]
+    largest = features["attribution"].abs().sort_values(ascending=False).index[:20]
+    for node in features.loc[largest].itertuples():
+        print(f"{node.attribution:+.3f}  {node.id}  at '{node.token}'")
+    print(
+        f"{len(features)} features, {len(nodes)} nodes, {len(edges)} edges; "
+        f"leaves reached through them give {found.recovery:.1%} of the target"
+    )
+    for out in args.out:
+        getattr(found, WRITERS[out.suffix])(out)
+        print(f"wrote {out}")
