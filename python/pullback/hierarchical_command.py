@@ -49,10 +49,10 @@ def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Ca
         keep_errors=args.keep_errors,
     )
     nodes, edges = found.to_pandas()
-    features = nodes[nodes["kind"] == "feature"]
-    largest = features["attribution"].abs().sort_values(ascending=False).index[:20]
-    for node in features.loc[largest].itertuples():
-        print(f"{node.attribution:+.3f}  {node.id}  at '{node.token}'")
+    features = nodes.query("kind == 'feature'")
+    largest = features.assign(size=features["attribution"].abs()).nlargest(20, "size")
+    for node in largest.to_dict("records"):
+        print(f"{node['attribution']:+.3f}  {node['id']}  at '{node['token']}'")
     print(
         f"{len(features)} features, {len(nodes)} nodes, {len(edges)} edges; "
         f"leaves reached through them give {found.recovery:.1%} of the target"

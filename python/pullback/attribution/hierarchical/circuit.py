@@ -61,7 +61,7 @@ class Hierarchical:
         payload = {
             "target": self.whole.node_ids()[self.target],
             "recovery": self.recovery,
-            "nodes": nodes[columns].to_dict("records"),
+            "nodes": nodes.filter(columns).to_dict("records"),
             "edges": edges.to_dict("records"),
         }
         text = json.dumps(payload, indent=1)
