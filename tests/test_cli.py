@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pullback import cli, train_options
+from pullback import cli
 from pullback.attribution import Graph
 from pullback.attribution.nodes import ERROR
+from pullback.commands import train_options
 from pullback.transcoders import load_transcoders
 
 PROMPT = "the capital of the state containing dallas is"

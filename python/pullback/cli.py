@@ -8,21 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pullback import (
-    dashboard_command,
-    features_command,
-    graph_command,
-    hierarchical_command,
-    many_command,
-    paths_command,
-    sheet_command,
-    study_command,
-    train_options,
-)
+from pullback.commands import dashboard, features, graph, hierarchical, paths, sheet, study, train_options
+from pullback.commands.opening import MODEL_HELP, command, model_and_set, open_model, open_set
 
-ZOO = ("exact", "planted", "tiny-mix")
 SWEPT = ("topk", "batchtopk", "standard", "jumprelu")
-MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,40 +41,22 @@ def _parser() -> argparse.ArgumentParser:
     _cache(commands)
     _sweep(commands)
     _eval(commands)
-    _graph(commands)
-    _paths(commands)
-    _hierarchical(commands)
-    _features(commands)
-    _dashboard(commands)
-    _sheet(commands)
+    graph.add(commands)
+    paths.add(commands)
+    hierarchical.add(commands)
+    features.add(commands)
+    dashboard.add(commands)
+    sheet.add(commands)
     _intervene(commands)
-    _study(commands)
+    study.add(commands)
     _serve(commands)
     _convert(commands)
     _doctor(commands)
     return parser
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there are any: "(default: None)" says nothing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        default = action.default
-        if isinstance(default, list):
-            default = " ".join(map(str, default)) or None
-        if default in (None, False) or action.nargs == 0:
-            return action.help
-        return f"{action.help} (default: {default})"
-
-
-def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary, formatter_class=_Help)
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _demo(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "demo",
         _run_demo,
@@ -107,7 +78,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _train(commands: Any) -> None:
-    parser = _command(commands, "train", _run_train, "train transcoders for every layer of a model at once")
+    parser = command(commands, "train", _run_train, "train transcoders for every layer of a model at once")
     _harvest(parser)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the transcoders; of several runs, for run_0, run_1, ..."
@@ -169,7 +140,7 @@ def _run_train(args: argparse.Namespace) -> None:
 
 
 def _plan(commands: Any) -> None:
-    parser = _command(commands, "plan", _run_plan, "say what memory, arithmetic and network a training run would take")
+    parser = command(commands, "plan", _run_plan, "say what memory, arithmetic and network a training run would take")
     parser.add_argument("model", nargs="?", help="gpt2-small, gemma-2-2b, llama-3.1-8b or llama-3.1-70b; or give sizes")
     parser.add_argument("--n-layers", type=int, default=None, help="of another model")
     parser.add_argument("--d-model", type=int, default=None, help="of another model")
@@ -191,7 +162,7 @@ def _run_plan(args: argparse.Namespace) -> None:
 
 
 def _cache(commands: Any) -> None:
-    parser = _command(commands, "cache", _run_cache, "write activations to disk, to train on them as often as wanted")
+    parser = command(commands, "cache", _run_cache, "write activations to disk, to train on them as often as wanted")
     _harvest(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache; continued if it is begun")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of prompts")
@@ -205,7 +176,7 @@ def _run_cache(args: argparse.Namespace) -> None:
 
 def _sweep(commands: Any) -> None:
     summary = "train a grid of transcoders and autoencoders on the same activations, and compare them at equal L0"
-    parser = _command(commands, "sweep", _run_sweep, summary)
+    parser = command(commands, "sweep", _run_sweep, summary)
     _harvest(parser)
     parser.add_argument(
         "--out",
@@ -248,10 +219,10 @@ def _claim(out: Path, force: bool) -> None:
 
 
 def _eval(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands, "eval", _run_eval, "measure transcoders or autoencoders: L0, FVU, dead share, CE recovered, KL"
     )
-    _model_and_set(parser)
+    model_and_set(parser)
     parser.add_argument("--data", type=Path, required=True, help="text file, one prompt a line")
     parser.add_argument("--compare", default=None, help="folder or hub id of another set, measured beside it")
     parser.add_argument("--per-layer", action="store_true", help="also replace each layer on its own: slower")
@@ -266,7 +237,7 @@ def _run_eval(args: argparse.Namespace) -> None:
 
     report = evaluate(
         open_model(args.model),
-        _open_set(args),
+        open_set(args),
         read_prompts(args.data),
         compare=None if args.compare is None else {args.compare: load_transcoders(args.compare, lazy=args.lazy)},
         per_layer=args.per_layer,
@@ -277,79 +248,9 @@ def _run_eval(args: argparse.Namespace) -> None:
         atomic_save(args.json, json.dumps(report.to_dict(), indent=2))
 
 
-def _graph(commands: Any) -> None:
-    summary = "explain a model's answer to one prompt, or to every prompt of a file, as attribution graphs"
-    parser = _command(commands, "graph", _run_graph, summary)
-    _model_and_set(parser)
-    graph_command.add_arguments(parser)
-    many_command.add_arguments(parser)
-
-
-def _run_graph(args: argparse.Namespace) -> None:
-    if args.prompts is not None:
-        many_command.run(args, graph_command.settings(args), open_model, _open_set)
-    else:
-        graph_command.run(args, open_model, _open_set)
-
-
-def _paths(commands: Any) -> None:
-    summary = "find the paths through features and attention heads that lead to a logit or a feature"
-    parser = _command(commands, "paths", _run_paths, summary)
-    _model_and_set(parser)
-    paths_command.add_arguments(parser)
-
-
-def _run_paths(args: argparse.Namespace) -> None:
-    paths_command.run(args, open_model, _open_set)
-
-
-def _hierarchical(commands: Any) -> None:
-    summary = "find the circuit of a logit or a feature by hierarchical attribution"
-    parser = _command(commands, "hierarchical", _run_hierarchical, summary)
-    _model_and_set(parser)
-    hierarchical_command.add_arguments(parser)
-
-
-def _run_hierarchical(args: argparse.Namespace) -> None:
-    hierarchical_command.run(args, open_model, _open_set)
-
-
-def _features(commands: Any) -> None:
-    summary = "write a card for every feature: where it is active, how strongly, and what it says"
-    parser = _command(commands, "features", _run_features, summary)
-    _model_and_set(parser)
-    features_command.add_arguments(parser)
-
-
-def _run_features(args: argparse.Namespace) -> None:
-    features_command.run(args, open_model, _open_set)
-
-
-def _dashboard(commands: Any) -> None:
-    summary = "show features on one page: examples, what they say, what they read, what they do on prompts"
-    parser = _command(commands, "dashboard", _run_dashboard, summary)
-    _model_and_set(parser)
-    dashboard_command.add_arguments(parser)
-
-
-def _run_dashboard(args: argparse.Namespace) -> None:
-    dashboard_command.run(args, open_model, _open_set)
-
-
-def _sheet(commands: Any) -> None:
-    summary = "have features of two dictionaries rated on one page, without knowing which is whose"
-    sheet_command.add_arguments(_command(commands, "sheet", _run_sheet, summary), MODEL_HELP)
-
-
-def _run_sheet(args: argparse.Namespace) -> None:
-    sheet_command.run(args, open_model)
-
-
 def _intervene(commands: Any) -> None:
-    parser = _command(
-        commands, "intervene", _run_intervene, "set features of a prompt and see what the model says then"
-    )
-    _model_and_set(parser)
+    parser = command(commands, "intervene", _run_intervene, "set features of a prompt and see what the model says then")
+    model_and_set(parser)
     parser.add_argument("prompt", help="the prompt, in quotes")
     feature = "LAYER_FEATURE_POSITION"
     parser.add_argument("--set", nargs="+", default=[], metavar=f"{feature}=VALUE", help="values of features")
@@ -362,30 +263,21 @@ def _intervene(commands: Any) -> None:
 def _run_intervene(args: argparse.Namespace) -> None:
     from pullback.causal.command import run_intervene
 
-    run_intervene(args, open_model(args.model), _open_set(args))
-
-
-def _study(commands: Any) -> None:
-    summary = "study a behaviour: what carries it, and whether ablating that removes it"
-    study_command.add_arguments(_command(commands, "study", _run_study, summary), MODEL_HELP)
-
-
-def _run_study(args: argparse.Namespace) -> None:
-    study_command.run(args, open_model, _open_set)
+    run_intervene(args, open_model(args.model), open_set(args))
 
 
 def _serve(commands: Any) -> None:
     from pullback import serve
 
     summary = "show the graphs of a folder in a browser, and keep what is noted on them"
-    serve.add_arguments(_command(commands, "serve", serve.run, summary))
+    serve.add_arguments(command(commands, "serve", serve.run, summary))
 
 
 def _convert(commands: Any) -> None:
     from pullback import convert
 
     summary = "convert transcoders between layouts: SAELens, sparsify, circuit-tracer and others"
-    convert.add_arguments(_command(commands, "convert", _run_convert, summary), MODEL_HELP)
+    convert.add_arguments(command(commands, "convert", _run_convert, summary), MODEL_HELP)
 
 
 def _run_convert(args: argparse.Namespace) -> None:
@@ -396,50 +288,13 @@ def _run_convert(args: argparse.Namespace) -> None:
 
 
 def _doctor(commands: Any) -> None:
-    _command(commands, "doctor", _run_doctor, "say which kernels this machine will use, and why")
+    command(commands, "doctor", _run_doctor, "say which kernels this machine will use, and why")
 
 
 def _run_doctor(_args: argparse.Namespace) -> None:
     from pullback.doctor import report
 
     print(report())
-
-
-def open_model(name: str) -> Any:
-    """A zoo model by name, else whatever TransformerLens makes of a directory or hub id."""
-    from pullback import zoo
-    from pullback.lens import open_transformers
-
-    if name in ZOO:
-        return zoo.load(name)
-    try:
-        return open_transformers(name)
-    except ValueError as error:
-        raise ValueError(f"{error}. The zoo has {', '.join(ZOO)}") from error
-
-
-def _model_and_set(parser: argparse.ArgumentParser) -> None:
-    """What `open_model` and `_open_set` read."""
-    parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
-    parser.add_argument(
-        "--lazy",
-        action="store_true",
-        help="leave the weights of --transcoders in their files: for sets larger than memory",
-    )
-
-
-def _open_set(args: argparse.Namespace) -> Any:
-    from pullback import zoo
-    from pullback.transcoders import load_transcoders
-
-    if args.transcoders is not None:
-        return load_transcoders(args.transcoders, lazy=args.lazy)
-    if args.lazy:
-        raise ValueError("--lazy is for the files of --transcoders")
-    if args.model in ZOO:
-        return zoo.transcoders(args.model)
-    raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")
 
 
 if __name__ == "__main__":

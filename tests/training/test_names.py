@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pullback import train_options
+from pullback.commands import train_options
 from pullback.training import TrainConfig, train
 from pullback.training.names import saelens, sparsify
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pullback.commands.opening import open_model, open_set
 
 # Where a JSON line has its prompt: text, token ids, or the messages of a chat.
 KEYS = ("prompt", "text", "tokens", "input_ids", "messages")
@@ -65,8 +67,6 @@ def _of_json(path: Path, number: int, line: str) -> Any:
 def run(
     args: argparse.Namespace,
     settings: Mapping[str, Any],
-    open_model: Callable[[str], Any],
-    open_set: Callable[[Any], Any],
 ) -> None:
     """Explain all of them; says where the table is, and what went wrong most often."""
     from pullback.attribution import attribute_many

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pullback.commands import many
+from pullback.commands.opening import command, model_and_set, open_model, open_set
 
 if TYPE_CHECKING:
     from pullback.attribution import Graph
@@ -23,6 +25,14 @@ SETTINGS = (
     "precision",
     "offload",
 )
+
+
+def add(commands: Any) -> None:
+    summary = "explain a model's answer to one prompt, or to every prompt of a file, as attribution graphs"
+    parser = command(commands, "graph", run, summary)
+    model_and_set(parser)
+    add_arguments(parser)
+    many.add_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +103,15 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"attribution_targets": targets or None, **{name: getattr(args, name) for name in SETTINGS}}
 
 
-def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[Any], Any]) -> None:
+def run(args: argparse.Namespace) -> None:
+    """One graph, or those of every prompt of a file."""
+    if args.prompts is not None:
+        many.run(args, settings(args))
+    else:
+        _one(args)
+
+
+def _one(args: argparse.Namespace) -> None:
     """Build, prune unless the whole is asked for, write; says what is explained, and how well."""
     from pullback.attribution import attribute
 

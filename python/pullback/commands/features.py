@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pullback.commands.opening import command, model_and_set, open_model, open_set
+
+
+def add(commands: Any) -> None:
+    summary = "write a card for every feature: where it is active, how strongly, and what it says"
+    parser = command(commands, "features", run, summary)
+    model_and_set(parser)
+    add_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the contexts that are drawn")
 
 
-def run(
-    args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[argparse.Namespace], Any]
-) -> None:
+def run(args: argparse.Namespace) -> None:
     """Read the corpus, write the pack; says what memory it takes before."""
     from pullback.interpret.features import FeaturePack, pack_nbytes, write_feature_pack
     from pullback.training.command import read_tokens

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pullback.commands.opening import MODEL_HELP, command, open_model, open_set
 
 NAMES = ("greater-than", "ioi", "induction", "brackets")
 
 
-def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+def add(commands: Any) -> None:
+    summary = "study a behaviour: what carries it, and whether ablating that removes it"
+    add_arguments(command(commands, "study", run, summary))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", choices=NAMES, help="what is studied")
-    add("model", nargs="?", default="tiny-mix", help=model_help)
+    add("model", nargs="?", default="tiny-mix", help=MODEL_HELP)
     add("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     add("--lazy", action="store_true", help="leave the weights of --transcoders in their files")
     add("--attention", default=None, help="folder or hub id of autoencoders of attention outputs (hook_attn_out)")
@@ -30,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
     )
 
 
-def run(
-    args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[argparse.Namespace], Any]
-) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the study, say what it found, write the page."""
     from pullback.studies import Options, run_study
     from pullback.transcoders import load_transcoders

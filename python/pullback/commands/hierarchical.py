@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pullback.commands.opening import command, model_and_set, open_model, open_set
+
 WRITERS = {".html": "to_html", ".json": "to_json"}
+
+
+def add(commands: Any) -> None:
+    summary = "find the circuit of a logit or a feature by hierarchical attribution"
+    parser = command(commands, "hierarchical", run, summary)
+    model_and_set(parser)
+    add_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, nargs="+", default=[], help="a .html page and a .json file of the circuit")
 
 
-def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[Any], Any]) -> None:
+def run(args: argparse.Namespace) -> None:
     """Find the circuit, list its features, write it."""
     from pullback.attribution import FeatureTarget, LogitDifference, hierarchical
 

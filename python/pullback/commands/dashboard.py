@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pullback.commands.opening import command, model_and_set, open_model, open_set
+
+
+def add(commands: Any) -> None:
+    summary = "show features on one page: examples, what they say, what they read, what they do on prompts"
+    parser = command(commands, "dashboard", run, summary)
+    model_and_set(parser)
+    add_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of what is drawn")
 
 
-def run(
-    args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[argparse.Namespace], Any]
-) -> None:
+def run(args: argparse.Namespace) -> None:
     """Write the page or the JSON; says of which features."""
     from pullback.interpret import BlindStudy, dashboard
     from pullback.training.command import read_tokens

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pullback.commands.opening import MODEL_HELP, command, open_model
 
-def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+
+def add(commands: Any) -> None:
+    summary = "have features of two dictionaries rated on one page, without knowing which is whose"
+    add_arguments(command(commands, "sheet", run, summary))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = actions.add_parser("make", help="write the page and the key", formatter_class=parser.formatter_class)
     add = make.add_argument
-    add("model", help=model_help)
+    add("model", help=MODEL_HELP)
     add(
         "--arm",
         action="append",
@@ -39,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
     score.add_argument("--json", type=Path, default=None, help="write the figures here as well")
 
 
-def run(args: argparse.Namespace, open_model: Callable[[str], Any]) -> None:
+def run(args: argparse.Namespace) -> None:
     """Make a sheet, or score one."""
-    (_make if args.action == "make" else _score)(args, open_model)
+    (_make if args.action == "make" else _score)(args)
 
 
-def _make(args: argparse.Namespace, open_model: Callable[[str], Any]) -> None:
+def _make(args: argparse.Namespace) -> None:
     from pullback.interpret import make_sheet
     from pullback.training.command import read_tokens
     from pullback.transcoders import load_transcoders
@@ -67,7 +73,7 @@ def _make(args: argparse.Namespace, open_model: Callable[[str], Any]) -> None:
     print(f"wrote {args.out}, to rate, and {args.key}, to keep: {len(key['items'])} features; {live}")
 
 
-def _score(args: argparse.Namespace, _open_model: Callable[[str], Any]) -> None:
+def _score(args: argparse.Namespace) -> None:
     from pullback._util.atomic import atomic_save
     from pullback.interpret import score_sheet
 

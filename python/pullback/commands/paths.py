@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pullback.commands.opening import command, model_and_set, open_model, open_set
+
 WRITERS = {".html": "to_html", ".json": "to_json"}
+
+
+def add(commands: Any) -> None:
+    summary = "find the paths through features and attention heads that lead to a logit or a feature"
+    parser = command(commands, "paths", run, summary)
+    model_and_set(parser)
+    add_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, open_model: Callable[[str], Any], open_set: Callable[[Any], Any]) -> None:
+def run(args: argparse.Namespace) -> None:
     """Search, list the paths, write their graph."""
     from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget, greedy_paths
 

@@ -1,0 +1,64 @@
+"""What commands have in common: how they are put into the parser, and how a model and a set are named and opened."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+ZOO = ("exact", "planted", "tiny-mix")
+MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local directory or hub id that TransformerLens opens"
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any: "(default: None)" says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default)) or None
+        if default in (None, False) or action.nargs == 0:
+            return action.help
+        return f"{action.help} (default: {default})"
+
+
+def command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, formatter_class=_Help)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def open_model(name: str) -> Any:
+    """A zoo model by name, else whatever TransformerLens makes of a directory or hub id."""
+    from pullback import zoo
+    from pullback.lens import open_transformers
+
+    if name in ZOO:
+        return zoo.load(name)
+    try:
+        return open_transformers(name)
+    except ValueError as error:
+        raise ValueError(f"{error}. The zoo has {', '.join(ZOO)}") from error
+
+
+def model_and_set(parser: argparse.ArgumentParser) -> None:
+    """What `open_model` and `open_set` read."""
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
+    parser.add_argument(
+        "--lazy",
+        action="store_true",
+        help="leave the weights of --transcoders in their files: for sets larger than memory",
+    )
+
+
+def open_set(args: argparse.Namespace) -> Any:
+    from pullback import zoo
+    from pullback.transcoders import load_transcoders
+
+    if args.transcoders is not None:
+        return load_transcoders(args.transcoders, lazy=args.lazy)
+    if args.lazy:
+        raise ValueError("--lazy is for the files of --transcoders")
+    if args.model in ZOO:
+        return zoo.transcoders(args.model)
+    raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")
