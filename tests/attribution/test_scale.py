@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pullback as pb
-from pullback.attribution import Graph, Settings, batches, gather
+from pullback.attribution import Graph, Settings, batches, gather, stack
 from pullback.attribution import nodes as k
 from pullback.attribution.explained import explained
 from pullback.attribution.local import local_model
@@ -169,3 +169,17 @@ def test_float32_rows_do_not_depend_on_batch_mates(name: str) -> None:
 
 def _rows(graph: Graph) -> torch.Tensor:
     return _dense(graph)[graph.of_kind(k.FEATURE, k.LOGIT)]
+
+
+@pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "neox-parallel"])
+@pytest.mark.parametrize(("carried", "blocks"), [(1 << 22, 0), (64, 1 << 20)])
+def test_the_first_layer_is_read_in_any_of_three_ways(
+    monkeypatch: pytest.MonkeyPatch, name: str, carried: int, blocks: int
+) -> None:
+    """What its attention writes kept, written a block at a time, or gradients pulled through as in other layers."""
+    lens = as_lens(models.build(name))
+    sets = models.random_set(lens)
+    kept = pb.attribute(lens, sets, tokens_of(7))
+    monkeypatch.setattr(stack, "CARRIED", carried)
+    monkeypatch.setattr(stack, "BLOCKS", blocks)
+    assert_same_edges(pb.attribute(lens, sets, tokens_of(7)), kept, 1e-12)

@@ -103,23 +103,28 @@ class _Sweep:
             self.R += through_skip
         if self.joined:
             self._leaf(self.reach.layout.attn_bias[i], self.stack.attn_bias[i])
-        if i == 0 and not parallel:
+        written = self._by_what_is_written(i)
+        if written and not parallel:
             self._join_at_mlp(i)
         if self.joined:
-            if i == 0:
+            if written:
                 self._stream_through_attention()
             else:
                 self.stack.heads[i].add_pullback(self.R)
         if through_skip is not None and parallel:
             self.R += through_skip
-        if i > 0 or parallel:
+        if not written or parallel:
             self._join_at_mlp(i)
 
-    def _stream_through_attention(self) -> None:
-        """Edges from what the stream starts with, by way of the first layer's attention.
+    def _by_what_is_written(self, i: int) -> bool:
+        """Whether edges through attention are read where it writes: in the first layer, of prompts that are not long.
 
-        Nothing else lies below it, so what attention writes of that is read here: gradients need not be pulled through.
+        Nothing but what the stream starts with lies below it, so gradients need not be pulled through.
         """
+        return i == 0 and self.stack.writes_little(self.P)
+
+    def _stream_through_attention(self) -> None:
+        """Edges from what the stream starts with, by way of the first layer's attention."""
         for span, u in self._stream():
             into = self.edges[: self.joined, span].unflatten(1, (self.Q, self.P))
             for sources, written in self.stack.written_by(u, self.P):
@@ -153,7 +158,7 @@ class _Sweep:
             column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
             span = self.edges[:, self.reach.layout.attn_bias[i]]
             span[column, prompt * self.P + pos] = (vectors * stack.attn_bias[i][prompt, pos]).sum(-1)
-            if i > 0:
+            if not self._by_what_is_written(i):
                 stack.heads[i].add_pullback_of(fresh, vectors, pos)
         self._join(fresh)
 

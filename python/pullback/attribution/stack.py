@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pullback.attribution.local import LocalModel
 
 CARRIED = 1 << 22  # elements of what attention writes of a block of source positions
+BLOCKS = 16  # of them: each is multiplied with all gradients, which of long prompts do not stay in a cache
 
 
 class Reach(NamedTuple):
@@ -68,6 +69,10 @@ class Stack:
         """Of every layer, made when it is asked for."""
         for block in zip(*(one.layers for one in self.traces), strict=True):
             yield Heads(LayerTrace.stacked(block), self.precision)
+
+    def writes_little(self, P: int) -> bool:
+        """Whether what the first layer's attention writes, of every source at each of P positions, is a few blocks."""
+        return P * P * self.n_prompts * self.embed.shape[2] <= BLOCKS * CARRIED
 
     def written_by(self, u: Tensor, P: int) -> Iterator[tuple[slice, Tensor]]:
         """What the first layer's attention writes at the first P positions of what the stream starts with there, u
