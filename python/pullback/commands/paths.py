@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the prompt, in quotes")
-    root = parser.add_mutually_exclusive_group(required=True)
-    root.add_argument("--root", metavar="TOKEN", help="lead to this token's logit")
+    root = parser.add_mutually_exclusive_group()
+    root.add_argument("--root", metavar="TOKEN", help="lead to this token's logit (default: the likeliest)")
     root.add_argument("--root-difference", nargs=2, metavar="TOKEN", help="to the logit of one less that of another")
     place = ("LAYER", "POSITION", "FEATURE")
     root.add_argument("--root-feature", nargs=3, type=int, metavar=place, help="to a feature's pre-activation")
@@ -49,18 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search, list the paths, write their graph."""
     from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget, greedy_paths
+    from pullback.lens import as_lens
 
     for out in args.out:
         if out.suffix not in WRITERS or out.is_dir():
             raise ValueError(f"--out takes files that end in {' and '.join(WRITERS)}, got '{out}'")
     if args.out and args.capped:
         raise ValueError("--capped paths make no graph: leave out --out, or --capped")
+    lens = as_lens(open_model(args.model))
     if args.root_feature:
         root: Any = FeatureTarget(*args.root_feature)
+    elif args.root_difference:
+        root = LogitDifference(tuple(args.root_difference))
     else:
-        root = LogitTarget(args.root) if args.root else LogitDifference(tuple(args.root_difference))
+        logits = lens.logits(lens.to_tokens(args.prompt)[None])[0]
+        there = -len(logits) <= args.position < len(logits)  # else the search says what is wrong
+        root = LogitTarget(args.root or int(logits[args.position if there else -1].argmax()))
     paths = greedy_paths(
-        open_model(args.model),
+        lens,
         open_set(args),
         args.prompt,
         root,

@@ -122,11 +122,14 @@ def test_the_command_lists_paths_and_writes_their_graph(tmp_path: Path, capsys: 
     assert graph.check() < 1e-4
     assert graph.meta["search"]["num_branches"] == 4
     assert Path(files[0]).read_text(encoding="utf-8").startswith("<!")
+    assert main(["paths", "tiny-mix", PROMPT, "--iters", "3", "--branches", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[:5] == said.splitlines()[:5]  # austin is the likeliest
     for arguments, sentence in (
         (["--root", "austin", "--filter", "layer~3"], "is no comparison"),
         (["--root", "austin", "--out", "paths.png"], "--out takes files"),
         (["--root", "austin", "--capped", "--out", files[1]], "make no graph"),
         (["--root-feature", "9", "0", "0"], "there are transcoders at layers"),
+        (["--position", "99"], "lies outside the prompt"),
     ):
         assert main(["paths", "tiny-mix", PROMPT, *arguments]) == 2
         assert sentence in capsys.readouterr().err
