@@ -103,7 +103,7 @@ def assumed() -> str:
 
 # One run of a made-up model in a process of its own: what the process grew by from before it to its peak.
 CHILD = """
-import json, sys
+import ctypes, gc, json, sys
 import torch
 import pullback.lens
 from pullback.training import TrainConfig, train
@@ -126,6 +126,8 @@ def run(F, tokens):
         store_batch_size_prompts=4, exclude_bos=False, exclude_padding=False)
     train(Lens(), torch.randint(50, (64, 64)), config, verbose=False)
 run(64, n)  # what libraries take once
+gc.collect()  # of that run nothing is left, not even memory that the C library keeps
+ctypes.CDLL(None).malloc_trim(0)
 before = resident("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 run(F, 3 * n)
