@@ -17,26 +17,27 @@ _ASSETS = files("pullback.viz") / "assets"
 
 
 def document(
-    template: str, data: Any, heading: str, *, styles: Sequence[str], scripts: Sequence[str], network: str = ""
+    template: str, data: Any, heading: str, *, styles: Sequence[str], scripts: Sequence[str], allowed: str = ""
 ) -> str:
     """The text of a page.
 
     Args:
-        template: name of the HTML file, with {{title}}, {{style}}, {{network}}, {{data}} and {{script}} in it.
+        template: name of the HTML file that is the page's body, with {{data}} in it; `frame.html` stands around it.
         data: what the scripts find, as JSON.
         heading: the window's title.
         styles, scripts: names of files, in the order in which they stand on the page.
-        network: what the content policy allows besides, ended by "; ".
+        allowed: what the content policy allows besides, ended by "; ".
     """
     parts = {
         "title": html.escape(_encodable(heading)),
         "style": "\n".join(map(read_asset, styles)),
-        "network": network,
+        "allowed": allowed,
         "data": _as_inert_json(data),
         "script": "\n".join(map(read_asset, scripts)),
     }
     # One pass: braces inside the data must not be taken for placeholders.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], read_asset(template))
+    page = read_asset("frame.html").replace("{{body}}", read_asset(template))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
 
 
 def framed(page: str, title: str, height: int | str) -> str:

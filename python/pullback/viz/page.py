@@ -102,5 +102,5 @@ def assemble(data: dict[str, Any], heading: str) -> str:
         heading,
         styles=STYLES,
         scripts=(*SCRIPTS[:-1], *(["served.js"] if served else []), SCRIPTS[-1]),
-        network="connect-src 'self'; " if served else "",
+        allowed="img-src blob:; " + ("connect-src 'self'; " if served else ""),
     )
