@@ -1,8 +1,9 @@
 """Published figures of greater-than in GPT-2 small, to measure against.
 
 Source: Dunefsky, Chlenski and Nanda 2024, "Transcoders Find Interpretable LLM Feature Circuits" (arXiv 2406.11944), and
-the notebooks of its repository (jacobdunefsky/transcoder_circuits: walkthrough, greater-than, sweep). The figures hold
-for GPT-2 small and the transcoders published with the paper, the input of which is `ln2.hook_normalized`.
+the greater-than notebook of its repository (jacobdunefsky/transcoder_circuits). The figures hold for GPT-2 small and
+the transcoders published with the paper, the input of which is `ln2.hook_normalized`. Those of sweeps and of replaced
+layers are in `pullback.training.sweep.published`, those of blind case studies in `pullback.interpret`.
 """
 
 from __future__ import annotations
@@ -36,31 +37,6 @@ TOP_PATHS: dict[str, float] = {
     "1527: feature 11883 of MLP 9": 5.3,
     "1527: feature 12072 of MLP 9": 5.2,
     "1527: head 9.1 from the year": 3.3,
-}
-WALKTHROUGH: dict[str, float] = {
-    "cross-entropy, the model": 3.5928,
-    "MLPs 0 to 10 replaced": 4.2337,
-    "MLPs 1 to 10 replaced": 4.0624,
-    "MLPs 0 to 10 at zero": 10.9406,
-    "KL, MLPs 0 to 10 replaced": 0.6684,
-}
-SWEEP: dict[str, list[tuple[float, float, float]]] = {
-    # Pythia-410M, layer 15: L1 coefficient, L0, cross-entropy
-    "autoencoder": [(4e-5, 505.3, 3.3369), (7e-5, 109.9, 3.3512), (8.5e-5, 55.07, 3.3596), (1e-4, 31.5, 3.3678)],
-    "transcoder": [
-        (2.5e-5, 203.8, 3.3412),
-        (3e-5, 148.2, 3.3441),
-        (4e-5, 82.7, 3.3491),
-        (5.5e-5, 44.04, 3.3549),
-        (7e-5, 27.45, 3.3682),
-    ],
-}
-CITATIONS: dict[str, float] = {
-    # Feature 355 of MLP 8, a semicolon in a citation; and feature 235, "caught"
-    "8_355 on '(Leisman, 1976;'": 12.484,
-    "8_355 without the comma": 12.13,
-    "8_235 on 'He was caught'": 19.97,
-    "8_235 on 'He caught the ball'": 0.8145,
 }
 
 
