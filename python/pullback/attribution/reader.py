@@ -122,9 +122,9 @@ class Reader:
         pos = self._position(target.position)
         layer, site = place_of(self.lens, target.site)
         if site == at.FINAL:
-            x, bias = t.ln_final(self._before(layer), t.final_scale), t.ln_final.bias_vector(vector)
+            x, bias = t.ln_final(t.stream(2 * layer), t.final_scale), t.ln_final.bias_vector(vector)
         elif site == at.BEFORE_BLOCK:
-            x, bias = self._before(layer), torch.zeros_like(vector)
+            x, bias = t.stream(2 * layer), torch.zeros_like(vector)
         else:
             x, bias = t.layers[layer].read(at.SITES[site]), t.layers[layer].read_bias(at.SITES[site])
         functional = self._functional(layer, site, pos, vector, bias @ vector)
@@ -136,13 +136,6 @@ class Reader:
         number, self.n_directions = self.n_directions, self.n_directions + 1
         one = torch.ones_like(value)
         return Entry(k.DIRECTION, number, value, one, target.weight, target.label or label, functional)
-
-    def _before(self, layer: int) -> Tensor:
-        """The stream before a block, (T, d)."""
-        layers = self.local.trace.layers
-        if layer < len(layers):
-            return layers[layer].x_pre
-        return layers[-1].x_pre + layers[-1].attn_out + layers[-1].mlp_out
 
     # ---- common ---------------------------------------------------------------------------------------------------
 

@@ -126,6 +126,15 @@ class Trace:
     def n_pos(self) -> int:
         return self.tokens.shape[0]
 
+    def stream(self, depth: int) -> Tensor:
+        """The residual stream at a depth, (T, d): 2 l before block l, 2 l + 1 where MLP l reads, 2 n_layers behind the
+        last block."""
+        layer, at_mlp = divmod(depth, 2)
+        if layer == len(self.layers):
+            last = self.layers[-1]
+            return last.x_pre + last.attn_out + last.mlp_out
+        return self.layers[layer].mlp_stream if at_mlp else self.layers[layer].x_pre
+
 
 def _sites(lens: Lens) -> list[str]:
     names = ["hook_embed"] + (["hook_pos_embed"] if lens.positional == "learned" else [])

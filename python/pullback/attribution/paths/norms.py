@@ -79,8 +79,7 @@ class RatioNorms(FrozenNorms):
         if site == at.BEFORE_BLOCK:
             return v, target.own
         if site == at.FINAL:
-            last = t.layers[-1]
-            x = last.x_pre + last.attn_out + last.mlp_out
+            x = t.stream(2 * layer)
             normed, bias = t.ln_final(x, t.final_scale), t.ln_final.bias_vector(v[0])
         else:
             x, hook = t.layers[layer].mlp_stream, at.SITES[site]

@@ -59,7 +59,7 @@ def followed(
     What a target reads through the chain is sum_s coefficient[s] <direction, x[s]>, x the stream at the entrance.
     """
     v, T = read.vectors, trace.n_pos
-    coefficients = rule.factor(read.norm, v, stream(trace, read.depth), read_scale(trace, read)).expand(len(v), T)
+    coefficients = rule.factor(read.norm, v, trace.stream(read.depth), read_scale(trace, read)).expand(len(v), T)
     own = positions[:, None] == positions.new_tensor(range(T))
     coefficients = coefficients * own
     g = rule.direction(read.norm, v)
@@ -69,15 +69,6 @@ def followed(
         coefficients = (coefficients @ at.mixing[head]) * rule.factor(ln1, g, at.x_pre, at.ln1_scale)
         g = rule.direction(ln1, g)
     return g, coefficients
-
-
-def stream(trace: Trace, depth: int) -> Tensor:
-    """The residual stream at a depth, (T, d)."""
-    layer, inside = divmod(depth, 2)
-    if layer == len(trace.layers):
-        top = trace.layers[-1]
-        return top.x_pre + top.attn_out + top.mlp_out
-    return trace.layers[layer].mlp_stream if inside else trace.layers[layer].x_pre
 
 
 def read_scale(trace: Trace, read: Reads) -> Tensor:

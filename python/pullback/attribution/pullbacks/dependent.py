@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel, local_model
-from pullback.attribution.pullbacks.chains import as_chain, entrance, followed, stream
+from pullback.attribution.pullbacks.chains import as_chain, entrance, followed
 from pullback.attribution.pullbacks.norms import rule
 from pullback.attribution.pullbacks.reads import Wanted, reads
 from pullback.attribution.pullbacks.sources import EMBEDDING, FEATURE, POSITION, Source, SourceAsked, as_source
@@ -156,4 +156,4 @@ def _vectors(local: LocalModel, source: Source, depth: int) -> Tensor:
         if t.pos_embed is None:
             raise ValueError(f"pullback: {t.model_name} adds no position vectors")
         return t.pos_embed
-    return stream(t, depth)
+    return t.stream(depth)
