@@ -102,7 +102,8 @@ def _recorded(model: Any, sets: LayeredDictionary, prompts: list[str]) -> dict[i
     import torch
 
     from pullback.lens import as_lens
-    from pullback.training.masks import bos_id, without_bos
+    from pullback.lens.tokens import bos_id
+    from pullback.training.masks import without_bos
     from pullback.training.source import token_batches
 
     lens = as_lens(model)

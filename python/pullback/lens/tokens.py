@@ -16,6 +16,16 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]] | Tensor
 """A text, token ids (T,), or the messages of a chat: {"role": ..., "content": ...}."""
 
 
+def tokenizer_of(lens: Any) -> Any:
+    """The model's tokenizer; None where there is none."""
+    return getattr(getattr(lens, "model", None), "tokenizer", None)
+
+
+def bos_id(lens: Any, chosen: int | None = None) -> int | None:
+    """The beginning-of-sequence token: the chosen one, or that of the model's tokenizer, or None."""
+    return chosen if chosen is not None else getattr(tokenizer_of(lens), "bos_token_id", None)
+
+
 def to_tokens(lens: Lens, prompt: Prompt) -> Tensor:
     """One prompt as ids (T,), checked against the context and the vocabulary."""
     if isinstance(prompt, str):

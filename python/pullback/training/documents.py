@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pullback.lens.tokens import bos_id
+
 COLUMNS = ("input_ids", "tokens", "text", "content")
 
 
@@ -102,7 +104,7 @@ class Documents:
         return ids if self.prepend_bos is None or len(ids) == 0 else self._with_bos(lens, ids)
 
     def _with_bos(self, lens: Any, ids: Tensor) -> Tensor:
-        bos = getattr(getattr(lens.model, "tokenizer", None), "bos_token_id", None)
+        bos = bos_id(lens)
         if bos is None:
             raise ValueError(f"prepend_bos={self.prepend_bos} needs a tokenizer that knows a BOS token")
         if int(ids[0]) == bos:

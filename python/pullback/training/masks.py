@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def bos_id(lens: Any, chosen: int | None) -> int | None:
-    """The beginning-of-sequence token: the chosen one, or that of the model's tokenizer, or None."""
-    return chosen if chosen is not None else getattr(_tokenizer(lens), "bos_token_id", None)
+from pullback.lens.tokens import bos_id, tokenizer_of
 
 
 def without_bos(tokens: Tensor, mask: Tensor, bos: int | None) -> Tensor:
@@ -63,7 +60,7 @@ class Excluded:
         Raises:
             ValueError: they ask for a tokenizer that the model does not have.
         """
-        tokenizer = _tokenizer(lens)
+        tokenizer = tokenizer_of(lens)
         if exclude_special_tokens is True:
             if tokenizer is None:
                 raise ValueError(
@@ -88,7 +85,3 @@ class Excluded:
         if self.special:
             mask = mask & ~torch.isin(tokens, torch.tensor(self.special, device=tokens.device))
         return mask
-
-
-def _tokenizer(lens: Any) -> Any:
-    return getattr(getattr(lens, "model", None), "tokenizer", None)

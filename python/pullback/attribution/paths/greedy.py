@@ -16,7 +16,7 @@ from pullback.attribution.paths.paths import Paths
 from pullback.attribution.paths.roots import root_of
 from pullback.attribution.paths.search import SearchSettings, search
 from pullback.lens import Lens, as_lens
-from pullback.lens.tokens import Prompt
+from pullback.lens.tokens import Prompt, bos_id
 from pullback.transcoders import LayeredDictionary
 
 
@@ -124,5 +124,5 @@ def _ignored(lens: Lens, local: LocalModel, settings: SearchSettings) -> list[in
         return []
     if settings.reference:
         return [0]
-    bos = getattr(getattr(lens.model, "tokenizer", None), "bos_token_id", None)
+    bos = bos_id(lens)
     return [] if bos is None else (local.trace.tokens == bos).nonzero()[:, 0].tolist()

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pullback.lens import Lens
+from pullback.lens.tokens import bos_id
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
 
@@ -55,7 +56,7 @@ def _features(
     lens: Lens, sets: LayeredDictionary, layers: Sequence[int], tokens: Tensor, mask: Tensor | None, exclude_bos: bool
 ) -> Activations:
     keep = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.clone()
-    bos = getattr(getattr(lens.model, "tokenizer", None), "bos_token_id", None)
+    bos = bos_id(lens)
     if exclude_bos and bos is not None:
         keep[:, 0] &= tokens[:, 0] != bos
     sites = {layer: lens.input_site(layer, sets.hook_in(layer)) for layer in layers}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pullback.lens.tokens import bos_id
 from pullback.training.evaluation.arms import ArmSums, Prompts, by_hooks
 from pullback.training.evaluation.reconstruction import LayerSums, Pair, add_batch, sums_of
 from pullback.training.evaluation.report import Report
-from pullback.training.masks import bos_id, without_bos
+from pullback.training.masks import without_bos
 from pullback.training.source import Batch, Tokens, token_batches
 from pullback.transcoders import LayeredDictionary
 
