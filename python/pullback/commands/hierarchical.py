@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pullback.commands.one_target import add_target, must_be_writable, target_of, write
 from pullback.commands.opening import command, model_and_set, open_model, open_set
-
-WRITERS = {".html": "to_html", ".json": "to_json"}
 
 
 def add(commands: Any) -> None:
@@ -20,11 +19,11 @@ def add(commands: Any) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the prompt, in quotes")
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--target", metavar="TOKEN", help="this token's logit (default: the likeliest)")
-    target.add_argument("--target-difference", nargs=2, metavar="TOKEN", help="the logit of one less that of another")
-    place = ("LAYER", "POSITION", "FEATURE")
-    target.add_argument("--target-feature", nargs=3, type=int, metavar=place, help="a feature's pre-activation")
+    add_target(
+        parser,
+        "target",
+        ("this token's logit", "the logit of one less that of another", "a feature's pre-activation"),
+    )
     parser.add_argument("--tau", type=float, default=0.1, help="keep nodes whose attribution is larger")
     parser.add_argument("--relative", action="store_true", help="--tau is a share of the target")
     parser.add_argument("--mode", choices=("signed", "abs"), default="signed", help="what is compared with --tau")
@@ -35,21 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find the circuit, list its features, write it."""
-    from pullback.attribution import FeatureTarget, LogitDifference, hierarchical
+    from pullback.attribution import hierarchical
 
-    for out in args.out:
-        if out.suffix not in WRITERS or out.is_dir():
-            raise ValueError(f"--out takes files that end in {' and '.join(WRITERS)}, got '{out}'")
-    target: Any = args.target
-    if args.target_feature:
-        target = FeatureTarget(*args.target_feature)
-    elif args.target_difference:
-        target = LogitDifference(tuple(args.target_difference))
+    must_be_writable(args.out)
     found = hierarchical(
         open_model(args.model),
         open_set(args),
         args.prompt,
-        target,
+        target_of(args, "target"),
         tau=args.tau,
         mode=args.mode,
         relative=args.relative,
@@ -65,6 +57,4 @@ def run(args: argparse.Namespace) -> None:
         f"{len(features)} features, {len(nodes)} nodes, {len(edges)} edges; "
         f"leaves reached through them give {found.recovery:.1%} of the target"
     )
-    for out in args.out:
-        getattr(found, WRITERS[out.suffix])(out)
-        print(f"wrote {out}")
+    write(found, args.out)

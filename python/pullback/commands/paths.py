@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pullback.commands.one_target import add_target, must_be_writable, target_of, write
 from pullback.commands.opening import command, model_and_set, open_model, open_set
-
-WRITERS = {".html": "to_html", ".json": "to_json"}
 
 
 def add(commands: Any) -> None:
@@ -20,11 +19,11 @@ def add(commands: Any) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the prompt, in quotes")
-    root = parser.add_mutually_exclusive_group()
-    root.add_argument("--root", metavar="TOKEN", help="lead to this token's logit (default: the likeliest)")
-    root.add_argument("--root-difference", nargs=2, metavar="TOKEN", help="to the logit of one less that of another")
-    place = ("LAYER", "POSITION", "FEATURE")
-    root.add_argument("--root-feature", nargs=3, type=int, metavar=place, help="to a feature's pre-activation")
+    add_target(
+        parser,
+        "root",
+        ("lead to this token's logit", "to the logit of one less that of another", "to a feature's pre-activation"),
+    )
     parser.add_argument("--position", type=int, default=-1, help="of a root's logits; negative: from the end")
     parser.add_argument("--iters", type=int, default=2, help="steps of the longest paths")
     parser.add_argument("--branches", type=int, default=5, help="paths of each length")
@@ -48,23 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Search, list the paths, write their graph."""
-    from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget, greedy_paths
+    from pullback.attribution import greedy_paths
     from pullback.lens import as_lens
 
-    for out in args.out:
-        if out.suffix not in WRITERS or out.is_dir():
-            raise ValueError(f"--out takes files that end in {' and '.join(WRITERS)}, got '{out}'")
+    must_be_writable(args.out)
     if args.out and args.capped:
         raise ValueError("--capped paths make no graph: leave out --out, or --capped")
     lens = as_lens(open_model(args.model))
-    if args.root_feature:
-        root: Any = FeatureTarget(*args.root_feature)
-    elif args.root_difference:
-        root = LogitDifference(tuple(args.root_difference))
-    else:
+    root = target_of(args, "root")
+    if root is None:
         logits = lens.logits(lens.to_tokens(args.prompt)[None])[0]
         there = -len(logits) <= args.position < len(logits)  # else the search says what is wrong
-        root = LogitTarget(args.root or int(logits[args.position if there else -1].argmax()))
+        root = int(logits[args.position if there else -1].argmax())
     paths = greedy_paths(
         lens,
         open_set(args),
@@ -86,6 +80,4 @@ def run(args: argparse.Namespace) -> None:
         return
     graph = paths.graph()
     print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every node sums to {graph.check():.1e}")
-    for out in args.out:
-        getattr(graph.sum_over_tokens() if args.sum_over_tokens else graph, WRITERS[out.suffix])(out)
-        print(f"wrote {out}")
+    write(graph.sum_over_tokens() if args.sum_over_tokens else graph, args.out)
