@@ -43,13 +43,18 @@ def values(graph: Graph) -> Tensor:
     return torch.where(value.isnan(), 1.0, value)
 
 
+def inverses(graph: Graph) -> Tensor:
+    """1 over them, (n_nodes); 0 for a node whose value is 0, which passes nothing on."""
+    value = values(graph)
+    return torch.where(value == 0, 0.0, 1 / value)
+
+
 def effects(graph: Graph, targets: Tensor) -> Effects:
     """One pass from the top for each target: memory follows m, never n_nodes^2.
 
     A feature on the way passes on what it is given in proportion to its pre-activation: its gate is frozen.
     """
-    value = values(graph)
-    inverse = torch.where(value == 0, 0.0, 1 / value)
+    value, inverse = values(graph), inverses(graph)
     runs = inf.runs_of(graph, graph.weights, inverse)
     direct = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64)
     for into, t in zip(direct, targets.tolist(), strict=True):

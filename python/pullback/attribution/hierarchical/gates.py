@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
-from pullback.attribution.effects import values
+from pullback.attribution.effects import inverses
 from pullback.ops.edges import csr_flow
 
 if TYPE_CHECKING:
@@ -67,22 +67,31 @@ def gated(graph: Graph, start: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     `start` (n_nodes) is what the target is made of: of one node its value, of a difference two values of either sign, 0
     elsewhere. These nodes are not gated. Raises ValueError for edges that are not finite.
     """
-    value = values(graph)
-    inverse = torch.where(value == 0, 0.0, 1 / value)
-    total = start.double().clone()
-    whole = float(total.sum())
-    free, explained = total != 0, graph.indptr.diff() > 0
-    for run in inf.runs_of(graph, graph.weights, inverse):
-        layer = int(graph.nodes.layer[run.targets[0]])
-        cut = ~gate.keeps(total[run.targets], layer, whole) & ~free[run.targets]
-        total[run.targets[cut]] = 0.0
-        csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
-    inf.must_be_finite(total)
-    kept = total.clone()
-    for layer in graph.nodes.layer[~explained].unique().tolist():
-        leaves = (~explained & (graph.nodes.layer == layer)).nonzero()[:, 0]
-        kept[leaves[~gate.keeps(total[leaves], layer, whole)]] = 0.0
-    return kept, total
+    return _Passes(graph, start)(gate)
+
+
+class _Passes:
+    """Passes over one graph, each with a gate of its own."""
+
+    def __init__(self, graph: Graph, start: Tensor) -> None:
+        self.start = start.double()
+        self.whole, self.free = float(self.start.sum()), self.start != 0
+        layer = graph.nodes.layer
+        self.runs = [(int(layer[run.targets[0]]), run) for run in inf.runs_of(graph, graph.weights, inverses(graph))]
+        leaf = graph.indptr.diff() == 0
+        self.leaves = [(at, (leaf & (layer == at)).nonzero()[:, 0]) for at in layer[leaf].unique().tolist()]
+
+    def __call__(self, gate: Gate) -> tuple[Tensor, Tensor]:
+        total = self.start.clone()
+        for layer, run in self.runs:
+            cut = ~gate.keeps(total[run.targets], layer, self.whole) & ~self.free[run.targets]
+            total[run.targets[cut]] = 0.0
+            csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
+        inf.must_be_finite(total)
+        kept = total.clone()
+        for layer, leaves in self.leaves:
+            kept[leaves[~gate.keeps(total[leaves], layer, self.whole)]] = 0.0
+        return kept, total
 
 
 def entry_thresholds(graph: Graph, start: Tensor, mode: str = "signed", levels: int = 48) -> Tensor:
@@ -94,8 +103,9 @@ def entry_thresholds(graph: Graph, start: Tensor, mode: str = "signed", levels: 
     """
     entered = torch.zeros(graph.n_nodes, dtype=torch.float64)
     taus = torch.logspace(0, -4, levels, dtype=torch.float64)
+    passes = _Passes(graph, start)
     for tau, next_tau in zip(taus.tolist(), [*taus[1:].tolist(), 0.0], strict=True):
-        kept, _ = gated(graph, start, Gate(tau, mode, relative=True))
+        kept, _ = passes(Gate(tau, mode, relative=True))
         fresh = (kept != 0) & (entered == 0)
         size = kept[fresh].abs()
         entered[fresh] = next_tau + (tau - next_tau) * size / size.max().clamp(min=1e-300) if len(size) else size
