@@ -88,7 +88,6 @@ Rows<T> as_rows(const EdgeRowViews& rows) {
 // Calls f with checked rows of float or double.
 template <class F>
 void with_rows(const char* op, const EdgeRowViews& rows, int64_t n_sources, const F& f) {
-  require(rows[0].itemsize == 4 || rows[0].itemsize == 8, std::string(op) + ": values must be float32 or float64");
   require_dense(op, "values", rows[0], {-1}, rows[0].itemsize);
   require_fits(op, rows, -1, n_sources);
   with_float_type(op, rows[0].itemsize, [&](auto zero) { f(as_rows<decltype(zero)>(rows)); });

@@ -25,7 +25,7 @@ def bytes_per_target(local: LocalModel) -> int:
 
 
 class Part(NamedTuple):
-    """Edges of some columns. A target's are those of its column from the sources of its own prompt (`Stack.spans`)."""
+    """Edges of some columns. A target's are those of its column from the sources of its own prompt (`Stack.shapes`)."""
 
     which: slice
     edges: Tensor  # (n, n_sources)

@@ -115,8 +115,8 @@ class EdgeRows:
         # int64 places of the entries of a whole block would be several times its size: a few rows at a time.
         for some in torch.arange(len(rows)).split(max(1, CHUNK_ENTRIES // rows.n_sources)):
             thin, lost = self.rule.thinned(rows[some].dense())
-            sources = thin.nonzero()[:, 1]
-            columns.append((thin.count_nonzero(1), sources.int(), thin[thin != 0], lost))
+            row, source = thin.nonzero(as_tuple=True)
+            columns.append((torch.bincount(row, minlength=len(thin)), source.int(), thin[row, source], lost))
         counts, sources, weights, lost = (torch.cat(column) for column in zip(*columns, strict=True))
         return Thinned(counts, sources, weights), lost.double()
 

@@ -58,8 +58,7 @@ class _Runs:
     def with_features(self, keep: Tensor) -> float:
         """keep (F) bool. The transcoder's output bias, and a skip path, stay."""
         kept: SparseActivations = self.acts.where(keep[self.acts.indices.long()])
-        acts = {**dict.fromkeys(self.sets.sources(self.layer), kept)}
-        y = self.sets.reconstruct(self.layer, acts, self.x)
+        y = self.sets.reconstruct(self.layer, {self.layer: kept}, self.x)
         return self.difference([(self.site_out, lambda old: y.to(old))])
 
     def with_neurons(self, keep: Tensor) -> float:
