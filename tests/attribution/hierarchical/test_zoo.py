@@ -52,6 +52,15 @@ def test_errors_can_stay_whatever_they_carry() -> None:
     assert with_errors.graph.check() < 1e-5
 
 
+def test_own_leaves_stay_with_what_they_belong_to() -> None:
+    model, sets = zoo.load("tiny-mix"), zoo.transcoders("tiny-mix")
+    graph = pb.attribute(model, sets, "dallas is in", attribution_targets="texas")
+    found = circuit_of(graph, gate=Gate(0.05, relative=True))
+    own = (graph.nodes.kind == k.OWN).nonzero()[:, 0]
+    assert torch.equal(found.kept[own], found.kept[graph.nodes.feature[own]])
+    assert 0 < int(found.kept[own].sum()) < len(own)
+
+
 def test_exact_models_have_no_errors_in_their_circuits() -> None:
     model, sets = zoo.load("exact", dtype=torch.float64), zoo.transcoders("exact", dtype=torch.float64)
     found = pb.hierarchical(model, sets, torch.tensor([1, 5, 2]), 3, tau=0.01, relative=True, mode="abs")
