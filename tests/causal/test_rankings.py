@@ -48,7 +48,7 @@ def test_scores_with_a_sign_are_ranked_by_size_too() -> None:
     scores = torch.tensor([1.0, -2.0, 0.5])
     assert torch.equal(Rankings.of(scores).signed, scores)
     assert Rankings.of(scores).absolute.tolist() == [1, 2, 0.5]
+    lens = as_lens(models.build("gpt2"))
+    graph = pb.attribute(lens, models.random_set(lens), TOKENS, attribution_targets=[3, 7])
     with pytest.raises(ValueError, match=r"the graph explains the tokens \[\d+.*\], not 49"):
-        lens = as_lens(models.build("gpt2"))
-        graph = pb.attribute(lens, models.random_set(lens), TOKENS, attribution_targets=[3, 7])
         hierarchical_scores(graph, Margin(49))

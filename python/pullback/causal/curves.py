@@ -15,7 +15,6 @@ from pullback._util.atomic import atomic_save
 from pullback.attribution import Graph
 from pullback.causal import mib
 from pullback.causal.ablation import Ablation
-from pullback.causal.circuit import CircuitRunner
 from pullback.causal.effects import recovery
 from pullback.causal.faithful import Faithfulness
 from pullback.causal.margin import Margin, margin_of
@@ -108,8 +107,8 @@ def faithfulness_curves(
             margin that does not depend on the nodes.
     """
     margin = margin_of(graph) if margin is None else margin
-    runner = CircuitRunner.of(model, sets, graph, ablation=ablation, freeze=freeze, strict=strict)
-    n = len(runner.nodes)
+    faithful = Faithfulness(model, sets, graph, margin, errors=errors, ablation=ablation, freeze=freeze, strict=strict)
+    n = len(faithful.candidates)
     scores = {"graph": graph_scores(graph, margin)} if scores is None else scores
     rankings = {name: Rankings.of(given) for name, given in scores.items()}
     if wrong := {name: list(s.shape) for name, r in rankings.items() for s in r if s.shape != (n,)}:
@@ -118,7 +117,6 @@ def faithfulness_curves(
         )
     if not all(0 < size <= 1 for size in sizes):
         raise ValueError(f"faithfulness: sizes are shares of the nodes, in (0, 1], got {list(sizes)}")
-    faithful = Faithfulness(runner, margin, errors)
     candidates = faithful.candidates.nonzero()[:, 0]
     counts = [int(size * len(candidates) + 1e-9) for size in sizes]  # 0.29 * 100 is less than 29
 
@@ -141,7 +139,7 @@ def faithfulness_curves(
         graph.meta["prompt"],
         margin.target,
         margin.other,
-        runner.ablation.kind,
+        faithful.runner.ablation.kind,
         errors,
         faithful.full,
         faithful.empty,

@@ -19,29 +19,42 @@ ERRORS = ("nodes", "kept", "dropped")
 
 
 class Faithfulness:
-    """Shares of a measure that circuits keep: (m(C) - m(0)) / (m(full) - m(0)).
+    """Shares of a measure that circuits of a graph's nodes keep: (m(C) - m(0)) / (m(full) - m(0)).
 
     m(full) is the unchanged model's, m(0) that of the circuit without nodes. With errors "nodes", a circuit has those
-    that are chosen, as of features; "kept": it has all of them, the empty one too; "dropped": none, so that the share
-    of all features together is what they do without what transcoders miss.
+    that are chosen, as of features; "kept": it has all of them, the empty one too; "dropped": none, and nothing stands
+    in for them, so that the share of all features together is what they do without what transcoders miss.
 
     Attributes:
         candidates: nodes of the runner that circuits are chosen from, (n) bool.
         full, empty: the measure.
 
     Raises:
-        ValueError: another choice of errors.
+        ValueError: another choice of errors, a graph or an ablation of other prompts or transcoders.
     """
 
-    def __init__(self, runner: CircuitRunner, measure: Margin | FeatureTarget, errors: str = "nodes") -> None:
+    def __init__(
+        self,
+        model: Any,
+        sets: LayeredDictionary,
+        graph: Graph,
+        measure: Margin | FeatureTarget,
+        *,
+        errors: str,
+        ablation: Ablation | None,
+        freeze: str | None,
+        strict: bool,
+    ) -> None:
         if errors not in ERRORS:
             raise ValueError(f"faithfulness: errors must be one of {', '.join(ERRORS)}, got {errors!r}")
-        is_error = runner.nodes.is_error
-        self.runner, self.measure = runner, measure
+        if errors == "dropped" and ablation is not None:
+            ablation = ablation.without_errors()
+        self.runner = CircuitRunner.of(model, sets, graph, ablation=ablation, freeze=freeze, strict=strict)
+        self.measure, is_error = measure, self.runner.nodes.is_error
         self.candidates = torch.ones_like(is_error) if errors == "nodes" else ~is_error
         self.always = is_error if errors == "kept" else torch.zeros_like(is_error)
-        self.full = runner.unchanged(measure)
-        self.empty = runner.measured(measure, self.always)
+        self.full = self.runner.unchanged(measure)
+        self.empty = self.runner.measured(measure, self.always)
 
     def nodes(self, chosen: Tensor) -> Tensor:
         """The circuit of chosen nodes, (n) bool."""
@@ -82,6 +95,6 @@ def circuit_faithfulness(
             f"faithfulness: keep must be a mask [{graph.n_nodes}] of bool over the graph's nodes, got {keep.dtype} "
             f"{list(keep.shape)}"
         )
-    runner = CircuitRunner.of(model, sets, graph, ablation=ablation, freeze=freeze, strict=strict)
     measure = margin_of(graph) if measure is None else measure
-    return Faithfulness(runner, measure, errors)(keep[NodeSet.mask(graph)])
+    judge = Faithfulness(model, sets, graph, measure, errors=errors, ablation=ablation, freeze=freeze, strict=strict)
+    return judge(keep[NodeSet.mask(graph)])
