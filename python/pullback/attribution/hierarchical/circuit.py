@@ -33,7 +33,8 @@ class Hierarchical:
         whole: the graph that it was found in.
         graph: its part on the kept nodes, edges between them in full.
         target: number of the target among the nodes of `whole`.
-        attribution: (n_nodes of `whole`) float64, 0 where a node was cut; the target's is its value.
+        attribution: (n_nodes of `whole`) float64, 0 where a node was cut; the target's is its value, an own leaf's
+            what it adds through its target.
         recovery: the share of the target that all leaves give it through kept nodes, 1 where nothing is cut.
     """
 
