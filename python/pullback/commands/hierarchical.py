@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pullback.commands.one_target import add_target, must_be_writable, target_of, write
 from pullback.commands.opening import command, model_and_set, open_model, open_set
+
+if TYPE_CHECKING:
+    from pullback.attribution.hierarchical import Hierarchical
+    from pullback.lens import Lens
+    from pullback.transcoders import LayeredDictionary
 
 
 def add(commands: Any) -> None:
@@ -33,13 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Find the circuit, list its features, write it."""
+    """Find the circuit, list its features, see what the model does with it alone, write it."""
     from pullback.attribution import hierarchical
+    from pullback.lens import as_lens
 
     must_be_writable(args.out)
+    lens, sets = as_lens(open_model(args.model)), open_set(args)
     found = hierarchical(
-        open_model(args.model),
-        open_set(args),
+        lens,
+        sets,
         args.prompt,
         target_of(args, "target"),
         tau=args.tau,
@@ -57,4 +65,32 @@ def run(args: argparse.Namespace) -> None:
         f"{len(features)} features, {len(nodes)} nodes, {len(edges)} edges; "
         f"leaves reached through them give {found.recovery:.1%} of the target"
     )
+    found = _judged(found, lens, sets, args.target_difference)
+    for errors, share in found.faithfulness.items():
+        print(f"with all other features at zero and errors {errors}, the model keeps {share:.1%} of it")
     write(found, args.out)
+
+
+def _judged(found: Hierarchical, lens: Lens, sets: LayeredDictionary, difference: list[str] | None) -> Hierarchical:
+    """With what the model does, where it is not the same with all features and with none."""
+    from pullback.attribution import FeatureTarget
+    from pullback.attribution.nodes import FEATURE
+    from pullback.attribution.reader import token_id
+    from pullback.causal import Margin, circuit_faithfulness
+
+    n, t = found.whole.nodes, found.target
+    others = found.whole.of_kind(FEATURE)
+    others[t] = False
+    if not bool(others.any()):
+        return found
+    if difference:
+        measure = Margin(*(token_id(lens, token) for token in difference))
+    elif int(n.kind[t]) == FEATURE:
+        measure = FeatureTarget(int(n.layer[t]), int(n.pos[t]), int(n.feature[t]))
+    else:
+        measure = Margin(int(n.feature[t]))
+    shares = {
+        errors: circuit_faithfulness(lens, sets, found.whole, found.kept, measure=measure, errors=errors)
+        for errors in ("kept", "dropped")
+    }
+    return replace(found, faithfulness=shares)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,8 @@ class Hierarchical:
         attribution: (n_nodes of `whole`) float64, 0 where a node was cut; the target's is its value, an own leaf's
             what it adds through its target.
         recovery: the share of the target that all leaves give it through kept nodes, 1 where nothing is cut.
+        faithfulness: shares of the target that the model itself keeps, by what was done with errors, where somebody
+            ran it (`pullback.causal.circuit_faithfulness`).
     """
 
     whole: Graph
@@ -44,6 +46,7 @@ class Hierarchical:
     attribution: Tensor
     kept: Tensor
     recovery: float
+    faithfulness: Mapping[str, float] = field(default_factory=dict)
 
     def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(nodes, edges) as of `Graph.to_pandas`, nodes with a column `attribution`."""
@@ -56,12 +59,13 @@ class Hierarchical:
         return self.graph.to_html(path, pinned=[self.whole.node_ids()[self.target]])
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Target, recovery, nodes with their attributions, and edges; written to `path` if given."""
+        """Target, recovery, faithfulness, nodes with their attributions, and edges; written to `path` if given."""
         nodes, edges = self.to_pandas()
         columns = ["id", "kind", "layer", "pos", "feature", "token", "attribution"]
         payload = {
             "target": self.whole.node_ids()[self.target],
             "recovery": self.recovery,
+            "faithfulness": dict(self.faithfulness),
             "nodes": nodes.filter(columns).to_dict("records"),
             "edges": edges.to_dict("records"),
         }
