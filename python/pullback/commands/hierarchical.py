@@ -11,7 +11,7 @@ from pullback.commands.one_target import add_target, must_be_writable, target_of
 from pullback.commands.opening import command, model_and_set, open_model, open_set
 
 if TYPE_CHECKING:
-    from pullback.attribution.hierarchical import Hierarchical
+    from pullback.attribution.hierarchical import Attended, Hierarchical
     from pullback.lens import Lens
     from pullback.transcoders import LayeredDictionary
 
@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("signed", "abs"), default="signed", help="what is compared with --tau")
     parser.add_argument("--top", type=int, default=None, help="keep so many nodes of a layer, whatever --tau")
     parser.add_argument("--keep-errors", action="store_true", help="keep errors, whatever they carry")
+    parser.add_argument(
+        "--qk", type=int, default=None, metavar="N", help="list the N entries of patterns that carry most, and why"
+    )
+    parser.add_argument("--rival", action="store_true", help="of --qk: scores less that of what is looked at next most")
     parser.add_argument("--out", type=Path, nargs="+", default=[], help="a .html page and a .json file of the circuit")
 
 
@@ -44,6 +48,10 @@ def run(args: argparse.Namespace) -> None:
     from pullback.lens import as_lens
 
     must_be_writable(args.out)
+    if args.qk is not None and args.qk < 1:
+        raise ValueError(f"--qk takes a number of entries of patterns, 1 or more, got {args.qk}")
+    if args.rival and args.qk is None:
+        raise ValueError("--rival is for the scores of --qk: give --qk N, too")
     lens, sets = as_lens(open_model(args.model)), open_set(args)
     found = hierarchical(
         lens,
@@ -68,7 +76,24 @@ def run(args: argparse.Namespace) -> None:
     found = _judged(found, lens, sets, args.target_difference)
     for errors, share in found.faithfulness.items():
         print(f"with all other features at zero and errors {errors}, the model keeps {share:.1%} of it")
+    if args.qk is not None:
+        found = found.attention(lens, sets, top=args.qk, rival=args.rival)
+        for one in found.attended:
+            print(_said(one, found.graph.meta["str_tokens"]))
     write(found, args.out)
+
+
+def _said(one: Attended, words: list[str]) -> str:
+    """Where a head looks, what it brings, and the pairs that its score is made of."""
+    at, qk = one.place, one.qk
+    where = f"'{words[at.query_pos]}' ({at.query_pos}) looks at '{words[at.key_pos]}' ({at.key_pos})"
+    rival = "" if qk.against is None else f" above that of '{words[qk.against]}' ({qk.against})"
+    lines = [
+        f"head {at.layer}.{at.head}, {where} by {qk.pattern:.1%}: carries {one.carried:+.3f}; "
+        f"score {qk.score:+.2f}{rival}, of which",
+        *(f"    {value:+.2f}  {query} with {key}" for query, key, value in qk.top_pairs(5)),
+    ]
+    return "\n".join(lines)
 
 
 def _judged(found: Hierarchical, lens: Lens, sets: LayeredDictionary, difference: list[str] | None) -> Hierarchical:
