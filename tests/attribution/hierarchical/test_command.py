@@ -78,6 +78,25 @@ def test_differences_features_and_every_way_to_cut(capsys: pytest.CaptureFixture
     assert int(more[1]) > int(few[1])
 
 
+def test_what_attention_carries_is_listed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / name) for name in ("circuit.html", "circuit.json")]
+    assert run("--target", "austin", *GATE, "--qk", "3", "--out", *files) == 0
+    said = capsys.readouterr().out
+    entries = json.loads(Path(files[1]).read_text(encoding="utf-8"))["attention"]
+    assert len(entries) == 3
+    moves_dallas = next(one for one in entries if (one["layer"], one["head"]) == (1, 0))
+    assert (moves_dallas["query_pos"], moves_dallas["key_pos"]) == (8, 7)
+    assert max(one["check"] for one in entries) < 1e-5
+    line = "head 1.0, 'is' (8) looks at 'dallas' (7) by 99.8%: carries "
+    assert f"{line}{moves_dallas['carried']:+.3f}; score {moves_dallas['score']:+.2f}, of which" in said
+    pair = moves_dallas["pairs"][0]
+    assert f"{pair['value']:+.2f}  {pair['query']} with {pair['key']}" in said
+    page = Path(files[0]).read_text(encoding="utf-8")
+    assert page.count('"query_pos"') == 3
+    assert run("--target-difference", "austin", "sacramento", *GATE, "--qk", "1", "--rival") == 0
+    assert re.search(r"score [+-][\d.]+ above that of '\w+' \(\d\), of which", capsys.readouterr().out)
+
+
 def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--target-feature", "0", "8", "5", "--tau", "0") == 0
     said = capsys.readouterr().out
@@ -95,6 +114,8 @@ def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.Captu
         (["--target-feature", "9", "0", "0"], "there are transcoders at layers [0, 1, 2, 3] only"),
         (["--target-feature", "0", "99", "0"], "position 99 lies outside the prompt, which has 9 tokens"),
         (["--target-feature", "0", "0", "99999"], "layer 0 has features 0..1023"),
+        (["--qk", "0"], "--qk takes a number of entries of patterns, 1 or more, got 0"),
+        (["--rival"], "--rival is for the scores of --qk: give --qk N, too"),
         (["--lazy"], "--lazy is for the files of --transcoders"),
         (["--transcoders", "nowhere"], "nowhere"),
     ],

@@ -65,7 +65,13 @@ class Hierarchical:
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """The circuit on the page of attribution graphs, its target pinned; written to `path` if given."""
-        return self.graph.to_html(path, pinned=[self.whole.node_ids()[self.target]])
+        told = self.graph.meta.get("metadata", {}) | self._attention()
+        graph = replace(self.graph, meta={**self.graph.meta, "metadata": told})
+        return graph.to_html(path, pinned=[self.whole.node_ids()[self.target]])
+
+    def _attention(self) -> dict[str, Any]:
+        """What files have of it, where somebody asked."""
+        return {"attention": [one.to_dict() for one in self.attended]} if self.attended else {}
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Target, recovery, faithfulness, nodes with their attributions, and edges; written to `path` if given."""
@@ -77,7 +83,7 @@ class Hierarchical:
             "faithfulness": dict(self.faithfulness),
             "nodes": nodes.filter(columns).to_dict("records"),
             "edges": edges.to_dict("records"),
-            **({"attention": [one.to_dict() for one in self.attended]} if self.attended else {}),
+            **self._attention(),
         }
         text = json.dumps(payload, indent=1)
         if path is not None:
