@@ -128,5 +128,9 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     assert said is not None
     found = names["found"]
     assert len(features_of(found.graph)) == int(said[1])  # pyright: ignore[reportAttributeAccessIssue]
-    assert capsys.readouterr().out.splitlines()[0].endswith(f"0{said[2]}")
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].endswith(f"0{said[2]}")
+    judged = re.search(r"(\.\d+) with the errors of all transcoders kept, (\.\d+) without any", PAGE)
+    assert judged is not None
+    assert re.findall(r"^errors \w+: 0(\S+)$", printed, flags=re.M) == list(judged.groups())
     assert {path.name for path in tmp_path.iterdir()} == {"circuit.html", "circuit.json"}
