@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import FeatureTarget, Graph
+from pullback.attribution.nodes import ATTENTION_FEATURE
 from pullback.causal import mib
 from pullback.causal.ablation import Ablation
 from pullback.causal.circuit import CircuitRunner
@@ -88,12 +89,18 @@ def circuit_faithfulness(
         freeze: "attention" or None.
 
     Raises:
-        ValueError: a mask that does not fit, another choice of errors, a measure that does not depend on the nodes.
+        ValueError: a mask that does not fit, another choice of errors, a measure that does not depend on the nodes, a
+            graph with features of attention.
     """
     if keep.dtype != torch.bool or keep.shape != (graph.n_nodes,):
         raise ValueError(
             f"faithfulness: keep must be a mask [{graph.n_nodes}] of bool over the graph's nodes, got {keep.dtype} "
             f"{list(keep.shape)}"
+        )
+    if bool(graph.of_kind(ATTENTION_FEATURE).any()):
+        raise ValueError(
+            "faithfulness: runs of the model do not ablate features of attention, which this graph has; make it "
+            "without attention_saes"
         )
     measure = margin_of(graph) if measure is None else measure
     judge = Faithfulness(model, sets, graph, measure, errors=errors, ablation=ablation, freeze=freeze, strict=strict)

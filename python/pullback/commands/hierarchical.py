@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pullback.commands.one_target import add_target, must_be_writable, target_of, write
-from pullback.commands.opening import command, model_and_set, open_model, open_set
+from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 if TYPE_CHECKING:
     from pullback.attribution.hierarchical import Attended, Hierarchical
@@ -20,6 +20,7 @@ def add(commands: Any) -> None:
     summary = "find the circuit of a logit or a feature by hierarchical attribution"
     parser = command(commands, "hierarchical", run, summary)
     model_and_set(parser)
+    attention_saes(parser)
     add_arguments(parser)
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--qk takes a number of entries of patterns, 1 or more, got {args.qk}")
     if args.rival and args.qk is None:
         raise ValueError("--rival is for the scores of --qk: give --qk N, too")
-    lens, sets = as_lens(open_model(args.model)), open_set(args)
+    lens, sets, saes = as_lens(open_model(args.model)), open_set(args), open_saes(args)
     found = hierarchical(
         lens,
         sets,
@@ -63,9 +64,10 @@ def run(args: argparse.Namespace) -> None:
         relative=args.relative,
         top=args.top,
         keep_errors=args.keep_errors,
+        attention_saes=saes,
     )
     nodes, edges = found.to_pandas()
-    features = nodes.query("kind == 'feature'")
+    features = nodes.query("kind in ('feature', 'attention_feature')")
     largest = features.assign(size=features["attribution"].abs()).nlargest(20, "size")
     for node in largest.to_dict("records"):
         print(f"{node['attribution']:+.3f}  {node['id']}  at '{node['token']}'")
@@ -73,11 +75,12 @@ def run(args: argparse.Namespace) -> None:
         f"{len(features)} features, {len(nodes)} nodes, {len(edges)} edges; "
         f"leaves reached through them give {found.recovery:.1%} of the target"
     )
-    found = _judged(found, lens, sets, args.target_difference)
+    if saes is None:
+        found = _judged(found, lens, sets, args.target_difference)
     for errors, share in found.faithfulness.items():
         print(f"with all other features at zero and errors {errors}, the model keeps {share:.1%} of it")
     if args.qk is not None:
-        found = found.attention(lens, sets, top=args.qk, rival=args.rival)
+        found = found.attention(lens, sets, top=args.qk, rival=args.rival, attention_saes=saes)
         for one in found.attended:
             print(_said(one, found.graph.meta["str_tokens"]))
     write(found, args.out)

@@ -48,18 +48,22 @@ def test_the_planted_head_and_its_pair_are_on_top(make, text: str, answer: str, 
     assert float((first.qk.query.vectors @ first.qk.key.vectors.T).sum()) == pytest.approx(first.qk.score, abs=1e-9)
 
 
+@pytest.mark.parametrize("with_saes", [False, True])
 @pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-mha-rotary-gated", "llama", "neox-parallel"])
-def test_places_and_what_goes_through_no_head_are_the_circuit(name: str) -> None:
+def test_places_and_what_goes_through_no_head_are_the_circuit(name: str, with_saes: bool) -> None:
     """Every unit that comes into a node is worth the same: summed over edges, places and bypass give all of it."""
     lens = as_lens(models.build(name))
     sets = models.random_set(lens)
-    found = pb.hierarchical(lens, sets, TOKENS, 4, tau=0.05, mode="abs", relative=True)
+    also = {"attention_saes": models.random_saes(lens, layers=[0, 2])} if with_saes else {}
+    found = pb.hierarchical(lens, sets, TOKENS, 4, tau=0.05, mode="abs", relative=True, **also)
+    assert bool(found.graph.of_kind(k.ATTENTION_FEATURE).any()) == with_saes
     graph, ids = found.graph, found.graph.node_ids()
     own = graph.of_kind(k.OWN)[graph.sources.long()]
     worth = (found.attribution[found.kept] * inverses(graph))[graph.rows()]
     edges = [(ids[s], ids[t]) for s, t in zip(graph.sources.tolist(), graph.rows().tolist(), strict=True)]
-    split = pb.head_loadings(lens, sets, TOKENS, [edge for edge, o in zip(edges, own.tolist(), strict=True) if not o])
-    places = attended(lens, sets, found, top=10**6, edges=10**6)
+    named = [edge for edge, is_own in zip(edges, own.tolist(), strict=True) if not is_own]
+    split = pb.head_loadings(lens, sets, TOKENS, named, **also)
+    places = attended(lens, sets, found, top=10**6, edges=10**6, **also)
     carried = sum(one.carried for one in places)
     assert carried + float(split.bypass @ worth[~own]) == pytest.approx(float((graph.weights * worth)[~own].sum()))
     assert [abs(one.carried) for one in places] == sorted((abs(one.carried) for one in places), reverse=True)
@@ -68,9 +72,9 @@ def test_places_and_what_goes_through_no_head_are_the_circuit(name: str) -> None
         assert all(target.endswith(f"_{one.place.query_pos}") for _, target, _ in one.edges)
         assert one.qk.check() <= 1e-12
         assert float((one.qk.query.vectors @ one.qk.key.vectors.T).sum()) == pytest.approx(one.qk.score, abs=1e-9)
-        again = pb.qk_attribution(lens, sets, TOKENS, *one.place)
+        again = pb.qk_attribution(lens, sets, TOKENS, *one.place, **also)
         assert (again.score, again.pattern) == (one.qk.score, one.qk.pattern)
-    for one in attended(lens, sets, found, top=3, rival=True):
+    for one in attended(lens, sets, found, top=3, rival=True, **also):
         row = local_model(lens, sets, TOKENS).trace.layers[one.place.layer].pattern[one.place.head, one.place.query_pos]
         others = [n for n in range(one.place.query_pos + 1) if n != one.place.key_pos]
         if not others:
@@ -80,7 +84,7 @@ def test_places_and_what_goes_through_no_head_are_the_circuit(name: str) -> None
         ratio = float((row[one.place.key_pos] / row[one.qk.against]).log())
         assert one.qk.score == pytest.approx(ratio, abs=1e-5)  # softmax may run in float32
         assert one.qk.check() <= 1e-12
-    few = attended(lens, sets, found, top=2, edges=1)
+    few = attended(lens, sets, found, top=2, edges=1, **also)
     assert [one.place for one in few] == [one.place for one in places[:2]]
     assert [one.edges for one in few] == [one.edges[:1] for one in places[:2]]
 

@@ -97,6 +97,14 @@ def test_what_attention_carries_is_listed_and_written(tmp_path: Path, capsys: py
     assert re.search(r"score [+-][\d.]+ above that of '\w+' \(\d\), of which", capsys.readouterr().out)
 
 
+def test_features_of_attention_are_part_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--target", "austin", *GATE, "--attention-saes", "zoo", "--qk", "2") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^[+-][\d.]+  A\d_\d+_\d  at '", said, flags=re.M)
+    assert said.count("looks at") == 2
+    assert "the model keeps" not in said, "runs of the model do not ablate them"
+
+
 def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--target-feature", "0", "8", "5", "--tau", "0") == 0
     said = capsys.readouterr().out

@@ -69,11 +69,12 @@ def attended(
     rival: bool = False,
     target: Asked = None,
     strict: bool = True,
+    attention_saes: LayeredDictionary | None = None,
 ) -> list[Attended]:
     """The places where attention carries most of a circuit, by size, with the parts of their scores.
 
     Args:
-        model, sets: what the circuit was found with.
+        model, sets, attention_saes: what the circuit was found with.
         top: so many places; edges: so many of each.
         rival: split the score less that of the key which the query attends to most otherwise: what is the same at both
             falls out, and what is left decides between them. Where there is no other key, the score itself.
@@ -86,7 +87,8 @@ def attended(
     if top < 1 or edges < 1:
         raise ValueError(f"attended: top and edges must be at least 1, got {top} and {edges}")
     lens = as_lens(model)
-    local = local_model(lens, sets, lens.to_tokens(circuit.whole.meta["tokens"]), strict=strict)
+    tokens = lens.to_tokens(circuit.whole.meta["tokens"])
+    local = local_model(lens, sets, tokens, strict=strict, attention_saes=attention_saes)
     carried = _carried(lens, local, circuit, target)
     if not carried.edges:
         return []
