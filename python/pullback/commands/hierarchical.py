@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("signed", "abs"), default="signed", help="what is compared with --tau")
     parser.add_argument("--top", type=int, default=None, help="keep so many nodes of a layer, whatever --tau")
     parser.add_argument("--keep-errors", action="store_true", help="keep errors, whatever they carry")
+    parser.add_argument("--standard", action="store_true", help="for comparison: all paths, cut afterwards")
     parser.add_argument(
         "--qk", type=int, default=None, metavar="N", help="list the N entries of patterns that carry most, and why"
     )
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
         relative=args.relative,
         top=args.top,
         keep_errors=args.keep_errors,
+        standard=args.standard,
         attention_saes=saes,
     )
     nodes, edges = found.to_pandas()

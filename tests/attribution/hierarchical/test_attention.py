@@ -48,6 +48,23 @@ def test_the_planted_head_and_its_pair_are_on_top(make, text: str, answer: str, 
     assert float((first.qk.query.vectors @ first.qk.key.vectors.T).sum()) == pytest.approx(first.qk.score, abs=1e-9)
 
 
+@pytest.mark.parametrize(("make", "text", "answer", "place", "pair"), PLANTED[:2])
+def test_with_the_pair_the_circuit_finds_its_way_by_itself(make, text: str, answer: str, place, pair) -> None:
+    """Patterns live: the circuit alone looks elsewhere; with the two features that the score is made of, not."""
+    model = make()
+    tokens, token = model.tokens(f"<bos> {text}"), model.words.index(answer)
+    found = pb.hierarchical(model.lens, model.sets, tokens, token, tau=0.05, relative=True)
+    (query, key, _) = found.attention(model.lens, model.sets, top=1).attended[0].qk.top_pairs(1)[0]
+    more = found.kept.clone()
+    more[found.whole.places([query, key])] = True
+    alone, with_pair = (
+        pb.circuit_faithfulness(model.lens, model.sets, found.whole, keep, measure=pb.Margin(token), freeze=None)
+        for keep in (found.kept, more)
+    )
+    assert alone < 0.5
+    assert with_pair > 0.95
+
+
 @pytest.mark.parametrize("with_saes", [False, True])
 @pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-mha-rotary-gated", "llama", "neox-parallel"])
 def test_places_and_what_goes_through_no_head_are_the_circuit(name: str, with_saes: bool) -> None:

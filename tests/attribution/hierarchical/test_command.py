@@ -69,6 +69,7 @@ def test_differences_features_and_every_way_to_cut(capsys: pytest.CaptureFixture
     signed = features("--target", "austin", "--tau", "0.1")
     assert features("--target", "austin", "--tau", "0.1", "--mode", "abs") > signed
     assert features("--target", "austin", "--top", "2") <= 2 * 4
+    assert features("--target", "austin", *GATE, "--standard") != features("--target", "austin", *GATE)
     assert run("--target", "austin", "--top", "2") == 0
     few = re.search(r"(\d+) nodes", capsys.readouterr().out)
     assert run("--target", "austin", "--top", "2", "--keep-errors") == 0

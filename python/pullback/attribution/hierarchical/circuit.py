@@ -19,6 +19,7 @@ from pullback.attribution.effects import values
 from pullback.attribution.graph import Graph
 from pullback.attribution.hierarchical.attention import Attended, attended
 from pullback.attribution.hierarchical.gates import Gate, gated
+from pullback.attribution.hierarchical.standard import ungated
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
 
@@ -102,6 +103,7 @@ def hierarchical(
     relative: bool = False,
     top: int | None = None,
     keep_errors: bool = False,
+    standard: bool = False,
     **options: Any,
 ) -> Hierarchical:
     """The circuit behind one target of a prompt: a logit, a logit difference, a direction, or a feature.
@@ -112,6 +114,7 @@ def hierarchical(
         target: as one of `attribute`'s `attribution_targets`; None: the likeliest next token.
         tau, mode, relative, top: what is kept, see `Gate`.
         keep_errors: keep error leaves whatever they carry.
+        standard: for comparison, attributions along all paths, cut afterwards: what is kept need not be connected.
         options: further arguments of `attribute`.
 
     Raises:
@@ -120,13 +123,19 @@ def hierarchical(
     gate = Gate(tau, mode, relative, top)
     alone = {"max_n_logits": 1} if target is None else {}
     whole = attribute(model, sets, prompt, attribution_targets=target, **alone, **options)
-    return replace(circuit_of(whole, gate=gate, keep_errors=keep_errors), asked=target)
+    return replace(circuit_of(whole, gate=gate, keep_errors=keep_errors, standard=standard), asked=target)
 
 
 def circuit_of(
-    graph: Graph, target: str | int | None = None, *, gate: Gate | None = None, keep_errors: bool = False
+    graph: Graph,
+    target: str | int | None = None,
+    *,
+    gate: Gate | None = None,
+    keep_errors: bool = False,
+    standard: bool = False,
 ) -> Hierarchical:
     """The circuit of one node of a graph that is there already, by id or number; None: of the one it explains.
+    Otherwise as `hierarchical`.
 
     Raises ValueError where that is not one node with edges into it.
     """
@@ -138,7 +147,7 @@ def circuit_of(
         raise ValueError(f"hierarchical: {graph.node_ids()[t]} has no edges into it; a target must be explained")
     start = torch.zeros(graph.n_nodes, dtype=torch.float64)
     start[t] = values(graph)[t]
-    attribution, through = gated(graph, start, gate or Gate())
+    attribution, through = (ungated if standard else gated)(graph, start, gate or Gate())
     error = graph.of_kind(*k.ERRORS)
     if keep_errors:
         attribution = torch.where(error, through, attribution)
