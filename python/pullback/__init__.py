@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LogitTarget,
         MeanActivations,
         MeanAttribution,
+        ModelAttribution,
         PathGraph,
         Paths,
         Pullback,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         attribute,
         attribute_many,
         attribute_on_devices,
+        attribute_through_model,
         deembed,
         expected_attributions,
         greedy_paths,
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
         score_sheet,
         write_feature_pack,
     )
-    from pullback.lens import Lens, as_lens
+    from pullback.lens import Lens, as_lens, inserted
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
     from pullback.transcoders import (
@@ -113,6 +115,7 @@ __all__ = [
     "Margin",
     "MeanActivations",
     "MeanAttribution",
+    "ModelAttribution",
     "ModelReading",
     "PathGraph",
     "Paths",
@@ -137,6 +140,7 @@ __all__ = [
     "attribute",
     "attribute_many",
     "attribute_on_devices",
+    "attribute_through_model",
     "attribution",
     "causal",
     "dashboard",
@@ -150,6 +154,7 @@ __all__ = [
     "head_loadings",
     "hierarchical",
     "input_attribution",
+    "inserted",
     "interchange",
     "interference",
     "interpret",
@@ -195,6 +200,7 @@ _FROM = {
         "LogitTarget",
         "MeanActivations",
         "MeanAttribution",
+        "ModelAttribution",
         "PathGraph",
         "Paths",
         "Pullback",
@@ -205,6 +211,7 @@ _FROM = {
         "attribute",
         "attribute_many",
         "attribute_on_devices",
+        "attribute_through_model",
         "deembed",
         "expected_attributions",
         "greedy_paths",
@@ -247,7 +254,7 @@ _FROM = {
         "node_scores",
         "steer",
     ),
-    "lens": ("Lens", "as_lens"),
+    "lens": ("Lens", "as_lens", "inserted"),
     "ops": ("SparseActivations",),
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),
     "transcoders": (
