@@ -86,15 +86,21 @@ def test_the_authors_example(method: str, tau: float, m1: list[float], m2: list[
     assert not any(found.leaves["error", layer].any() for layer in range(2))
 
 
-@pytest.mark.parametrize("saes", [False, True])
 @pytest.mark.parametrize("name", models.ALL)
-def test_leaves_sum_to_the_target(name: str, saes: bool) -> None:
+def test_leaves_sum_to_the_target(name: str) -> None:
     lens = as_lens(models.build(name))
-    found = through(lens, saes=saes, method="standard")
+    found = through(lens, saes=True, method="standard")
     assert found.recovery == pytest.approx(1, abs=1e-10)
-    assert float(found.leaves["error", 0].abs().min()) > 0, "random dictionaries must leave errors"
-    without_gates = through(lens, saes=saes, tau=-math.inf)
-    assert torch.equal(without_gates.attribution, found.attribution)
+    for kind in ("error", "attention error"):
+        assert float(found.leaves[kind, 0].abs().max()) > 0, "random dictionaries must leave errors"
+
+
+@pytest.mark.parametrize("name", WIRINGS)
+def test_a_gate_that_cuts_nothing_is_none(name: str) -> None:
+    lens = as_lens(models.build(name))
+    found, standard = through(lens, saes=True, tau=-math.inf), through(lens, saes=True, method="standard")
+    assert torch.equal(found.attribution, standard.attribution)
+    assert found.recovery == standard.recovery
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -177,7 +183,7 @@ def test_direct_and_total_effects_agree(name: str) -> None:
     assert torch.allclose(direct.attribution, A[-1, :-1], rtol=1e-9, atol=1e-12)
     for layer in range(3):
         features = found.nodes[f"blocks.{layer}.hook_attn_out"]
-        assert float(features.attribution[features.index[:, 0] == 4].abs().min()) > 0
+        assert float(features.attribution[features.places[:, 0] == 4].abs().min()) > 0
 
 
 def test_edges_of_a_circuit_are_between_what_is_kept() -> None:
@@ -212,7 +218,7 @@ def test_scores_are_nodes_of_their_own(name: str) -> None:
     scores = found.nodes["blocks.2.attn.hook_attn_scores"]
     pattern = pb.lens.trace(lens, tokens_of(5)).layers[2].pattern
     T, n_heads = 5, lens.n_heads
-    assert len(scores.index) == n_heads * T * (T + 1) // 2
+    assert len(scores.places) == n_heads * T * (T + 1) // 2
     written = lens.record(tokens_of(5)[None], ["blocks.2.hook_mlp_out", "ln_final.hook_scale"])[1]
 
     def logit(moved: Tensor) -> Tensor:

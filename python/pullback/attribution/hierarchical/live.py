@@ -23,7 +23,7 @@ class Node(NamedTuple):
     Gates stand at `values`, so that a target that is a node itself, taken from `read`, is not gated.
     """
 
-    index: Tensor  # Int64[Tensor, 'n 2'], (position, feature); of scores Int64[Tensor, 'n 3'], (head, to, from)
+    places: Tensor  # Int64[Tensor, 'n 2'], (position, feature); of scores Int64[Tensor, 'n 3'], (head, to, from)
     values: Tensor  # (n), what the model goes on with
     read: Tensor  # (n), the same numbers, as functions of what lies below
 

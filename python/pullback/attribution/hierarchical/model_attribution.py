@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Candidates(NamedTuple):
     """The candidates at one site: features that are active, scores that the mask lets through."""
 
-    index: Tensor  # Int64[Tensor, 'n 2'], (position, feature); of scores Int64[Tensor, 'n 3'], (head, to, from)
+    places: Tensor  # Int64[Tensor, 'n 2'], (position, feature); of scores Int64[Tensor, 'n 3'], (head, to, from)
     value: Tensor  # (n)
     attribution: Tensor  # (n), 0 where it was cut
 
@@ -61,7 +61,7 @@ class ModelAttribution:
     @staticmethod
     def of(live: LivePass, value: float, found: Attributions) -> ModelAttribution:
         nodes = {
-            site: Candidates(node.index, node.values.detach(), found.nodes[site]) for site, node in live.nodes.items()
+            site: Candidates(node.places, node.values.detach(), found.nodes[site]) for site, node in live.nodes.items()
         }
         t = live.trace
         return ModelAttribution(t.tokens, t.str_tokens, value, nodes, found.own, found.leaves, float(found.rest))
@@ -98,17 +98,17 @@ class ModelAttribution:
         ids = [*nodes["id"], "target"]
         for end in columns[:2]:
             edges[end] = [ids[n] for n in edges[end]]
-        kept = nodes[self.kept.cpu().numpy()]
-        return kept.sort_values("attribution", key=abs, ascending=False, ignore_index=True), edges
+        largest = self.attribution.abs().argsort(descending=True, stable=True)[: int(self.kept.sum())]
+        return nodes.iloc[largest.tolist()].reset_index(drop=True), edges
 
     def _described(self, site: str, found: Candidates) -> list[tuple[str, str, int, int]]:
         """id, kind, layer, position"""
         layer = int(site.split(".")[1])
-        if found.index.shape[1] == 3:
-            places = found.index.tolist()
+        if found.places.shape[1] == 3:
+            places = found.places.tolist()
             return [(f"{layer}_score_{head}_{src}_{dst}", "score", layer, dst) for head, dst, src in places]
         kind, prefix = ("attention feature", "A") if site.endswith("hook_attn_out") else ("feature", "")
-        places = found.index.tolist()
+        places = found.places.tolist()
         return [(prefix + node_id(k.FEATURE, layer, pos, f), kind, layer, pos) for pos, f in places]
 
     def _leaf_id(self, kind: str, layer: int, pos: int) -> str:
