@@ -91,7 +91,7 @@ def test_leaves_sum_to_the_target(name: str) -> None:
     lens = as_lens(models.build(name))
     found = through(lens, saes=True, method="standard")
     assert found.recovery == pytest.approx(1, abs=1e-10)
-    for kind in ("error", "attention error"):
+    for kind in ("error", "attention_error"):
         assert float(found.leaves[kind, 0].abs().max()) > 0, "random dictionaries must leave errors"
 
 
@@ -128,26 +128,37 @@ def test_leaves_sum_whatever_the_dictionaries(dictionary: str) -> None:
 def asked(lens: Lens, what: str) -> Any:
     if what == "logit":
         return TOKEN
-    graph = pb.attribute(lens, models.random_set(lens), tokens_of(5), attribution_targets=TOKEN)
-    here = graph.of_kind(k.FEATURE) & (graph.nodes.layer == 2) & (graph.nodes.pos == 4)
+    graph = linear(lens, TOKEN)
+    kind = k.ATTENTION_FEATURE if what == "attention feature" else k.FEATURE
+    here = graph.of_kind(kind) & (graph.nodes.layer == 2) & (graph.nodes.pos == 4)
     feature = graph.nodes.feature[here][graph.nodes.activation[here].argmax()]
-    return pb.FeatureTarget(2, 4, int(feature))
+    return pb.FeatureTarget(2, 4, int(feature), attention=kind == k.ATTENTION_FEATURE)
+
+
+def linear(lens: Lens, target: Any, *, saes: bool = True) -> pb.Graph:
+    """What the linear engine says of what `through` is asked."""
+    of_attention = models.random_saes(lens) if saes else None
+    sets = models.random_set(lens)
+    return pb.attribute(lens, sets, tokens_of(5), attribution_targets=target, attention_saes=of_attention)
 
 
 @pytest.mark.parametrize(
-    "gate", [Gate(-math.inf), Gate(0.0), Gate(0.05), Gate(0.3, "abs"), Gate(0.01, relative=True), Gate(top=3)]
+    "gate", [Gate(-math.inf), Gate(0.0), Gate(0.05), Gate(0.3, "abs"), Gate(0.01, relative=True), Gate({1: 0.1})]
 )
-@pytest.mark.parametrize("what", ["logit", "feature"])
+@pytest.mark.parametrize(
+    ("what", "saes"), [("logit", False), ("feature", False), ("logit", True), ("attention feature", True)]
+)
 @pytest.mark.parametrize("name", WIRINGS)
-def test_equals_the_linear_engine_node_for_node(name: str, what: str, gate: Gate) -> None:
+def test_equals_the_linear_engine_node_for_node(name: str, what: str, saes: bool, gate: Gate) -> None:
     lens = as_lens(models.build(name))
     target = asked(lens, what)
-    found = through(lens, target, tau=gate.tau, mode=gate.mode, relative=gate.relative, top=gate.top)
-    graph = pb.attribute(lens, models.random_set(lens), tokens_of(5), attribution_targets=target)
+    found = through(lens, target, saes=saes, tau=gate.tau, mode=gate.mode, relative=gate.relative)
+    graph = linear(lens, target, saes=saes)
     t = int(graph.explained.nonzero()[0])
-    linear, through_kept = gated(graph, at(graph, t), gate)
+    nodes_of_graph, leaves_of_graph = gated(graph, at(graph, t), gate)
     ids, leaf = graph.node_ids(), graph.indptr.diff() == 0
-    theirs = {ids[n]: float(v) for n, v in enumerate(torch.where(leaf, through_kept, linear)) if float(v) and n != t}
+    attributions = torch.where(leaf, leaves_of_graph, nodes_of_graph)
+    theirs = {ids[n]: float(v) for n, v in enumerate(attributions) if float(v) and n != t}
     nodes, _ = found.to_pandas()
     ours = dict(zip(nodes["id"], nodes["attribution"], strict=True))
     scale = max(map(abs, theirs.values()))
@@ -156,6 +167,11 @@ def test_equals_the_linear_engine_node_for_node(name: str, what: str, gate: Gate
         assert abs(ours.get(name_of, 0.0) - theirs.get(name_of, 0.0)) <= 1e-9 * scale, name_of
     own = sum(v for i, v in theirs.items() if i.startswith("own"))
     assert float(sum(part.sum() for part in found.own.values())) + found.rest == pytest.approx(own, abs=1e-9 * scale)
+
+
+def test_a_few_of_each_site_can_be_kept() -> None:
+    found = through(as_lens(models.build(WIRINGS[0])), saes=True, top=3)
+    assert {int((c.attribution != 0).sum()) for c in found.nodes.values()} == {3}
 
 
 def matrix(found: ModelAttribution) -> tuple[Tensor, Tensor]:
@@ -265,12 +281,7 @@ def test_a_target_may_be_any_function() -> None:
         return run.at[site][2] @ vector
 
     found = through(lens, probe, sites=[site], method="standard")
-    theirs = pb.attribute(
-        lens,
-        models.random_set(lens),
-        tokens_of(5),
-        attribution_targets=pb.DirectionTarget(vector, site, position=2),
-    )
+    theirs = linear(lens, pb.DirectionTarget(vector, site, position=2), saes=False)
     assert found.value == pytest.approx(float(theirs.nodes.preactivation[theirs.explained][0]))
     total = dict(zip(theirs.node_ids(), theirs.total_effects().total[0].tolist(), strict=True))
     nodes, _ = found.to_pandas()
@@ -289,6 +300,7 @@ def test_a_target_may_be_any_function() -> None:
         ({"target": [1, 2]}, "one target at a time"),
         ({"target": pb.LogitTarget(3, position=9)}, "position 9 lies outside"),
         ({"target": pb.FeatureTarget(7, 0, 0)}, "no transcoder of layer 7"),
+        ({"target": pb.FeatureTarget(1, 0, 0, attention=True)}, "no autoencoder of layer 1"),
         ({"target": pb.DirectionTarget(torch.ones(16))}, "explained by a function"),
         ({"target": lambda run: run.logits}, "gives one number with a gradient"),
         ({"target": lambda run: 3.0}, "gives one number with a gradient"),

@@ -110,12 +110,12 @@ class Backward:
         """{leaf: (where its gradient is, what is written there whatever the stream holds (T, d))}"""
         found: dict[LeafName, tuple[tuple[str, str], Tensor]] = {}
         for i, layer in enumerate(self.live.trace.layers):
-            found["attn bias", i] = ("attention", f"{i}"), layer.attn_constant
+            found["attn_bias", i] = ("attention", f"{i}"), layer.attn_constant
         for site, (i, sets) in self.saes.items():
-            found["attn bias", i] = ("leaf", site), sets.b_dec(i)
+            found["attn_bias", i] = ("leaf", site), sets.b_dec(i)
         for site, (i, sets) in self.transcoders.items():
             W_skip, read_bias = sets.skip(i), self.live.trace.layers[i].read_bias(sets.hook_in(i))
-            found["mlp bias", i] = ("leaf", site), sets.b_dec(i) + (0 if W_skip is None else read_bias @ W_skip.T)
+            found["mlp_bias", i] = ("leaf", site), sets.b_dec(i) + (0 if W_skip is None else read_bias @ W_skip.T)
         return found
 
     @cached_property
@@ -129,7 +129,7 @@ class Backward:
         """What the leaf at each site is."""
         names: dict[str, LeafName] = {"hook_embed": ("embedding", -1), "hook_pos_embed": ("position", -1)}
         for site in self.live.inserted.leaves.keys() - names:
-            names[site] = "attention error" if site in self.saes else "error", int(site.split(".")[1])
+            names[site] = "attention_error" if site in self.saes else "error", int(site.split(".")[1])
         return names
 
     def _leaves(self, at: dict[tuple[str, str], Tensor]) -> dict[LeafName, Tensor]:

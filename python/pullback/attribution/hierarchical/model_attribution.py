@@ -43,8 +43,8 @@ class ModelAttribution:
         value: the number.
         nodes: candidates by site, such as "blocks.2.hook_mlp_out".
         own: {site of features: (n)}, what the biases of each feature contribute through it.
-        leaves: {(kind, layer): (T)}, of kinds "embedding", "position", "error", "attention error", "mlp bias" and
-            "attn bias".
+        leaves: {(kind, layer): (T)}, of kinds "embedding", "position", "error", "attention_error", "mlp_bias" and
+            "attn_bias".
         rest: what the target's own biases contribute.
         edges: direct effects between kept nodes, where they were asked for.
     """
@@ -103,19 +103,15 @@ class ModelAttribution:
 
     def _described(self, site: str, found: Candidates) -> list[tuple[str, str, int, int]]:
         """id, kind, layer, position"""
-        layer = int(site.split(".")[1])
+        layer, places = int(site.split(".")[1]), found.places.tolist()
         if found.places.shape[1] == 3:
-            places = found.places.tolist()
             return [(f"{layer}_score_{head}_{src}_{dst}", "score", layer, dst) for head, dst, src in places]
-        kind, prefix = ("attention feature", "A") if site.endswith("hook_attn_out") else ("feature", "")
-        places = found.places.tolist()
-        return [(prefix + node_id(k.FEATURE, layer, pos, f), kind, layer, pos) for pos, f in places]
+        kind = k.ATTENTION_FEATURE if site.endswith("hook_attn_out") else k.FEATURE
+        return [(node_id(kind, layer, pos, f), k.KINDS[kind], layer, pos) for pos, f in places]
 
     def _leaf_id(self, kind: str, layer: int, pos: int) -> str:
         if kind == "embedding":
             return node_id(k.EMBEDDING, layer, pos, int(self.tokens[pos]))
-        if kind == "position":
-            return node_id(k.POSITION, layer, pos, -1)
-        if kind.endswith("bias"):
-            return node_id(k.BIAS, layer, pos, k.BIAS_KINDS.index(kind.split()[0]))
-        return ("A" if kind == "attention error" else "") + node_id(k.FEATURE, layer, pos, -1)
+        if kind.endswith("_bias"):
+            return node_id(k.BIAS, layer, pos, k.BIAS_KINDS.index(kind.removesuffix("_bias")))
+        return node_id(k.KINDS.index(kind), layer, pos, -1)

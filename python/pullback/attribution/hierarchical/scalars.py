@@ -57,9 +57,10 @@ def _combined(live: LivePass, position: int | None, ids: list[int], coefficients
 
 
 def _feature(live: LivePass, target: FeatureTarget) -> Tensor:
-    sets = live.inserted.transcoders
+    run = live.inserted
+    sets, what = (run.attention_saes, "autoencoder") if target.attention else (run.transcoders, "transcoder")
     if sets is None or target.layer not in sets:
-        raise ValueError(f"through the model: {target!r}: there is no transcoder of layer {target.layer}")
+        raise ValueError(f"through the model: {target!r}: there is no {what} of layer {target.layer}")
     site = live.lens.sites(sets, [target.layer])[target.layer][1]
     return live.features[site].at(_position(live, target.position), target.feature)
 
