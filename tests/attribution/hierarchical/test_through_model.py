@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 import pullback as pb
+from pullback import zoo
 from pullback.attribution import nodes as k
 from pullback.attribution.hierarchical import Gate, LivePass, ModelAttribution
 from pullback.attribution.hierarchical.gates import gated
@@ -310,3 +313,47 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], sentence: str) 
     lens = as_lens(models.build(WIRINGS[0]))
     with pytest.raises(ValueError, match=sentence):
         through(lens, **options)
+
+
+def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the section of docs/HIERARCHICAL.md."""
+    page = (Path(__file__).parents[3] / "docs" / "HIERARCHICAL.md").read_text(encoding="utf-8")
+    section = page.split("## Through the model itself")[1]
+    model, sets = zoo.load("tiny-mix"), zoo.transcoders("tiny-mix")
+    prompt = "the capital of the state containing dallas is"
+    names: dict[str, Any] = {"pb": pb, "model": model, "sets": sets, "prompt": prompt}
+    for example in re.findall(r"```python\n(.*?)```", section, flags=re.S):
+        exec(compile(example, "HIERARCHICAL.md", "exec"), names)
+    said = re.search(r"It prints `(.*)`", section)
+    assert said is not None
+    assert capsys.readouterr().out == said[1] + "\n"
+    attribution, whole = (
+        names["attribution"],
+        pb.attribute_through_model(
+            model,
+            prompt,
+            lambda run: run.logits[-1, names["austin"]],
+            transcoders=sets,
+            attention_saes=zoo.saes("tiny-mix"),
+            method="standard",
+        ),
+    )
+    assert torch.allclose(attribution, whole.nodes["blocks.2.hook_attn_out"].attribution, rtol=1e-4, atol=1e-5)
+
+
+def test_the_zoo_through_the_model_is_the_zoo_on_graphs() -> None:
+    model, sets, saes = (make("tiny-mix", dtype=torch.float64) for make in (zoo.load, zoo.transcoders, zoo.saes))
+    prompt = "the capital of the state containing dallas is"
+    options: dict[str, Any] = {"attention_saes": saes, "tau": 0.02, "relative": True}
+    found = pb.attribute_through_model(model, prompt, "austin", transcoders=sets, **options)
+    on_graph = pb.hierarchical(model, sets, prompt, "austin", **options)
+    assert found.recovery == pytest.approx(on_graph.recovery, abs=1e-9)
+    nodes, _ = found.to_pandas()
+    theirs, _ = on_graph.to_pandas()
+    for kind in ("feature", "attention_feature"):
+        one, other = (
+            dict(table.loc[table["kind"] == kind, ["id", "attribution"]].itertuples(index=False))
+            for table in (nodes, theirs)
+        )
+        assert len(one) > 10
+        assert one == pytest.approx(other, abs=1e-9)
