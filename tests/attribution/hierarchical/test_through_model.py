@@ -357,3 +357,8 @@ def test_the_zoo_through_the_model_is_the_zoo_on_graphs() -> None:
         )
         assert len(one) > 10
         assert one == pytest.approx(other, abs=1e-9)
+
+
+def test_models_in_16_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="need float32 or float64"):
+        through(as_lens(models.build(WIRINGS[0], torch.bfloat16)))

@@ -68,11 +68,13 @@ def attribute_through_model(
 
     Raises:
         ValueError: an unknown method or mode, a layer or a target that there is not, a target function that gives no
-            scalar, dictionaries of another kind or model, or a model whose contributions do not add up.
+            scalar, dictionaries of another kind or model, a model in 16 bits, or one whose contributions do not add up.
     """
     if method not in METHODS:
         raise ValueError(f"through the model: method must be one of {', '.join(METHODS)}, got {method!r}")
     lens = as_lens(model)
+    if lens.dtype not in CHECK_TOLERANCE:
+        raise ValueError(f"through the model: gradients need float32 or float64, got {lens.dtype}; use hierarchical")
     for sets in (transcoders, attention_saes):
         if sets is not None:
             lens.check(sets, strict=strict)
@@ -113,7 +115,7 @@ def _must_add_up(lens: Lens, value: float, found: Attributions, *, direct: bool)
     """What is not frozen or not linear shows in the sum."""
     parts = torch.cat([*found.ends(), *(found.nodes.values() if direct else ())])
     error = float((value - parts.sum()).abs() / parts.abs().sum().clamp(min=1))
-    allowed = CHECK_TOLERANCE.get(lens.dtype, 5e-2)
+    allowed = CHECK_TOLERANCE[lens.dtype]
     if not error <= allowed:
         raise ValueError(
             f"through the model: contributions miss the target by {error:.1e} of their size (allowed {allowed:.0e} in "
