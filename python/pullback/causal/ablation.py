@@ -86,6 +86,10 @@ class Ablation:
         local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
         return Ablation("resample", local.acts, dict(enumerate(local.errors)), local.trace.embed)
 
+    def without_errors(self) -> Ablation:
+        """The same, with 0 for errors."""
+        return replace(self, errors={i: torch.zeros_like(e) for i, e in self.errors.items()})
+
     def must_fit(self, T: int) -> None:
         """Raises ValueError for values of a prompt of another length."""
         if self.embed.shape[0] not in (1, T):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.attribution import Graph
+from pullback.attribution import FeatureTarget, Graph
 from pullback.attribution.local import LocalModel, local_model
 from pullback.causal.ablation import Ablation
+from pullback.causal.margin import Margin
 from pullback.causal.nodes import NodeSet
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
@@ -63,12 +64,35 @@ class CircuitRunner:
 
     def logits(self, keep: Tensor) -> Tensor:
         """(T, V), with the nodes of a mask (n) of bool kept."""
+        return self._run(keep)[0]
+
+    def measured(self, measure: Margin | FeatureTarget, keep: Tensor) -> float:
+        """A margin, or the pre-activation of a feature, with the nodes of a mask (n) of bool kept."""
+        logits, read = self._run(keep)
+        return float(measure(logits)) if isinstance(measure, Margin) else self._preactivation(measure, read)
+
+    def unchanged(self, measure: Margin | FeatureTarget) -> float:
+        """The same of the unchanged run. Raises ValueError for a feature that there is not."""
+        if isinstance(measure, Margin):
+            return float(measure(self.lens.capped(self.local.trace.logits)))
+        read = {i: self.local.trace.layers[i].read(self.local.sets.hook_in(i)) for i in self.local.sets.layers}
+        return self._preactivation(measure, read)
+
+    def _run(self, keep: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits (T, V), and what each transcoder read, {layer: (T, d)}."""
         if keep.shape != (len(self.nodes),) or keep.dtype != torch.bool:
             raise ValueError(
                 f"circuits: keep must be a mask [{len(self.nodes)}] of bool, got {keep.dtype} {list(keep.shape)}"
             )
-        edits = _Ablated(self.lens, self.local, self.nodes, keep, self.ablation).edits()
-        return frozen_run(self.lens, self.local.trace.tokens, self.local.trace, self.hold, edits, [])[0]
+        ablated = _Ablated(self.lens, self.local, self.nodes, keep, self.ablation)
+        trace = self.local.trace
+        return frozen_run(self.lens, trace.tokens, trace, self.hold, ablated.edits(), [])[0], ablated.read
+
+    def _preactivation(self, feature: FeatureTarget, read: dict[int, Tensor]) -> float:
+        position = feature.position + self.local.n_pos * (feature.position < 0)
+        place = NodeSet(*(torch.tensor([n]) for n in (feature.layer, position, feature.feature)))
+        place.must_fit(self.local)
+        return float(self.local.sets[feature.layer].preactivations(read[feature.layer], place.pos, place.feature)[0])
 
 
 class _Ablated:

@@ -91,11 +91,7 @@ class Inserted:
         edits = [(site, partial(self._leaf, site)) for site in leaves]
         if "patterns" in self.detach:
             edits += [(f"blocks.{i}.attn.hook_pattern", partial(self._pattern, i)) for i in layers]
-        if "norms" in self.detach:
-            # clone: a new tensor is what makes the bridge compute on with it
-            edits += [(name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(self.lens.model)]
-        else:
-            edits += self.lens.exact_edits
+        edits += rec.detached_norms(self.lens.model) if "norms" in self.detach else self.lens.exact_edits
         edits += [(f"blocks.{i}.hook_attn_out", partial(self._attended, i)) for i in layers]
         return [*edits, *at_attention, *at_mlps]
 

@@ -221,14 +221,27 @@ def _shares(shares: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+REST = {"zero": "at zero", "mean": "at its mean over the prompts that features are chosen on"}
+ERRORS = {
+    "nodes": "errors of transcoders are nodes as features are",
+    "kept": "features are nodes, and errors of transcoders stay",
+    "dropped": "features are nodes, and errors of transcoders go from every circuit, that of all features too",
+}
+
+
 def _circuits(report: dict[str, Any]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {
             "text": "Single prompts. Each token's share of the margin is what its embedding, errors and "
-            "biases contribute along all paths of the attribution graph; the curves are of circuits of the best nodes, "
-            "everything else at zero: 1 like the whole model, 0 like none of it."
+            "biases contribute along all paths of the attribution graph."
         }
     ]
+    if report["circuits"]:
+        of = report["circuits"][0]["faithfulness"]
+        parts[0]["text"] += (
+            f" The curves are of circuits of the best nodes, everything else {REST[of['ablation']]}: 1 like the whole "
+            f"model, 0 like the empty circuit; {ERRORS[of['errors']]}."
+        )
     for one in report["circuits"]:
         parts.append({"heading": f"{one['pair'][0].strip()} against {one['pair'][1].strip()}"})
         parts.append({"tokens": list(zip(one["tokens"], one["token_shares"], strict=True))})

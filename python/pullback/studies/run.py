@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_save
-from pullback.causal import NodeSet
+from pullback.causal import Ablation
+from pullback.causal.faithful import ERRORS
 from pullback.lens import Lens, as_lens
 from pullback.studies import page
 from pullback.studies.behaviours import GreaterThan, open_behaviour
@@ -22,13 +23,16 @@ from pullback.studies.greater_than import study_years
 from pullback.studies.shares import Shares, curves_of, direct_shares, graph_of, token_shares
 from pullback.transcoders import LayeredDictionary
 
+ABLATIONS = ("zero", "mean")
 GOAL = 0.85  # on the prompts that say how many: room for what is found on others
 
 
 @dataclass(frozen=True)
 class Options:
     """n: prompts to test. examples: prompts whose graph is made. draws: of random features. layer: of greater-than's
-    curve; None: the one whose MLP matters most to it."""
+    curve; None: the one whose MLP matters most to it. ablation, errors: of faithfulness curves; what is not in a
+    circuit becomes "zero", or its "mean" over the prompts that features are chosen on; errors as of
+    `faithfulness_curves`."""
 
     n: int = 64
     examples: int = 2
@@ -36,6 +40,13 @@ class Options:
     seed: int = 0
     layer: int | None = None
     reference: bool = False
+    ablation: str = "zero"
+    errors: str = "nodes"
+
+    def __post_init__(self) -> None:
+        for name, known in (("ablation", ABLATIONS), ("errors", ERRORS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"study: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def run_study(
@@ -84,7 +95,11 @@ def run_study(
         say(sentence(found))
         report["checks"].append(asdict(found) | {"holds": found.holds, "cards": cards(lens, given, found.features)})
     report["shares"] = share_table(direct_shares(lens, sets, parts.test))
-    report["circuits"] = [circuit(lens, sets, parts, row) for row in range(min(options.examples, len(parts.test)))]
+    ablation = _ablation(options.ablation, lens, sets, parts)
+    report["circuits"] = [
+        circuit(lens, sets, parts, row, ablation, options.errors)
+        for row in range(min(options.examples, len(parts.test)))
+    ]
     report["seconds"] = round(time.perf_counter() - start, 1)
     if out is not None:
         folder = Path(out)
@@ -131,16 +146,25 @@ def share_table(shares: Shares) -> dict[str, Any]:
     }
 
 
-def circuit(lens: Lens, sets: LayeredDictionary, parts: Split, row: int) -> dict[str, Any]:
+def _ablation(kind: str, lens: Lens, sets: LayeredDictionary, parts: Split) -> Ablation:
+    if kind == "zero":
+        return Ablation.zero(lens, sets)
+    return Ablation.mean(lens, sets, [parts.choose.row(n) for n in range(len(parts.choose))])
+
+
+def circuit(
+    lens: Lens, sets: LayeredDictionary, parts: Split, row: int, ablation: Ablation, errors: str
+) -> dict[str, Any]:
     """One prompt's graph: shares of its tokens, and what growing circuits carry."""
     graph = graph_of(lens, sets, parts.test, row)
     pair = parts.test.pair(row)
+    curves = curves_of(lens, sets, graph, pair, ablation, errors)
     return {
         "tokens": graph.meta["str_tokens"],
         "token_shares": token_shares(graph),
         "nodes": graph.n_nodes,
         "edges": graph.n_edges,
-        "faithfulness_nodes": len(NodeSet.of(graph)),
+        "faithfulness_nodes": max(curves.curves["hierarchical"]["signed"].n_nodes),
         "pair": [lens.to_str_tokens(parts.test.wanted.new_tensor([t]).long())[0] for t in pair],
-        "faithfulness": curves_of(lens, sets, graph, pair).to_dict(),
+        "faithfulness": curves.to_dict(),
     }

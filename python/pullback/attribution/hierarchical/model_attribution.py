@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,9 +79,10 @@ class ModelAttribution:
 
     @property
     def recovery(self) -> float:
-        """The share of the target that biases and leaves give it, through kept nodes; 1 where nothing is cut."""
-        parts = [*self.own.values(), *self.leaves.values()]
-        return (float(sum(part.sum() for part in parts)) + self.rest) / self.value
+        """The share of the target that biases and leaves give it, through kept nodes; 1 where nothing is cut and the
+        target is linear. Of direct effects: the share that comes through no node. NaN of a target of 0."""
+        ends = torch.cat([*self.own.values(), *self.leaves.values()]).sum()
+        return (float(ends) + self.rest) / self.value if self.value else math.nan
 
     def to_pandas(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(nodes, edges): what is kept, largest first, with ids as of graphs, of scores `{l}_score_{head}_{from}_{to}`;

@@ -59,8 +59,8 @@ def attribute_through_model(
         method: "hierarchical" cuts every candidate that carries too little, as the gradient comes to it, and so all
             that goes through it; "standard" cuts nothing: total effects; "direct" detaches every candidate from those
             below.
-        tau, mode, relative, top: of the gate, see `Gate`; tau may be given by layer or by site, where a name of a site
-            goes first, and what has none keeps all.
+        tau, mode, relative, top: of the gate, see `Gate`; `top` is of each site, and tau may be given by layer or by
+            site, where the site goes first, and what has none keeps all.
         edges: find the direct effects on the target and on each kept candidate too, a backward pass for each.
         sites: hooks whose activations a target function reads, as `run.at[site]`.
         strict: False accepts dictionaries of a fine-tuned sibling.
@@ -90,10 +90,10 @@ def attribute_through_model(
     live = run(cut=method == "direct")
     backward, scalar = Backward(live), scalar_of(live, target)
     value, found = float(scalar.detach()), backward(scalar)
-    if not (layers or callable(target)):
+    if not (layers or callable(target)):  # these are linear in what is frozen, and a function need not be
         _must_add_up(lens, value, found, direct=method == "direct")
     if method == "hierarchical":
-        found = backward(scalar, _gates(gate, tau, value))
+        found = backward(scalar, _keeps(gate, tau, value))
     result = ModelAttribution.of(live, value, found)
     if not edges:
         return result
@@ -101,12 +101,11 @@ def attribute_through_model(
     return replace(result, edges=_edges(between, scalar_of(between, target), result.kept, verbose))
 
 
-def _gates(gate: Gate, tau: float | Mapping[int | str, float], target: float) -> Keeps:
+def _keeps(gate: Gate, tau: float | Mapping[int | str, float], target: float) -> Keeps:
     def keeps(site: str, attribution: Tensor) -> Tensor:
         layer = int(site.split(".")[1])
         own = tau.get(site, tau.get(layer, -math.inf)) if isinstance(tau, Mapping) else tau
-        chosen = Gate(own, gate.mode, gate.relative, gate.top)
-        return chosen.keeps(attribution, layer, target)
+        return replace(gate, tau=own).keeps(attribution, layer, target)
 
     return keeps
 
