@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
-
 if TYPE_CHECKING:
     from pullback import attribution, causal, interpret, lens, ops, studies, training, transcoders, viz, zoo
     from pullback.attribution import (
