@@ -126,6 +126,20 @@ class Dictionaries:
             total.view(-1).index_add_(0, where, (acts.values * along).to(total))
 
 
+def places(acts: SparseActivations) -> Tensor:
+    """Row and feature of every entry as one number, (nnz)."""
+    return acts.rows() * acts.n_features + acts.indices
+
+
+def listed(chosen: Mapping[int, Tensor]) -> Drop:
+    """Ablates chosen places, by the start of their site, where something is active."""
+
+    def drop(site: Site, acts: SparseActivations) -> Tensor:
+        return torch.isin(places(acts), chosen[site.start])
+
+    return drop
+
+
 def by_group(groups: Tensor, T: int, chosen: Tensor) -> Drop:
     """Ablates, wherever they are active, the features chosen (K, n) for the group (N) of each prompt of T tokens."""
 
