@@ -25,6 +25,11 @@ def test_one_command_writes_a_page_and_its_figures(
     assert check["dropped"] > 0.6
     assert len(check["control"]) == 2
     assert check["cards"][0]["writes"]
+    assert check["spared"] == pytest.approx(sum(check["control"]) / 2)
+    circuit = report["circuits"][0]["circuit"]
+    assert circuit["features"][0]["share"] == max(f["share"] for f in circuit["features"])
+    assert len(circuit["heads"]) == 16
+    assert report["circuits"][0]["check"]["drawn"] == 1
     assert sum(report["circuits"][0]["token_shares"]) == pytest.approx(1, abs=1e-3)
     page = (tmp_path / f"{name}.html").read_text()
     headings = ["Prompts", "Causal check", "Heads and layers", "Circuits of single prompts", "What falls short"]
