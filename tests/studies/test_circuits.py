@@ -21,6 +21,7 @@ from pullback.studies import (
     split,
     typical,
 )
+from pullback.studies.circuits import readers
 from tests.studies.capitals import Capitals
 
 
@@ -81,3 +82,22 @@ def test_typical_prompts_have_different_keys_and_margins_near_the_mean() -> None
     assert len({prompts.keys[row] for row in rows}) == 5
     assert float(far[rows].max()) <= float(far.median())
     assert len(typical(lens, prompts, 99)) == len(set(prompts.keys))
+
+
+def test_a_feature_reads_through_the_head_that_brings_most() -> None:
+    lens, sets = pb.as_lens(pb.zoo.load("tiny-mix")), pb.zoo.transcoders("tiny-mix")
+    prompts = split(IndirectObjects(lens), lens.d_vocab, 8).test
+    graph = graph_of(lens, sets, prompts, 0)
+    circuit = margin_circuit(graph)
+    through = readers(lens, sets, circuit)
+    last = int(prompts.at[0])
+    moved = {place: head for place, head in through.items() if place[1] == last}
+    assert moved, "names come to the last token through heads"
+    assert {place[0] for place in through} == {0}
+    assert set(through) <= set(feature_shares(circuit))
+    place, head = next(iter(moved.items()))
+    kept = [s for s, k in zip(graph.node_ids(), circuit.kept.tolist(), strict=True) if k and s[0] in "E0"]
+    name = f"0_{place[2]}_{place[1]}"
+    edges = [(s, name) for s in kept if s.startswith("E") or "bias_attn" in s]
+    sums = pb.head_loadings(lens, sets, prompts.row(0), edges).heads[:, 0].sum(0)
+    assert head == (0, int(sums.argmax()))

@@ -83,6 +83,27 @@ def head_shares(
     return {divmod(place, lens.n_heads): float(carried.flatten()[place]) for place in order}
 
 
+@torch.no_grad()
+def readers(lens: Lens, sets: LayeredDictionary, circuit: Hierarchical) -> dict[Place, tuple[int, int]]:
+    """Of features of layer 0 in a circuit, the head that brings most of what kept nodes give them; without those that
+    get more from their own position."""
+    graph = circuit.graph
+    names, n = graph.node_ids(), graph.nodes
+    first = (graph.of_kind(FEATURE) & (n.layer == 0))[graph.rows()] & ~graph.of_kind(OWN)[graph.sources.long()]
+    targets, sources = graph.rows()[first].tolist(), graph.sources[first].tolist()
+    if not targets:
+        return {}
+    edges = [(names[source], names[target]) for source, target in zip(sources, targets, strict=True)]
+    loadings = head_loadings(lens, sets, graph.meta["tokens"], edges)
+    parts = torch.cat([loadings.bypass[:, None], loadings.heads[:, 0]], 1)
+    found = {}
+    for target in dict.fromkeys(targets):
+        best = int(parts[torch.tensor(targets) == target].sum(0).argmax())
+        if best:
+            found[int(n.layer[target]), int(n.pos[target]), int(n.feature[target])] = (0, best - 1)
+    return found
+
+
 def only(dictionaries: Dictionaries, features: Iterable[Place]) -> Drop:
     """Ablates features of one prompt where they stand."""
     chosen = {site.start: [] for site in dictionaries.sites}
@@ -100,7 +121,7 @@ def circuit_report(
     and what as many others do, and what growing circuits carry."""
     graph = graph_of(lens, sets, prompts, row)
     found = margin_circuit(graph)
-    features = feature_shares(found)
+    features, through = feature_shares(found), readers(lens, sets, found)
     dictionaries = Dictionaries(lens, {"mlp": sets})
     tested = removal(dictionaries, prompts[row : row + 1], only(dictionaries, features), draws=draws, seed=seed)
     pair = prompts.pair(row)
@@ -117,8 +138,9 @@ def circuit_report(
             "n_features": len(features),
             "recovery": found.recovery,
             "features": [
-                {"layer": layer, "pos": pos, "feature": feature, "share": share} | words(lens, sets, layer, feature)
-                for (layer, pos, feature), share in list(features.items())[:SHOWN]
+                {"layer": place[0], "pos": place[1], "feature": place[2], "share": share, "through": through.get(place)}
+                | words(lens, sets, place[0], place[2], through.get(place, ()))
+                for place, share in list(features.items())[:SHOWN]
             ],
             "heads": [
                 {"layer": layer, "head": head, "share": share}

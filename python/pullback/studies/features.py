@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +16,16 @@ SHOWN, TOKENS = 16, 6
 
 
 @torch.no_grad()
-def words(lens: Lens, sets: LayeredDictionary, layer: int, feature: int) -> dict[str, list[str]]:
+def words(
+    lens: Lens, sets: LayeredDictionary, layer: int, feature: int, heads: Sequence[Any] = ()
+) -> dict[str, list[str]]:
     """`writes`, the tokens whose logits a feature raises most directly, and `reads`, of layer 0 those whose embeddings
-    it reads most (behind it, embeddings alone would not say)."""
+    it reads most at its own position, or through `heads` as of `deembed` (behind it, embeddings alone would not say).
+    """
     said = top_logits(lens, sets, layer, TOKENS, torch.tensor([feature]))["top_logits"][1]
     found = {"writes": lens.to_str_tokens(said[0])}
     if layer == 0 and sets.hook_in(layer) != sets.hook_out(layer):
-        found["reads"] = lens.to_str_tokens(deembed(lens, sets, layer, feature, k=TOKENS).top_ids[0])
+        found["reads"] = lens.to_str_tokens(deembed(lens, sets, layer, feature, heads=heads, k=TOKENS).top_ids[0])
     return found
 
 

@@ -13,8 +13,8 @@ TITLES = {
     "induction": "Induction: what came next the first time?",
     "brackets": "Brackets: which one closes?",
 }
-FEATURES_SHOWN, PATHS_SHOWN, HEADS_SHOWN = 16, 6, 12
-SHOWN_FROM = 0.01  # of the margin: heads with less of a circuit are left out
+FEATURES_SHOWN, PATHS_SHOWN = 16, 6
+SHOWN_FROM = 0.01  # of the margin: heads with less are left out
 
 
 def html(report: dict[str, Any]) -> str:
@@ -192,18 +192,18 @@ def _features(check: dict[str, Any]) -> dict[str, Any]:
     columns = ["layer", "feature", "keys", "the first of them", "reads", "raises directly"]
     text = (
         f"Of the {len(check['features'])} different features that are chosen for some key, those chosen for most keys. "
-        "Tokens that a feature reads are given in layer 0, from the embeddings alone."
+        "Tokens that a feature reads are given in layer 0: those at its own position, by their embeddings alone."
     )
     return {"title": f"{check['arm']}: which", "parts": [{"text": text}, {"columns": columns, "table": rows}]}
 
 
 def _shares(shares: dict[str, Any]) -> dict[str, Any]:
-    heads = [[f"{h['layer']}.{h['head']}", f"{h['share']:+.1%}"] for h in shares["heads"][:HEADS_SHOWN]]
+    heads = [(f"{h['layer']}.{h['head']}", h["share"]) for h in shares["heads"] if abs(h["share"]) >= SHOWN_FROM]
     kinds = {"head": "heads", "feature": "MLP features", "error": "MLP errors", "bias": "biases", "skip": "skip paths"}
     n_layers = 1 + max(one["layer"] for one in shares["layers"])
     table = {(one["kind"], one["layer"]): one["share"] for one in shares["layers"]}
     rows = [
-        [layer, *(f"{table[kind, layer]:+.1%}" if (kind, layer) in table else "" for kind in kinds)]
+        [str(layer), *(f"{table[kind, layer]:+.1%}" if (kind, layer) in table else "" for kind in kinds)]
         for layer in range(n_layers)
     ]
     text = (
@@ -216,8 +216,8 @@ def _shares(shares: dict[str, Any]) -> dict[str, Any]:
         "parts": [
             {"text": text},
             {"columns": ["layer", *kinds.values()], "table": rows},
-            {"heading": "Heads"},
-            {"columns": ["head", "share of the margin"], "table": heads},
+            {"text": f"Heads (layer.head) that write at least {SHOWN_FROM:.0%} of it:"},
+            {"tokens": heads},
         ],
     }
 
@@ -228,7 +228,8 @@ def _circuits(report: dict[str, Any]) -> dict[str, Any]:
         "and biases contribute along all paths of the attribution graph. The circuit is what hierarchical attribution "
         f"leaves: nodes that carry at least {report['circuits'][0]['circuit']['tau']:.0%} of the margin through others "
         "that do. The share of a feature, and of a head, is what comes through it along these paths; one path can lead "
-        "through several of them, so shares do not sum to 1."
+        "through several of them, so shares do not sum to 1. What a feature of layer 0 reads are the tokens whose "
+        "embeddings it reads most, at its own position or through the head that brings it more."
     )
     parts: list[dict[str, Any]] = [{"text": text}]
     for one in report["circuits"]:
@@ -249,9 +250,9 @@ def _circuit(one: dict[str, Any]) -> list[dict[str, Any]]:
         [
             f"MLP {f['layer']}",
             f["feature"],
-            f"{one['tokens'][f['pos']].strip()} ({f['pos']})",
+            f"{one['tokens'][f['pos']].strip()}\N{NO-BREAK SPACE}({f['pos']})",
             f"{f['share']:+.0%}",
-            " ".join(word.strip() for word in f.get("reads", [])),
+            _reads(f),
             " ".join(word.strip() for word in f["writes"]),
         ]
         for f in found["features"]
@@ -261,11 +262,16 @@ def _circuit(one: dict[str, Any]) -> list[dict[str, Any]]:
         {"heading": f"{one['pair'][0].strip()} against {one['pair'][1].strip()}"},
         {"tokens": list(zip(one["tokens"], one["token_shares"], strict=True))},
         {"text": text},
-        {"text": "Heads, as layer.head:"},
+        {"text": "Heads (layer.head), with their shares:"},
         {"tokens": heads},
         {"columns": columns, "table": rows},
         {"charts": _curves(one)},
     ]
+
+
+def _reads(feature: dict[str, Any]) -> str:
+    through = f"through {feature['through'][0]}.{feature['through'][1]}: " if feature["through"] else ""
+    return through + " ".join(word.strip() for word in feature.get("reads", []))
 
 
 def _curves(one: dict[str, Any]) -> list[dict[str, Any]]:
@@ -292,14 +298,27 @@ def _paths(paths: dict[str, Any]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {
             "text": f'Greedy paths to the difference {paths["root"]} on "{"".join(_spaced(paths["prompt"])).strip()}" '
-            f"({paths['value']:.2f}): what reaches it through transcoder features and heads, largest first."
+            f"({paths['value']:.2f}): what reaches it through transcoder features and heads, largest first; from the "
+            "last step back."
         }
     ]
     for length in sorted({len(path["nodes"]) for path in paths["paths"]}):
         here = [path for path in paths["paths"] if len(path["nodes"]) == length][:PATHS_SHOWN]
-        rows = [[" ← ".join(path["nodes"]), path["contribution"]] for path in here]
+        rows = [
+            [" ← ".join(_step(node, paths["prompt"]) for node in path["nodes"][1:]), path["contribution"]]
+            for path in here
+        ]
         parts.append({"columns": [f"{length - 1} step{'s' if length > 2 else ''}", "contribution"], "table": rows})
     return {"title": "Paths", "parts": parts}
+
+
+def _step(node: str, tokens: list[str]) -> str:
+    """A node of a path in words: what it is, and at which token."""
+    layer, what, *rest = node.split("_")
+    at = f"{tokens[int(rest[-1])].strip()}\N{NO-BREAK SPACE}({rest[-1]})"
+    if what == "head":
+        return f"head {layer}.{rest[0]} from {at}"
+    return f"skip path of MLP {layer} at {at}" if what == "skip" else f"feature {what} of MLP {layer} at {at}"
 
 
 def _reference(rows: list[Any]) -> dict[str, Any]:

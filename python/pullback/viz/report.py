@@ -87,7 +87,7 @@ def _tokens(tokens: Sequence[tuple[str, float]]) -> str:
         colour = "var(--s0)" if share >= 0 else "var(--s1)"
         spans.append(
             f'<span style="background:color-mix(in srgb, {colour} {strength}%, transparent)">'
-            f"{_text(token)}<i>{share:+.0%}</i></span>"
+            f"{_text(token)}<i>{f'{share:+.0%}' if abs(share) >= 0.005 else '0%'}</i></span>"
         )
     return f'<p class="tokens">{"".join(spans)}</p>'
 
