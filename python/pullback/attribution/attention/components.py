@@ -46,10 +46,8 @@ def components(local: LocalModel, layer: int, pos: int) -> Components:
 def _of_layer(local: LocalModel, k: int, pos: int) -> list[tuple[str, str, Tensor]]:
     """What layer k writes at pos, apart from features."""
     layer = local.trace.layers[k]
-    w = layer.weights
-    v = w.values(w.ln1.linear(layer.x_pre) / layer.ln1_scale, bias=False)
-    z = (layer.mixing[:, pos, None] @ flow.per_head(layer, v)) @ w.W_O  # (n_heads, 1, d)
-    parts = [("head", f"{k}_head_{h}_{pos}", write) for h, write in enumerate(z[:, 0])]
+    written = torch.einsum("hte,hed->hd", flow.brought(layer, pos), layer.weights.W_O)
+    parts = [("head", f"{k}_head_{h}_{pos}", write) for h, write in enumerate(written)]
     parts.append(("bias", f"{k}_bias_attn_{pos}", local.attn_bias[k][pos]))
     parts.append(("error", f"{k}_-1_{pos}", local.errors[k][pos]))
     if k in local.mlp_bias:
