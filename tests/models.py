@@ -175,6 +175,26 @@ def random_set(
     )
 
 
+def random_saes(lens: Any, seed: int = 7, **options: Any) -> TranscoderSet:
+    """Random autoencoders of attention outputs, with the options of `random_set`."""
+    own = random_set(lens, seed, hook_in="hook_attn_out", **options)
+    return TranscoderSet(
+        {
+            layer: Transcoder(
+                tc.W_enc,
+                tc.b_enc,
+                tc.W_dec,
+                tc.b_dec,
+                activation=tc.activation,
+                hook_in="hook_attn_out",
+                hook_out="hook_attn_out",
+                reading=tc.reading,
+            )
+            for layer, tc in own.items()
+        }
+    )
+
+
 def random_clt(
     lens: Any,
     seed: int = 0,

@@ -166,7 +166,7 @@ def test_tables_have_the_promised_columns(graph: Graph) -> None:
     assert nodes["id"].is_unique
     assert nodes[nodes["kind"] == "logit"]["token"].tolist() == graph.meta["logit_labels"]
     assert nodes[nodes["kind"] == "embedding"]["token"].tolist() == graph.meta["str_tokens"]
-    assert set(nodes["kind"]) == set(k.KINDS) - {"direction"}
+    assert set(nodes["kind"]) == set(k.KINDS) - {"direction", "attention_feature", "attention_error"}
     incoming = edges.groupby("target")["weight"].sum()
     for row in nodes[nodes["kind"].isin(["feature", "logit"])].itertuples():
         assert incoming[row.id] == pytest.approx(row.preactivation, abs=1e-9)

@@ -196,7 +196,7 @@ def test_tables_files_pages_and_parts_know_every_kind(tmp_path: Path) -> None:
     lens = as_lens(models.build(PLAIN))
     sets, tokens = models.random_set(lens), tokens_of(6)
     asked = of_every_kind(lens, sets, tokens)
-    graph = pb.attribute(lens, sets, tokens, attribution_targets=asked)
+    graph = pb.attribute(lens, sets, tokens, attribution_targets=asked, attention_saes=models.random_saes(lens))
     assert set(graph.to_pandas()[0]["kind"]) == set(k.KINDS)
     small = graph.prune(0.5, 0.9)
     assert small.check() <= 1e-9

@@ -44,12 +44,17 @@ class LogitDifference:
 
 @dataclass(frozen=True)
 class FeatureTarget:
-    """The pre-activation of one feature, active or not."""
+    """The pre-activation of one feature, active or not.
+
+    Attributes:
+        attention: whether it is one of the layer's attention output, not of its MLP.
+    """
 
     layer: int
     position: int
     feature: int
     weight: float = 1.0
+    attention: bool = False
 
 
 @dataclass(frozen=True, eq=False)

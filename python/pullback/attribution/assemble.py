@@ -96,8 +96,13 @@ def _nodes(local: LocalModel, explained: Explained, keep: Tensor, target_of_own:
         add(k.POSITION, -1, positions, none, ones)
     for i, acts in sorted(local.acts.items()):
         add(k.FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, local.preactivations[i])
+    for i, acts in sorted(local.attention.acts.items()):
+        h = local.attention.preactivations[i]
+        add(k.ATTENTION_FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, h)
     for i, error in enumerate(local.errors):
         add(k.ERROR, i, positions, none, error.norm(dim=-1))
+    for i, error in sorted(local.attention.errors.items()):
+        add(k.ATTENTION_ERROR, i, positions, none, error.norm(dim=-1))
     for i in sorted(local.mlp_bias):
         add(k.BIAS, i, positions, torch.full((T,), k.BIAS_KINDS.index("mlp")), ones)
     for i in range(local.n_layers):

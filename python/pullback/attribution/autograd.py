@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel
-from pullback.attribution.targets import BEFORE_BLOCK, FINAL, SITES, Targets, site_index
+from pullback.attribution.targets import ATTENTION, BEFORE_BLOCK, FINAL, SITES, Targets, site_index
 from pullback.lens import Lens
 from pullback.lens import record as rec
 from pullback.ops.edges import SpanRows, from_dense
@@ -24,6 +24,8 @@ class AutogradEngine:
         self.pos_embed = None if t.pos_embed is None else t.pos_embed.clone().requires_grad_()
         # Features, errors and bias of one layer enter as one leaf: they share its gradient.
         self.written = {i: self._constant_part(i).requires_grad_() for i in range(local.n_layers)}
+        self.attn_written = {i: t.layers[i].attn_out.clone().requires_grad_() for i in local.attention.acts}
+        self.attn_live: dict[int, Tensor] = {}
         with torch.enable_grad():
             self._forward()
 
@@ -55,17 +57,27 @@ class AutogradEngine:
 
             return fn
 
+        def attend(i: int):  # noqa: ANN202
+            def fn(_x: Tensor, y: Tensor) -> Tensor:
+                self.attn_live[i] = y[0]
+                return self.attn_written[i][None]
+
+            return fn
+
         frozen = [(f"blocks.{i}.attn.hook_pattern", torch.Tensor.detach) for i in range(L)]
         # clone: a new tensor is what makes the bridge compute on with it
         frozen += [(name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(lens.model)]
+        at_attn = {i: (attn := f"blocks.{i}.hook_attn_out", attn) for i in self.attn_written}
         edits = [("hook_embed", leaf(self.embed)), *frozen, *rec.patch_edits({i: write(i) for i in range(L)}, sites)]
+        edits += rec.patch_edits({i: attend(i) for i in at_attn}, at_attn)
         if self.pos_embed is not None:
             edits.append(("hook_pos_embed", leaf(self.pos_embed)))
         attn = [f"blocks.{i}.hook_attn_out" for i in range(L)]
         before = [f"blocks.{i}.hook_resid_pre" for i in range(L)] + [f"blocks.{L - 1}.hook_resid_post"]
         inputs = [sites[i][0] for i in range(L)]
         _, seen = rec.record(lens.model, local.trace.tokens[None], [*attn, *before, *inputs], edits)
-        self.attn_out = [seen[s] for s in attn]
+        self.attn_out = [self.attn_written[i][None] if i in at_attn else seen[s] for i, s in enumerate(attn)]
+        self.attn_leaves = [self.attn_written.get(i, out) for i, out in enumerate(self.attn_out)]
         self.before = [seen[s][0] for s in before]
         self.inputs = {i: (hook_in[i], seen[s][0]) for i, s in enumerate(inputs)}
 
@@ -82,6 +94,8 @@ class AutogradEngine:
             return t.ln_final(self.before[layer], t.final_scale)
         if site == BEFORE_BLOCK:
             return self.before[layer]
+        if site == ATTENTION:
+            return self.attn_live[layer]
         hook_in, value = self.inputs[layer]
         if site == site_index(hook_in):
             return value
@@ -92,10 +106,11 @@ class AutogradEngine:
         value = self._read(int(targets.layer[b]), int(targets.site[b]))[int(targets.pos[b])] @ targets.vectors[b]
         local, layout = self.local, self.local.layout
         L = local.n_layers
-        leaves = [self.embed, *(self.written[i] for i in range(L)), *self.attn_out]
+        leaves = [self.embed, *(self.written[i] for i in range(L)), *self.attn_leaves]
         leaves += [] if self.pos_embed is None else [self.pos_embed]
         grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-        at_embed, at_mlp, at_attn = grads[0], grads[1 : L + 1], [g[0] for g in grads[L + 1 : 2 * L + 1]]
+        at_embed, at_mlp = grads[0], grads[1 : L + 1]
+        at_attn = [g.view_as(local.trace.embed) for g in grads[L + 1 : 2 * L + 1]]
         edges = self.embed.new_zeros(layout.n_sources)
         zeroed = self.embed.new_zeros(())
         edges[layout.embedding] = (at_embed * local.trace.embed).sum(-1)
@@ -106,6 +121,8 @@ class AutogradEngine:
                 acts = local.acts[src]
                 rows = local.sets.decoder(src, i)[acts.indices.long()]
                 edges[layout.features[src]] += acts.values * (at_mlp[i][acts.rows()] * rows).sum(-1)
+            if i in self.attn_written:
+                zeroed = zeroed + self._through_attention(i, at_attn[i], edges)
             edges[layout.errors[i]] = (at_mlp[i] * local.errors[i]).sum(-1)
             edges[layout.attn_bias[i]] = (at_attn[i] * local.attn_bias[i]).sum(-1)
             if i in local.mlp_bias:
@@ -113,3 +130,12 @@ class AutogradEngine:
             if local.zeroed is not None:
                 zeroed = zeroed + (at_mlp[i] * local.zeroed[i]).sum()
         return edges, zeroed
+
+    def _through_attention(self, i: int, gradient: Tensor, edges: Tensor) -> Tensor:
+        """Edges from what autoencoders make of one attention output; returns what zeroed positions would have given."""
+        found, layout = self.local.attention, self.local.layout
+        acts = found.acts[i]
+        rows = found.sets.decoder(i, i)[acts.indices.long()]
+        edges[layout.attn_features[i]] = acts.values * (gradient[acts.rows()] * rows).sum(-1)
+        edges[layout.attn_errors[i]] = (gradient * found.errors[i]).sum(-1)
+        return (gradient * found.zeroed[i]).sum() if i in found.zeroed else gradient.new_zeros(())

@@ -105,7 +105,7 @@ class Batches:
     def _add_batch(self, names: Tensor) -> None:
         targets = self.targets(names)
         rows, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
-        self.edges.append(names, targets.layer, targets.own, zeroed, rows)
+        self.edges.append(names, targets.depth, targets.own, zeroed, rows)
 
     def targets(self, names: Tensor) -> Targets:
         """Of some of a round's names."""

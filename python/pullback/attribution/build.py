@@ -38,6 +38,7 @@ def attribute(
     edge_mass: float = 1.0,
     edges_per_target: int | None = None,
     zero_positions: slice | None = None,
+    attention_saes: LayeredDictionary | None = None,
     offload: str | None = None,
     engine: str = "linear",
     precision: str | None = None,
@@ -69,6 +70,8 @@ def attribute(
             mass, and at most so many; memory follows what is kept, and the rest is dropped mass. Scores are then of the
             edges kept.
         zero_positions: positions whose features and errors are left out (`slice(0, 1)` is circuit-tracer's BOS rule).
+        attention_saes: autoencoders of attention outputs (hook_attn_out), of any subset of the layers: their features
+            and errors are nodes too, and stand in for what attention writes.
         offload: once the prompt has been read, the model gives way to the graph, and comes back afterwards: "cpu" takes
             it from its device, "disk" puts it, and on a CPU what is frozen of the prompt too, into temporary files, of
             which a layer at a time is read. The forward pass takes what it takes.
@@ -104,7 +107,13 @@ def attribute(
     lens = as_lens(model)
     products = settings.products(lens)
     local = local_model(
-        lens, sets, lens.to_tokens(prompt), zero_positions=zero_positions, strict=strict, precision=products
+        lens,
+        sets,
+        lens.to_tokens(prompt),
+        zero_positions=zero_positions,
+        strict=strict,
+        precision=products,
+        attention_saes=attention_saes,
     )
     text = {"prompt": prompt} if isinstance(prompt, str) else {}
     return attribute_local(lens, local, settings, text)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import Targets, vectors_at_stream
+from pullback.lens.depth import n_depths
 
 CONES = 8  # groups of positions for each prompt: more of them waste less and make smaller products
 ROWS = 4096  # gradients that are multiplied at once on a CPU: more of them leave its cache
@@ -58,7 +59,7 @@ def share_columns(locals: Sequence[LocalModel], targets: Sequence[Targets]) -> C
     depth = torch.cat([own.depth for own in targets])
     sizes = [len(own) for own in targets]
     prompt = torch.arange(len(targets), device=pos.device).repeat_interleave(torch.tensor(sizes, device=pos.device))
-    depths = 2 * n_layers + 1
+    depths = n_depths(n_layers)
     cone = pos // -(-n_pos // (CONES * len(targets)))
     groups, group = torch.unique(cone * depths + depths - 1 - depth, return_inverse=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pullback.attribution import nodes as k
 from pullback.attribution.asked import Asked, as_targets
+from pullback.attribution.layout import WRITTEN
 from pullback.attribution.local import LocalModel
 from pullback.attribution.reader import Entry, Reader
 from pullback.attribution.targets import Targets, feature_batch, joined
@@ -35,19 +36,19 @@ class Explained:
         return [label for label, own in zip(self.labels, self.nodes.kind.tolist(), strict=True) if own == kind]
 
     def reach(self, local: LocalModel) -> Tensor:
-        """Places of the active features that something explained can depend on, ascending: those of lower layers, at
-        positions up to its own; and the explained ones."""
+        """Places of the active features that something explained can depend on, ascending: those that write below it,
+        at positions up to its own; and the explained ones."""
         layout = local.layout
         first = layout.all_features.start
         inside = torch.zeros(layout.all_features.stop - first, dtype=torch.bool)
         inside[self.features] = True
         own = feature_batch(local, self.features.to(local.trace.tokens.device))
-        layers = torch.cat([self.targets.layer, own.layer]).cpu()
+        depths = torch.cat([self.targets.depth, own.depth]).cpu()
         positions = torch.cat([self.targets.pos, own.pos]).cpu()
-        for layer, acts in local.acts.items():
-            above = positions[layers > layer]
+        for (kind, layer), acts in local.active.items():
+            above = positions[depths > WRITTEN[kind](layer)]
             if len(above):
-                start = layout.features[layer].start - first
+                start = getattr(layout, kind)[layer].start - first
                 inside[start : start + acts.nnz] |= (acts.rows() <= int(above.max())).cpu()
         return inside.nonzero()[:, 0]
 
@@ -111,6 +112,6 @@ def _must_differ(entries: list[Entry]) -> None:
     tokens = [(e.feature, int(e.target.pos)) for e in entries if e.kind == k.LOGIT]
     if len(set(tokens)) < len(tokens):
         raise ValueError(f"attribute: attribution_targets names a token twice: ids {[token for token, _ in tokens]}")
-    features = [(int(e.target.layer), int(e.target.pos), e.feature) for e in entries if e.kind == k.FEATURE]
+    features = [(e.kind, int(e.target.layer), int(e.target.pos), e.feature) for e in entries if e.kind in k.FEATURES]
     if len(set(features)) < len(features):
         raise ValueError(f"attribute: attribution_targets names a feature twice: (layer, position, id) {features}")

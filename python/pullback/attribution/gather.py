@@ -13,6 +13,7 @@ from pullback.attribution.linear import sweep
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
+from pullback.lens.depth import n_depths
 from pullback.ops.edges import SpanRows, empty_rows, take_spans
 
 
@@ -59,7 +60,7 @@ def stacked_rows(
 
 def _kinds(stack: Stack, columns: Columns) -> tuple[list[tuple[int, int]], Tensor]:
     """(positions reached, depth) of rows, and which of them each column has, (n)."""
-    depths = 2 * stack.n_layers + 1
+    depths = n_depths(stack.n_layers)
     sweeps = list(columns.sweeps())
     reach = torch.tensor([columns.reach_of(which) for which in sweeps])
     reach = reach.repeat_interleave(torch.tensor([which.stop - which.start for which in sweeps]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pullback.attribution import influence as inf
 from pullback.attribution.names import node_ids
-from pullback.attribution.nodes import DIRECTION, FEATURE, KINDS, LOGIT, OWN, Nodes
+from pullback.attribution.nodes import DIRECTION, FEATURE, FEATURES, KINDS, LOGIT, OWN, Nodes
 from pullback.ops.edges import csr_sums
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Graph:
 
     def check(self) -> float:
         """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over targets: 0 if exact (O1)."""
-        targets = self.of_kind(FEATURE, LOGIT, DIRECTION)
+        targets = self.of_kind(*FEATURES, LOGIT, DIRECTION)
         sums, mass = csr_sums(self.indptr, self.weights)
         gap = (self.nodes.preactivation - sums - self.dropped).abs() / mass.clamp(min=1)
         return float(gap[targets].max()) if bool(targets.any()) else 0.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.attribution.nodes import BIAS, EMBEDDING, ERROR, OWN, POSITION
+from pullback.attribution.nodes import BIAS, EMBEDDING, ERRORS, OWN, POSITION
 from pullback.ops.edges import csr_flow, csr_totals
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def counts_in_scores(graph: Graph) -> Tensor:
 
 
 class Run(NamedTuple):
-    """Rows whose targets are of one layer, in CSR."""
+    """Rows whose targets are of one depth (`Nodes.depth`), in CSR."""
 
     targets: Tensor  # (r) nodes
     counts: Tensor  # (r), edges into each
@@ -58,8 +58,8 @@ class Run(NamedTuple):
 def flow(weight: Tensor, runs: Iterable[Run]) -> Tensor:
     """w + wA + wA^2 + ... = w (I - A)^-1: `weight` (n_nodes), and what flows from it back along edges of shares A.
 
-    Edges lead down, so what flows into a target is known once all rows of higher layers have been counted: one pass
-    over runs from the highest layer down. Raises ValueError for NaN or infinite shares.
+    Edges lead down, so what flows into a target is known once all rows of greater depths have been counted: one pass
+    over runs from the top down. Raises ValueError for NaN or infinite shares.
     """
     total = weight.clone()
     for run in runs:
@@ -75,12 +75,12 @@ def must_be_finite(total: Tensor) -> Tensor:
 
 
 def runs_of(graph: Graph, sizes: Tensor, scale: Tensor | None = None) -> list[Run]:
-    """The rows of a graph from the highest layer down, with sizes of edges (n_edges), scaled by target (n_nodes)."""
+    """The rows of a graph from the top down, with sizes of edges (n_edges), scaled by target (n_nodes)."""
     counts = graph.indptr.diff()
     targets = counts.nonzero()[:, 0]
     counts = counts[targets]
     scales = torch.ones(len(targets), dtype=torch.float64) if scale is None else scale[targets]
-    layers, lengths = torch.unique_consecutive(graph.nodes.layer[targets], return_counts=True)
+    depths, lengths = torch.unique_consecutive(graph.nodes.depth[targets], return_counts=True)
     lengths = lengths.tolist()
     edges = [int(part.sum()) for part in counts.split(lengths)]
     columns = (
@@ -91,7 +91,7 @@ def runs_of(graph: Graph, sizes: Tensor, scale: Tensor | None = None) -> list[Ru
         sizes.split(edges),
     )
     runs = [Run(*parts) for parts in zip(*columns, strict=True)]
-    return [runs[i] for i in torch.argsort(layers, descending=True, stable=True).tolist()]
+    return [runs[i] for i in torch.argsort(depths, descending=True, stable=True).tolist()]
 
 
 def node_influence(graph: Graph, weight: Tensor, *, bias: bool = False) -> Tensor:
@@ -122,7 +122,7 @@ def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     weight = graph.target_weights.double()
     reached = flow(weight, runs_of(graph, sizes, scale))
     influence = reached - weight
-    error = graph.of_kind(ERROR)
+    error = graph.of_kind(*ERRORS)
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())
     replacement = from_tokens / max(from_tokens + from_errors, TINY)

@@ -12,7 +12,7 @@ from safetensors.torch import save as to_bytes
 
 from pullback._util.atomic import atomic_write
 from pullback.attribution.graph import Graph
-from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT, NODE_FIELDS, Nodes
+from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT, NODE_FIELDS, Nodes
 
 FORMAT = "pullback-graph"
 VERSION = 1
@@ -91,9 +91,9 @@ def _validate(graph: Graph, path: str) -> None:
 
 
 def feeds_forward(graph: Graph) -> bool:
-    """Whether only features and logits are targets, and every feature feeds later layers only: no cycles, so that
+    """Whether only features and logits are targets, and every feature feeds what is further on only: no cycles, so that
     influence can be summed up."""
-    layer, sources, rows = graph.nodes.layer, graph.sources.long(), graph.rows()
-    into_target = graph.of_kind(FEATURE, LOGIT, DIRECTION)[rows].all()
-    forward = torch.where(graph.of_kind(FEATURE)[sources], layer[sources] < layer[rows], True).all()
+    depth, sources, rows = graph.nodes.depth, graph.sources.long(), graph.rows()
+    into_target = graph.of_kind(*FEATURES, LOGIT, DIRECTION)[rows].all()
+    forward = torch.where(graph.of_kind(*FEATURES)[sources], depth[sources] < depth[rows], True).all()
     return bool(into_target & forward & ~graph.of_kind(LOGIT, DIRECTION)[sources].any())

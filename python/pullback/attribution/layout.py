@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from pullback.lens.depth import at_attention, at_mlp
 from pullback.ops import SparseActivations
+
+WRITTEN: dict[str, Callable[[int], int]] = {
+    "features": at_mlp,
+    "attn_features": at_attention,
+    "errors": at_mlp,
+    "attn_errors": at_attention,
+    "mlp_bias": at_mlp,
+    "attn_bias": at_attention,
+}
+"""The depth at which each kind of source writes, by layer, in the order of a row."""
 
 
 class Layout:
-    """Where sources stand: embeddings, positions, features (layer, position, id), errors, MLP and attention biases.
+    """Where sources stand: embeddings, positions, features (of MLPs by layer, position, id; of attention outputs by the
+    same), errors of both, MLP and attention biases.
 
     Args:
-        acts: features of each layer, of as many rows.
+        acts: features by kind ("features", "attn_features") and layer, in this order, of as many rows.
         n_rows: the prompt's positions.
         has_positions: whether a vector of its own is added at every position.
         biased: layers whose MLP has a bias leaf.
@@ -22,7 +34,7 @@ class Layout:
 
     def __init__(
         self,
-        acts: Mapping[int, SparseActivations],
+        acts: Mapping[tuple[str, int], SparseActivations],
         n_rows: int,
         n_layers: int,
         has_positions: bool,
@@ -33,9 +45,10 @@ class Layout:
         self.position = slice(end, end + (n_rows if has_positions else 0))
         end = self.position.stop
         self.features: dict[int, slice] = {}
-        for layer in sorted(acts):
-            self.features[layer] = slice(end, end + acts[layer].nnz)
-            end = self.features[layer].stop
+        self.attn_features: dict[int, slice] = {}
+        for (kind, layer), active in acts.items():
+            getattr(self, kind)[layer] = slice(end, end + active.nnz)
+            end += active.nnz
         self.all_features = slice(self.position.stop, end)
 
         def per_position(layers: list[int]) -> dict[int, slice]:
@@ -45,17 +58,17 @@ class Layout:
             return spans
 
         self.errors = per_position(list(range(n_layers)))
+        self.attn_errors = per_position(list(self.attn_features))
         self.mlp_bias = per_position(sorted(biased))
         self.attn_bias = per_position(list(range(n_layers)))
         self.n_sources = end
 
     def spans(self, depth: int) -> dict[tuple[str, int], slice]:
-        """Sources that write to the stream below a depth (`Targets.depth`), in their order, by kind and layer. Block
-        l's attention writes at 2 l, its MLP at 2 l + 1."""
+        """Sources that write to the stream below a depth (`lens.depth`), in their order, by kind and layer."""
         found = {("embedding", -1): self.embedding, ("position", -1): self.position}
-        for kind, above in (("features", 1), ("errors", 1), ("mlp_bias", 1), ("attn_bias", 0)):
+        for kind, written in WRITTEN.items():
             spans: dict[int, slice] = getattr(self, kind)
-            found |= {(kind, layer): span for layer, span in spans.items() if 2 * layer + above < depth}
+            found |= {(kind, layer): span for layer, span in spans.items() if written(layer) < depth}
         return found
 
     def counts_in_scores(self) -> Tensor:

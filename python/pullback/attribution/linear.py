@@ -11,6 +11,7 @@ from torch import Tensor
 from pullback.attribution.columns import Columns
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
+from pullback.lens.depth import at_attention, at_mlp, before_block
 from pullback.ops import contract
 from pullback.transcoders import in_memory
 
@@ -65,12 +66,12 @@ class _Sweep:
         return self.R.shape[1]
 
     def run(self) -> None:
-        self._join_before_block(self.stack.n_layers)
+        self._join_before(before_block(self.stack.n_layers))
         for i in reversed(range(self.stack.n_layers)):
             if self.joined:
                 self._contract_mlp(i)
             self._through_layer(i)
-            self._join_before_block(i)
+            self._join_before(before_block(i))
         for span, u in self._stream():
             self._leaf(span, u)
 
@@ -85,17 +86,31 @@ class _Sweep:
         stack, layout = self.stack, self.reach.layout
         G = self.R.transpose(0, 1).to(stack.precision)
         for src in stack.sets.sources(i):
-            active, W_dec = in_memory(self.reach.acts[src], stack.sets.decoder(src, i))
+            active, W_dec = in_memory(self.reach.acts["features", src], stack.sets.decoder(src, i))
             contract(G, active, W_dec, out=self.edges[: self.joined, layout.features[src]])
         self._leaf(layout.errors[i], stack.errors[i])
         if i in stack.mlp_bias:
             self._leaf(layout.mlp_bias[i], stack.mlp_bias[i])
         if stack.zeroed:
-            lost = self._at_each_row(stack.zeroed[i]).view(self.joined, self.Q, self.P)
-            self.zeroed[:, : self.joined] += lost.sum(2).T
+            self._lose(stack.zeroed[i])
+
+    def _contract_attention(self, i: int) -> None:
+        """Edges from everything that writes to the attention output of layer i, which autoencoders stand in for."""
+        stack, layout = self.stack, self.reach.layout
+        assert stack.saes is not None
+        active, W_dec = in_memory(self.reach.acts["attn_features", i], stack.saes.decoder(i, i))
+        G = self.R.transpose(0, 1).to(stack.precision)
+        contract(G, active, W_dec, out=self.edges[: self.joined, layout.attn_features[i]])
+        self._leaf(layout.attn_errors[i], stack.attn_errors[i])
+        self._leaf(layout.attn_bias[i], stack.attn_bias[i])
+        if i in stack.attn_zeroed:
+            self._lose(stack.attn_zeroed[i])
 
     def _through_layer(self, i: int) -> None:
         """From the stream behind layer i to the one before it, with the targets that read what its MLP reads."""
+        if i in self.stack.at_attention:
+            self._past_attention_features(i)
+            return
         parallel = self.stack.layers[i].parallel
         through_skip = self._through_skip(i)
         # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
@@ -115,6 +130,22 @@ class _Sweep:
             self.R += through_skip
         if not written or parallel:
             self._join_at_mlp(i)
+
+    def _past_attention_features(self, i: int) -> None:
+        """The same where features stand in for what attention writes: they are where its heads end."""
+        parallel, through_skip = self.stack.layers[i].parallel, self._through_skip(i)
+        if parallel and self.joined:
+            self._contract_attention(i)
+        if through_skip is not None:
+            self.R += through_skip
+        self._join_before(at_mlp(i))
+        if not parallel and self.joined:
+            self._contract_attention(i)
+        which, vectors, pos = self._waiting(at_attention(i))
+        if which.start < which.stop:
+            fresh = vectors.new_zeros(self.Q * self.P, *vectors.shape[1:])  # nothing reads the stream itself
+            self.stack.heads[i].add_pullback_of(fresh, vectors, pos)
+            self._join(fresh)
 
     def _by_what_is_written(self, i: int) -> bool:
         """Whether edges through attention are read where it writes: in the first layer, of prompts that are not long.
@@ -149,7 +180,7 @@ class _Sweep:
     def _join_at_mlp(self, i: int) -> None:
         """Targets that read what the MLP of layer i reads."""
         stack, layer = self.stack, self.stack.layers[i]
-        which, vectors, pos = self._waiting(2 * i + 1)
+        which, vectors, pos = self._waiting(at_mlp(i))
         if which.start == which.stop:
             return
         fresh = self._standing(vectors, pos)
@@ -162,9 +193,9 @@ class _Sweep:
                 stack.heads[i].add_pullback_of(fresh, vectors, pos)
         self._join(fresh)
 
-    def _join_before_block(self, i: int) -> None:
-        """Targets that read the stream before layer i; n_layers: behind the last block."""
-        which, vectors, pos = self._waiting(2 * i)
+    def _join_before(self, depth: int) -> None:
+        """Targets that read the stream as it is at this depth."""
+        which, vectors, pos = self._waiting(depth)
         if which.start < which.stop:
             self._join(self._standing(vectors, pos))
 
@@ -182,6 +213,11 @@ class _Sweep:
     def _leaf(self, span: slice, u: Tensor) -> None:
         """Edges from one vector a position, (Q, T, d)."""
         self.edges[: self.joined, span] += self._at_each_row(u)
+
+    def _lose(self, u: Tensor) -> None:
+        """Mass of zeroed positions, (Q, T, d), that is nobody's edge."""
+        lost = self._at_each_row(u).view(self.joined, self.Q, self.P)
+        self.zeroed[:, : self.joined] += lost.sum(2).T
 
     def _at_each_row(self, u: Tensor) -> Tensor:
         """<R[row, b], u[row]>, (joined, Q P)."""

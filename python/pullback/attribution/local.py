@@ -1,27 +1,32 @@
-"""The local replacement model: one prompt in which every MLP is features, error and bias, all else frozen."""
+"""The local replacement model: one prompt in which every MLP is features, error and bias, and attention outputs are
+where that is asked; all else frozen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pullback._util.memory import keep_freed_memory
+from pullback.attribution.at_attention import AttentionFeatures
+from pullback.attribution.encoded import encoded, entries_of
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
 from pullback.attribution.stack import Stack
-from pullback.lens import LayerTrace, Lens, Trace, must_be_transcoders, traces
+from pullback.lens import LayerTrace, Lens, Trace, must_be_attention_saes, must_be_transcoders, traces
 from pullback.ops import SparseActivations
-from pullback.transcoders import BatchTopK, LayeredDictionary
+from pullback.transcoders import LayeredDictionary
 
 
 @dataclass(frozen=True)
 class LocalModel:
     """mlp_out[l] = sum_i z_i W_dec_i[l] + errors[l] + mlp_bias[l] + W_skip x (+ zeroed[l]), exactly, at every position.
 
-    Layers without a transcoder have no features and no bias: their whole MLP output is error.
+    Layers without a transcoder have no features and no bias: their whole MLP output is error. Attention writes what it
+    reads of the stream through frozen patterns, plus attn_bias[l]; in layers that `attention` has, it writes its
+    features, errors and attn_bias[l].
     """
 
     trace: Trace
@@ -30,9 +35,10 @@ class LocalModel:
     preactivations: dict[int, Tensor]  # layer -> (nnz), before the activation function
     errors: list[Tensor]  # L x (T, d)
     mlp_bias: dict[int, Tensor]  # layer -> (T, d): b_dec and the norm's bias through W_skip
-    attn_bias: list[Tensor]  # L x (T, d): b_O, b_V and ln1's bias through the pattern
+    attn_bias: list[Tensor]  # L x (T, d): b_O, b_V and ln1's bias through the pattern; b_dec of autoencoders
     zeroed: list[Tensor] | None  # L x (T, d): what zero_positions took away
     precision: torch.dtype  # of the products of the linear engine; its sums are those of the trace
+    attention: AttentionFeatures = field(default_factory=AttentionFeatures)
 
     @property
     def n_layers(self) -> int:
@@ -44,7 +50,13 @@ class LocalModel:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.acts, self.n_pos, self.n_layers, self.trace.pos_embed is not None, self.mlp_bias)
+        return Layout(self.active, self.n_pos, self.n_layers, self.trace.pos_embed is not None, self.mlp_bias)
+
+    @property
+    def active(self) -> dict[tuple[str, int], SparseActivations]:
+        """Features by kind and layer, in the order of the layout."""
+        at_mlps = {("features", i): self.acts[i] for i in sorted(self.acts)}
+        return at_mlps | {("attn_features", i): acts for i, acts in sorted(self.attention.acts.items())}
 
     @property
     def heads(self) -> list[Heads]:
@@ -64,15 +76,19 @@ def local_model(
     zero_positions: slice | None = None,
     strict: bool = True,
     precision: torch.dtype | None = None,
+    attention_saes: LayeredDictionary | None = None,
 ) -> LocalModel:
-    """Encode one prompt (T,) with every transcoder of the set and split each MLP output into its parts.
+    """Encode one prompt (T,) with every transcoder of the set and split each MLP output into its parts; and with
+    autoencoders of attention outputs those.
 
     `zero_positions` removes features and errors at those positions, as circuit-tracer does for BOS.
-    Raises ValueError for incompatible transcoders, autoencoders, or activations that are NaN or infinite.
+    Raises ValueError for incompatible dictionaries, autoencoders in the place of transcoders and the other way round,
+    or activations that are NaN or infinite.
     """
     sets = fitted_transcoders(lens, sets, strict=strict)
+    saes = fitted_saes(lens, attention_saes, strict=strict)
     tokens = lens.to_tokens(tokens)[None]
-    return local_models(lens, sets, tokens, zero_positions=zero_positions, precision=precision)[0]
+    return local_models(lens, sets, tokens, zero_positions=zero_positions, precision=precision, attention_saes=saes)[0]
 
 
 def fitted_transcoders(lens: Lens, sets: LayeredDictionary, *, strict: bool = True) -> LayeredDictionary:
@@ -80,6 +96,15 @@ def fitted_transcoders(lens: Lens, sets: LayeredDictionary, *, strict: bool = Tr
     sets = lens.fitted(sets, strict=strict)
     must_be_transcoders(sets, "attribution")
     return sets
+
+
+def fitted_saes(lens: Lens, saes: LayeredDictionary | None, *, strict: bool = True) -> LayeredDictionary | None:
+    """Autoencoders of attention outputs as this model is computed, checked. Raises ValueError for others."""
+    if saes is None:
+        return None
+    saes = lens.fitted(saes, strict=strict)
+    must_be_attention_saes(saes, "attention_saes")
+    return saes
 
 
 @torch.no_grad()
@@ -90,11 +115,12 @@ def local_models(
     *,
     zero_positions: slice | None = None,
     precision: torch.dtype | None = None,
+    attention_saes: LayeredDictionary | None = None,
 ) -> list[LocalModel]:
-    """`local_model` of Q prompts of one length (Q, T) in one forward pass, with transcoders that fit."""
+    """`local_model` of Q prompts of one length (Q, T) in one forward pass, with dictionaries that fit."""
     keep_freed_memory()
     recorded = traces(lens, tokens)
-    Q, T = tokens.shape
+    T = tokens.shape[1]
     keep = torch.ones(T, 1, dtype=lens.compute_dtype, device=lens.device)
     if zero_positions is not None:
         keep[zero_positions] = 0
@@ -102,12 +128,7 @@ def local_models(
     layers = [LayerTrace.stacked(prompts) for prompts in zip(*(t.layers for t in recorded), strict=True)]
     # Of activations, every prompt's T rows one after the other.
     inputs = {i: layers[i].read(sets.hook_in(i)) for i in sets.layers}
-    for i, x in inputs.items():
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(
-                f"the activations at layer {i} are NaN or infinite: attribution has no meaning on this prompt"
-            )
-    acts = {i: _at_positions(_encoded(sets, i, x), keep.repeat(Q, 1)) for i, x in inputs.items()}
+    acts = {i: encoded(sets, i, x, keep) for i, x in inputs.items()}
     sets = sets.holding(acts)  # every batch of targets reads the same decoder rows
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
@@ -128,33 +149,21 @@ def local_models(
         errors.append(rest * keep)
         zeroed.append(rest * (1 - keep))
     attn_bias = [layer.attn_constant for layer in layers]
+    attention = AttentionFeatures.of(attention_saes, layers, attn_bias, keep)
 
     def prompt(q: int) -> LocalModel:
         rows = slice(q * T, (q + 1) * T)
-        entries = {i: slice(int(a.indptr[rows.start]), int(a.indptr[rows.stop])) for i, a in acts.items()}
         return LocalModel(
             trace=recorded[q],
             sets=sets,
             acts={i: a[rows] for i, a in acts.items()},
-            preactivations={i: h[entries[i]] for i, h in preactivations.items()},
+            preactivations=entries_of(preactivations, acts, rows),
             errors=[error[q] for error in errors],
             mlp_bias=mlp_bias,
-            attn_bias=[bias[q] for bias in attn_bias],
+            attn_bias=[attention.bias.get(i, bias)[q] for i, bias in enumerate(attn_bias)],
             zeroed=None if zero_positions is None else [rest[q] for rest in zeroed],
             precision=lens.compute_dtype if precision is None else precision,
+            attention=attention.of_prompt(q),
         )
 
-    return [prompt(q) for q in range(Q)]
-
-
-def _encoded(sets: LayeredDictionary, layer: int, x: Tensor) -> SparseActivations:
-    """Features of every prompt's rows, (Q, T, d). Where rows compete for activity, only those of one prompt do."""
-    rule = sets[layer].activation
-    if not isinstance(rule, BatchTopK) or rule.threshold is not None:
-        return sets.encode(layer, x)
-    return SparseActivations.stacked([sets.encode(layer, rows) for rows in x], sets[layer].d_sae, x)
-
-
-def _at_positions(acts: SparseActivations, keep: Tensor) -> SparseActivations:
-    """The same activations without those at positions where `keep` (T, 1) is 0."""
-    return acts.where(keep[acts.rows(), 0] != 0)
+    return [prompt(q) for q in range(len(tokens))]

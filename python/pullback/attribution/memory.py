@@ -99,6 +99,12 @@ def expected_edges(local: LocalModel, max_feature_nodes: int | None = None) -> i
     for layer, block in enumerate(local.trace.layers):
         mixed = at.cumsum(0)
         seen = reached if block.parallel else mixed + 1  # and the bias of attention
+        if layer in local.attention.acts:  # its features and errors stand in for what came through it
+            counts = local.attention.acts[layer].indptr.diff().cpu()
+            total += int((counts * (mixed + 1)).sum())
+            targets += int(counts.sum())
+            at, mixed = at + counts + 1, reached + counts + 1
+            seen = reached if block.parallel else mixed + 1
         written = ones * (3 if layer in local.mlp_bias else 2)  # that bias, error, the MLP's bias
         if layer in local.acts:
             counts = local.acts[layer].indptr.diff().cpu()
@@ -120,7 +126,8 @@ def _of_prompt(lens: Lens, local: LocalModel) -> Iterable[Tensor]:
         w = layer.weights
         own += [layer.x_pre, layer.pattern, layer.attn_out, layer.mlp_out, w.W_V, w.W_O]
         own += [heads.from_v, heads.to_z, heads.mixing]
-    for acts in local.acts.values():
+    own += [*local.attention.errors.values(), *local.attention.zeroed.values()]
+    for acts in local.active.values():
         own += [acts.indptr, acts.indices, acts.values]
     models = {p.untyped_storage().data_ptr() for p in lens.model.parameters()}
     return [one for one in own if one is not None and one.untyped_storage().data_ptr() not in models]

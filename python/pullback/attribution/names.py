@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from pullback.attribution.nodes import BIAS, BIAS_KINDS, DIRECTION, EMBEDDING, ERROR, LOGIT, OWN, POSITION, Nodes
+from pullback.attribution.nodes import (
+    ATTENTION_ERROR,
+    ATTENTION_FEATURE,
+    BIAS,
+    BIAS_KINDS,
+    DIRECTION,
+    EMBEDDING,
+    ERROR,
+    LOGIT,
+    OWN,
+    POSITION,
+    Nodes,
+)
 
 
 def node_ids(n: Nodes) -> list[str]:
@@ -15,14 +27,16 @@ def node_ids(n: Nodes) -> list[str]:
 
 
 def node_id(kind: int, layer: int, pos: int, feature: int) -> str:
-    """`{l}_{feature}_{pos}`, `{l}_-1_{pos}`, `E_{vocab}_{pos}`, `P_{pos}`, `{l}_bias_{kind}_{pos}`,
-    `{n_layers + 1}_{vocab}_{pos}`, `D_{number}_{pos}`."""
+    """`{l}_{feature}_{pos}`, `{l}_-1_{pos}`, of attention outputs with an A in front, `E_{vocab}_{pos}`, `P_{pos}`,
+    `{l}_bias_{kind}_{pos}`, `{n_layers + 1}_{vocab}_{pos}`, `D_{number}_{pos}`."""
     if kind == EMBEDDING:
         return f"E_{feature}_{pos}"
     if kind == POSITION:
         return f"P_{pos}"
     if kind == ERROR:
         return f"{layer}_-1_{pos}"
+    if kind in (ATTENTION_FEATURE, ATTENTION_ERROR):
+        return f"A{layer}_{feature}_{pos}"
     if kind == BIAS:
         return f"{layer}_bias_{BIAS_KINDS[feature]}_{pos}"
     if kind == LOGIT:

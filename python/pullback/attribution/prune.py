@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
-from pullback.attribution.nodes import EMBEDDING, FEATURE
+from pullback.attribution.nodes import EMBEDDING, FEATURES
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
@@ -59,7 +59,7 @@ def _kept_edges(graph: Graph, threshold: float) -> Tensor:
 def _connected(graph: Graph, kept_edges: Tensor) -> Tensor:
     """What remains once features and errors without outgoing edges, and features without incoming ones, are gone."""
     rows, sources = graph.rows(), graph.sources.long()
-    feature = graph.of_kind(FEATURE)
+    feature = graph.of_kind(*FEATURES)
     always = graph.of_kind(EMBEDDING) | graph.explained
     alive = torch.ones(graph.n_nodes, dtype=torch.bool)
     while True:

@@ -14,8 +14,9 @@ from pullback.attribution import nodes as k
 from pullback.attribution import targets as at
 from pullback.attribution.asked import DirectionTarget, FeatureTarget, LogitDifference, LogitTarget, Target
 from pullback.attribution.local import LocalModel
-from pullback.attribution.targets import Targets, encoder_targets
+from pullback.attribution.targets import ENCODERS, Targets
 from pullback.lens import INPUT_SITES, Lens
+from pullback.lens.depth import before_block
 
 
 class Entry(NamedTuple):
@@ -94,22 +95,29 @@ class Reader:
 
     def _feature(self, target: FeatureTarget) -> Entry | int:
         local, layer, feature = self.local, target.layer, target.feature
-        if layer not in local.acts:
-            raise ValueError(f"attribute: {target!r}: there are transcoders at layers {sorted(local.acts)} only")
-        acts, pos = local.acts[layer], self._position(target.position)
+        kind = "attn_features" if target.attention else "features"
+        if (kind, layer) not in local.active:
+            what = "autoencoders of attention" if target.attention else "transcoders"
+            layers = [own for of_kind, own in local.active if of_kind == kind]
+            raise ValueError(f"attribute: {target!r}: there are {what} at layers {layers} only")
+        acts, pos = local.active[kind, layer], self._position(target.position)
         if not 0 <= feature < acts.n_features:
             raise ValueError(f"attribute: {target!r}: layer {layer} has features 0..{acts.n_features - 1}")
         row = slice(int(acts.indptr[pos]), int(acts.indptr[pos + 1]))
         hit = (acts.indices[row] == feature).nonzero()
         if len(hit):
-            first = local.layout.features[layer].start - local.layout.all_features.start
+            first = getattr(local.layout, kind)[layer].start - local.layout.all_features.start
             return first + row.start + int(hit[0, 0])
         where = torch.tensor([pos], device=self.lens.device)
         ids = torch.tensor([feature], device=self.lens.device)
-        x = local.trace.layers[layer].read(local.sets.hook_in(layer))
-        h = local.sets[layer].preactivations(x, where, ids)[0]
-        functional = encoder_targets(local, layer, where, ids)
-        return Entry(k.FEATURE, feature, h, torch.zeros_like(h), target.weight, "", functional)
+        block = local.trace.layers[layer]
+        if target.attention:
+            node, sets, x = k.ATTENTION_FEATURE, local.attention.sets, block.attn_out
+        else:
+            node, sets, x = k.FEATURE, local.sets, block.read(local.sets.hook_in(layer))
+        h = sets[layer].preactivations(x, where, ids)[0]
+        functional = ENCODERS[kind](local, layer, where, ids)
+        return Entry(node, feature, h, torch.zeros_like(h), target.weight, "", functional)
 
     def _direction(self, target: DirectionTarget) -> Entry:
         lens, t = self.lens, self.local.trace
@@ -122,9 +130,9 @@ class Reader:
         pos = self._position(target.position)
         layer, site = place_of(self.lens, target.site)
         if site == at.FINAL:
-            x, bias = t.ln_final(t.stream(2 * layer), t.final_scale), t.ln_final.bias_vector(vector)
+            x, bias = t.ln_final(t.stream(before_block(layer)), t.final_scale), t.ln_final.bias_vector(vector)
         elif site == at.BEFORE_BLOCK:
-            x, bias = t.stream(2 * layer), torch.zeros_like(vector)
+            x, bias = t.stream(before_block(layer)), torch.zeros_like(vector)
         else:
             x, bias = t.layers[layer].read(at.SITES[site]), t.layers[layer].read_bias(at.SITES[site])
         functional = self._functional(layer, site, pos, vector, bias @ vector)

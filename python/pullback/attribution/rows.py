@@ -75,10 +75,10 @@ class Thinned(NamedTuple):
 
 
 class Block(NamedTuple):
-    """B rows whose targets are of one layer. A target is named by its place among the active features, or -1 - k for
-    the k-th thing explained that is none of them."""
+    """B rows whose targets are read at one depth. A target is named by its place among the active features, or -1 - k
+    for the k-th thing explained that is none of them."""
 
-    layer: int
+    depth: int
     names: Tensor  # (B)
     own: Tensor  # (B), the constant of the target itself
     dropped: Tensor  # (B), mass of zeroed positions, and of edges that were not kept
@@ -98,16 +98,16 @@ class EdgeRows:
         self._counted = layout.counts_in_scores()
         self.blocks: list[Block] = []
 
-    def append(self, names: Tensor, layers: Tensor, own: Tensor, zeroed: Tensor, rows: SpanRows) -> None:
-        """Targets' names, layers and own constants (B), zeroed mass (B), and a row of edges each."""
-        for layer, which in _by_layer(layers.cpu()):
+    def append(self, names: Tensor, depths: Tensor, own: Tensor, zeroed: Tensor, rows: SpanRows) -> None:
+        """Targets' names, depths and own constants (B), zeroed mass (B), and a row of edges each."""
+        for depth, which in _by_depth(depths.cpu()):
             own_rows = rows[which]
             none = torch.zeros(len(which), dtype=torch.float64)
             totals = span_totals(own_rows, self._counted) if self.ranked else none
             edges, lost = (Whole(own_rows), none) if self.rule.keeps_all else self._thinned(own_rows)
             dropped = zeroed[which.to(zeroed.device)].cpu() + lost.to(zeroed.dtype)
             at = which.to(own.device)
-            self.blocks.append(Block(layer, names.cpu()[which], own[at].cpu(), dropped, totals, edges))
+            self.blocks.append(Block(depth, names.cpu()[which], own[at].cpu(), dropped, totals, edges))
 
     def _thinned(self, rows: SpanRows) -> tuple[Thinned, Tensor]:
         """The edges that the rule keeps, and what the others of each row sum to."""
@@ -127,15 +127,15 @@ class EdgeRows:
         total = torch.zeros(n_sources + len(explained), dtype=torch.float64)
         total[n_sources:] = explained.weights
         total[features.start + explained.features] = explained.feature_weights.double()
-        # Edges lead down: what flows into a target is known once all rows of higher layers have been counted.
-        for block in sorted(self.blocks, key=lambda block: -block.layer):
+        # Edges lead down: what flows into a target is known once all rows of greater depths have been counted.
+        for block in sorted(self.blocks, key=lambda block: -block.depth):
             targets = torch.where(block.names < 0, n_sources - 1 - block.names, features.start + block.names)
             block.edges.flow(targets, 1 / block.totals.clamp(min=EPS), total)
         return must_be_finite(total)[features]
 
 
-def _by_layer(layers: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each layer, and which of the rows are of it."""
-    order = torch.argsort(layers, stable=True)
-    found, sizes = torch.unique_consecutive(layers[order], return_counts=True)
+def _by_depth(depths: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each depth, and which of the rows are of it."""
+    order = torch.argsort(depths, stable=True)
+    found, sizes = torch.unique_consecutive(depths[order], return_counts=True)
     return zip(found.tolist(), order.split(sizes.tolist()), strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
 from pullback.lens import LayerTrace
+from pullback.lens.depth import n_depths
 from pullback.ops import SparseActivations
 from pullback.ops.edges import SpanShapes
 
@@ -28,7 +29,7 @@ class Reach(NamedTuple):
     row of edges. Every span of it has as many for each prompt: the first ones of the same span of the prompt's own
     layout, and of features, behind them, activations of 0 for what other prompts have more."""
 
-    acts: dict[int, SparseActivations]
+    acts: dict[tuple[str, int], SparseActivations]  # by kind and layer, as of the layout
     layout: Layout
 
 
@@ -38,22 +39,30 @@ class Stack:
     def __init__(self, locals: Sequence[LocalModel]) -> None:
         # Not the local models themselves: one of them may hold this stack.
         self.traces = [one.trace for one in locals]
-        self.acts = [one.acts for one in locals]
+        self.acts = [one.active for one in locals]
         self.layouts = [one.layout for one in locals]
         first = locals[0]
         self.n_prompts, self.n_pos, self.n_layers = len(locals), first.n_pos, first.n_layers
         self.sets, self.precision = first.sets, first.precision
+        self.saes = first.attention.saes
+        self.at_attention = set(first.attention.acts)
         # All of these (Q, T, d).
         self.embed = torch.stack([one.trace.embed for one in locals])
         positions = [one.trace.pos_embed for one in locals]
         self.pos_embed = None if positions[0] is None else torch.stack([p for p in positions if p is not None])
         self.errors = [torch.stack(error) for error in zip(*(one.errors for one in locals), strict=True)]
-        self.mlp_bias = {i: torch.stack([one.mlp_bias[i] for one in locals]) for i in first.mlp_bias}
+        self.mlp_bias = self._by_layer([one.mlp_bias for one in locals])
         self.attn_bias = [torch.stack(bias) for bias in zip(*(one.attn_bias for one in locals), strict=True)]
+        self.attn_errors = self._by_layer([one.attention.errors for one in locals])
+        self.attn_zeroed = self._by_layer([one.attention.zeroed for one in locals])
         self.zeroed = [torch.stack(rest) for rest in zip(*(one.zeroed or [] for one in locals), strict=True)]
         self._reach: dict[int, Reach] = {}
         self._below: dict[tuple[int, int], Tensor] = {}
         self._written: dict[int, Tensor] = {}
+
+    @staticmethod
+    def _by_layer(prompts: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+        return {i: torch.stack([one[i] for one in prompts]) for i in prompts[0]}
 
     @cached_property
     def layers(self) -> list[LayerTrace]:
@@ -92,13 +101,13 @@ class Stack:
     def silent(self) -> set[tuple[str, int]]:
         """Leaves, by kind and layer as in `Layout.spans`, that are 0 everywhere: attention without biases, MLPs without
         errors."""
-        leaves = {"errors": dict(enumerate(self.errors)), "mlp_bias": self.mlp_bias}
+        leaves = {"errors": dict(enumerate(self.errors)), "attn_errors": self.attn_errors, "mlp_bias": self.mlp_bias}
         leaves["attn_bias"] = dict(enumerate(self.attn_bias))
         return {(kind, layer) for kind, by in leaves.items() for layer, u in by.items() if not bool(u.any())}
 
     def reach(self, P: int) -> Reach:
         if P not in self._reach:
-            acts = {i: self._features(i, P) for i in self.acts[0]}
+            acts = {which: self._features(which, P) for which in self.acts[0]}
             layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
             self._reach[P] = Reach(acts, layout)
         return self._reach[P]
@@ -133,19 +142,19 @@ class Stack:
 
     @cached_property
     def _all_spans(self) -> list[tuple[str, int]]:
-        return list(self.layouts[0].spans(2 * self.n_layers + 1))
+        return list(self.layouts[0].spans(n_depths(self.n_layers)))
 
     @cached_property
     def _own_spans(self) -> Tensor:
         """First source and length of each prompt's spans, (Q, n, 2)."""
-        spans = [own.spans(2 * self.n_layers + 1) for own in self.layouts]
+        spans = [own.spans(n_depths(self.n_layers)) for own in self.layouts]
         return torch.tensor(
             [[(own[which].start, own[which].stop - own[which].start) for which in self._all_spans] for own in spans]
         )
 
-    def _features(self, layer: int, P: int) -> SparseActivations:
+    def _features(self, which: tuple[str, int], P: int) -> SparseActivations:
         """Those at the first P positions, which are a prompt's first, as many of each prompt; no more than its own."""
-        indptr, indices, values = self._padded[layer]
+        indptr, indices, values = self._padded[which]
         own = indptr[:, P, None]
         width = int(own.max())
         starts = torch.arange(self.n_prompts, device=own.device)[:, None] * width
@@ -154,22 +163,22 @@ class Stack:
             torch.cat([(indptr[:, :P] + starts).flatten(), own.new_tensor([width * self.n_prompts])]),
             indices[:, :width].flatten(),
             torch.where(within < own, values[:, :width], 0).flatten(),
-            self.acts[0][layer].n_features,
+            self.acts[0][which].n_features,
         )
 
     @cached_property
-    def _padded(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-        """Of each layer: row pointers (Q, T + 1), ids and activations (Q, m), those behind a prompt's own are 0."""
+    def _padded(self) -> dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]]:
+        """Of each kind and layer: row pointers (Q, T + 1), ids and activations (Q, m), 0 behind a prompt's own."""
 
         def side_by_side(per_prompt: Sequence[Tensor], filler: float = 0) -> Tensor:
             return nn.utils.rnn.pad_sequence(list(per_prompt), batch_first=True, padding_value=filler)
 
-        padded: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        for i in self.acts[0]:
-            acts = [one[i] for one in self.acts]
+        padded: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
+        for which in self.acts[0]:
+            acts = [one[which] for one in self.acts]
             indptr = torch.stack([own.indptr for own in acts])
             # Of a dictionary in a file, rows of the active features are in memory, and no others.
             one_of_them = int(torch.cat([own.indices for own in acts])[:1].sum())
             ids = side_by_side([own.indices for own in acts], filler=one_of_them)
-            padded[i] = indptr, ids, side_by_side([own.values for own in acts])
+            padded[which] = indptr, ids, side_by_side([own.values for own in acts])
         return padded

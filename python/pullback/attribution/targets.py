@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel
+from pullback.lens.depth import at_attention, at_mlp, before_block
 
-SITES = ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in", "ln_final")
-BEFORE_BLOCK, MLP_STREAM, NORMALIZED, MLP_INPUT, FINAL = range(len(SITES))
+SITES = ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in", "ln_final", "hook_attn_out")
+BEFORE_BLOCK, MLP_STREAM, NORMALIZED, MLP_INPUT, FINAL, ATTENTION = range(len(SITES))
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Targets:
 
     layer: (B), the site's layer, which is the number of MLPs below it; n_layers stands for everything behind the last
     block. site: (B), index into SITES. pos: (B). vectors: (B, d), as read at the site. own: (B), the constant that
-    belongs to the target itself (b_enc and the norm's bias, or b_U minus its mean).
+    belongs to the target itself (b_enc and the norm's bias, or what attention writes anyhow, or b_U minus its mean).
     """
 
     layer: Tensor
@@ -37,9 +38,10 @@ class Targets:
 
     @property
     def depth(self) -> Tensor:
-        """Where along the stream each is read, (B): 2 l before block l, 2 l + 1 where MLP l reads."""
+        """Where along the stream each is read, (B), see `lens.depth`."""
         before = (self.site == BEFORE_BLOCK) | (self.site == FINAL)
-        return 2 * self.layer + (~before).long()
+        inside = torch.where(self.site == ATTENTION, at_attention(self.layer), at_mlp(self.layer))
+        return torch.where(before, before_block(self.layer), inside)
 
 
 def site_index(hook: str) -> int:
@@ -48,7 +50,8 @@ def site_index(hook: str) -> int:
 
 
 def vectors_at_stream(local: LocalModel, targets: Targets) -> Tensor:
-    """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site."""
+    """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site. Those
+    that read attention's output are as they are."""
     t = local.trace
     vectors = targets.vectors.clone()
     for place in (targets.layer * len(SITES) + targets.site).unique().tolist():
@@ -57,7 +60,7 @@ def vectors_at_stream(local: LocalModel, targets: Targets) -> Tensor:
         v, pos = targets.vectors[which], targets.pos[which]
         if site == FINAL:
             vectors[which] = t.ln_final.pullback(v, t.final_scale[pos])
-        elif site != BEFORE_BLOCK:
+        elif site not in (BEFORE_BLOCK, ATTENTION):
             vectors[which] = t.layers[layer].read_pullback(SITES[site], v, pos)
     return vectors
 
@@ -67,12 +70,11 @@ def feature_batch(local: LocalModel, chosen: Tensor) -> Targets:
     start = 0
     parts: list[Targets] = []
     found: list[Tensor] = []
-    for i in sorted(local.acts):
-        acts = local.acts[i]
+    for (kind, i), acts in local.active.items():
         here = (chosen >= start) & (chosen < start + acts.nnz)
         at = chosen[here] - start
         start += acts.nnz
-        parts.append(encoder_targets(local, i, acts.rows()[at], acts.indices[at].long()))
+        parts.append(ENCODERS[kind](local, i, acts.rows()[at], acts.indices[at].long()))
         found.append(here.nonzero()[:, 0])
     return joined(parts)[torch.argsort(torch.cat(found))]
 
@@ -89,6 +91,22 @@ def encoder_targets(local: LocalModel, layer: int, pos: Tensor, ids: Tensor) -> 
         vectors=rows,
         own=local.sets.b_enc(layer)[ids] + rows @ bias,
     )
+
+
+def attention_targets(local: LocalModel, layer: int, pos: Tensor, ids: Tensor) -> Targets:
+    """Targets for features (B), active or not, of one layer's attention output at positions (B)."""
+    saes, constant = local.attention.sets, local.attention.constant[layer]
+    rows = saes.encoder_rows(layer, ids)
+    return Targets(
+        layer=torch.full_like(pos, layer),
+        site=torch.full_like(pos, ATTENTION),
+        pos=pos,
+        vectors=rows,
+        own=saes.b_enc(layer)[ids] + torch.linalg.vecdot(rows, constant[pos]),
+    )
+
+
+ENCODERS = {"features": encoder_targets, "attn_features": attention_targets}
 
 
 def joined(parts: Sequence[Targets]) -> Targets:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pullback._util.statistics import spearman
 from pullback.attribution import Graph
 from pullback.attribution.influence import smallest_set
-from pullback.attribution.nodes import FEATURE
+from pullback.attribution.nodes import ATTENTION_FEATURE, FEATURE
 from pullback.causal.effects import predicted
 from pullback.causal.intervene import held, run_from, unchanged_input
 from pullback.causal.margin import Margin, margin_of
@@ -93,6 +93,11 @@ def agreement(
     """
     if unknown := [run for run in runs if run not in RUNS]:
         raise ValueError(f"agreement: there are the runs {', '.join(RUNS)}, not {', '.join(unknown)}")
+    if bool(graph.of_kind(ATTENTION_FEATURE).any()):
+        raise ValueError(
+            "agreement: runs of the model do not hold the masks of features of attention, which this graph has; make "
+            "it without attention_saes"
+        )
     chosen = _stratified(graph, n, share, seed)
     lens = as_lens(model)
     sets = lens.fitted(sets, strict=strict)

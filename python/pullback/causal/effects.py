@@ -10,7 +10,7 @@ from torch import Tensor
 from pullback.attribution import Graph
 from pullback.attribution.effects import effects
 from pullback.attribution.influence import runs_of
-from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT
+from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT
 from pullback.causal.margin import Margin, margin_of
 
 
@@ -21,7 +21,7 @@ def derivatives(graph: Graph, holding: Collection[int] = ()) -> Tensor:
     An edge out of a feature of a layer in `holding` passes nothing on. Edges from leaves keep their weight.
     """
     source = graph.sources.long()
-    feature = graph.of_kind(FEATURE)[source]
+    feature = graph.of_kind(*FEATURES)[source]
     held = torch.isin(graph.nodes.layer[source].long(), torch.tensor(sorted(holding), dtype=torch.long))
     return torch.where(feature & held, 0, graph.weights / torch.where(feature, graph.nodes.activation[source], 1))
 
@@ -61,6 +61,6 @@ def recovery(graph: Graph, keep: Tensor, margin: Margin | None = None) -> float:
     """
     margin = margin_of(graph) if margin is None else margin
     part = graph.subgraph(keep)
-    leaves = ~part.of_kind(FEATURE, LOGIT, DIRECTION)
+    leaves = ~part.of_kind(*FEATURES, LOGIT, DIRECTION)
     whole = margin.weights(graph) @ torch.where(graph.of_kind(LOGIT), graph.nodes.preactivation, 0)
     return float(total_effects(part, margin)[leaves].sum() / whole)

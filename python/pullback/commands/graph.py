@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pullback.commands import many
-from pullback.commands.opening import command, model_and_set, open_model, open_set
+from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 if TYPE_CHECKING:
     from pullback.attribution import Graph
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The settings of attribution, by their names."""
+    attention_saes(parser)
     parser.add_argument(
         "--target",
         action="append",
@@ -100,7 +101,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     targets: list[Target] = [LogitTarget(token) for token in args.target]
     targets += [LogitDifference((plus, minus)) for plus, minus in args.target_difference]
     targets += [FeatureTarget(layer, position, feature) for layer, position, feature in args.target_feature]
-    return {"attribution_targets": targets or None, **{name: getattr(args, name) for name in SETTINGS}}
+    given = {name: getattr(args, name) for name in SETTINGS}
+    return {"attribution_targets": targets or None, "attention_saes": open_saes(args), **given}
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pullback.commands.one_target import add_target, must_be_writable, target_of, write
-from pullback.commands.opening import command, model_and_set, open_model, open_set
+from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 
 def add(commands: Any) -> None:
     summary = "find the circuit of a logit or a feature by hierarchical attribution"
     parser = command(commands, "hierarchical", run, summary)
     model_and_set(parser)
+    attention_saes(parser)
     add_arguments(parser)
 
 
@@ -47,9 +48,10 @@ def run(args: argparse.Namespace) -> None:
         relative=args.relative,
         top=args.top,
         keep_errors=args.keep_errors,
+        attention_saes=open_saes(args),
     )
     nodes, edges = found.to_pandas()
-    features = nodes.query("kind == 'feature'")
+    features = nodes.query("kind in ('feature', 'attention_feature')")
     largest = features.assign(size=features["attribution"].abs()).nlargest(20, "size")
     for node in largest.to_dict("records"):
         print(f"{node['attribution']:+.3f}  {node['id']}  at '{node['token']}'")

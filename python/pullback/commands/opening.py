@@ -62,3 +62,22 @@ def open_set(args: argparse.Namespace) -> Any:
     if args.model in ZOO:
         return zoo.transcoders(args.model)
     raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")
+
+
+def attention_saes(parser: argparse.ArgumentParser) -> None:
+    """What `open_saes` reads."""
+    parser.add_argument(
+        "--attention-saes",
+        default=None,
+        metavar="SET",
+        help="autoencoders of attention outputs, whose features become nodes: a folder, hub id; 'zoo': tiny-mix's own",
+    )
+
+
+def open_saes(args: argparse.Namespace) -> Any:
+    from pullback import zoo
+    from pullback.transcoders import load_transcoders
+
+    if args.attention_saes is None:
+        return None
+    return zoo.saes(args.model) if args.attention_saes == "zoo" else load_transcoders(args.attention_saes)

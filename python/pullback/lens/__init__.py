@@ -1,7 +1,7 @@
 """The one seam to TransformerLens: hooks, weights, norms, patterns; frozen forward passes; the replacement model."""
 
 from pullback.lens.adapter import INPUT_SITES, OUTPUT_SITES, Lens, as_lens
-from pullback.lens.compat import check_compatible, must_be_transcoders
+from pullback.lens.compat import check_compatible, must_be_attention_saes, must_be_transcoders
 from pullback.lens.offload import offloaded, on_disk
 from pullback.lens.open import open_transformers
 from pullback.lens.stand_ins import stand_ins
@@ -18,6 +18,7 @@ __all__ = [
     "Trace",
     "as_lens",
     "check_compatible",
+    "must_be_attention_saes",
     "must_be_transcoders",
     "offloaded",
     "on_disk",

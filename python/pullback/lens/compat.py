@@ -51,6 +51,19 @@ def must_be_transcoders(sets: LayeredDictionary, purpose: str) -> None:
         )
 
 
+def must_be_attention_saes(sets: LayeredDictionary, purpose: str) -> None:
+    """Raise ValueError where a layer holds anything but an autoencoder of attention's output in the stream."""
+    other = [layer for layer in sets.layers if {sets.hook_in(layer), sets.hook_out(layer)} != {"hook_attn_out"}]
+    if other:
+        hooks = f"{sets.hook_in(other[0])} -> {sets.hook_out(other[0])}"
+        raise ValueError(
+            f"{purpose} takes autoencoders that read and write hook_attn_out; at layers {other} this set has {hooks}. "
+            "Train with hook_name='hook_attn_out'"
+        )
+    if skips := [layer for layer in sets.layers if sets.skip(layer) is not None]:
+        raise ValueError(f"{purpose} cannot have skip connections; those of layers {skips} have")
+
+
 def _compare(lens: Lens, layer: int, hook_in: str, trained: ModelReading, here: ModelReading, strict: bool) -> None:
     if trained.norm != here.norm:
         raise _mismatch(layer, f"was trained behind a {trained.norm} norm, and {lens.model_name} has {here.norm}")

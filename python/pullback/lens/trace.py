@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pullback.lens.depth import at_mlp, block_of
 from pullback.lens.structure import must_be_finite, tolerance
 from pullback.lens.tokens import check_ids
 from pullback.lens.weights import NO_NORM, LayerWeights, Norm
@@ -127,13 +128,12 @@ class Trace:
         return self.tokens.shape[0]
 
     def stream(self, depth: int) -> Tensor:
-        """The residual stream at a depth, (T, d): 2 l before block l, 2 l + 1 where MLP l reads, 2 n_layers behind the
-        last block."""
-        layer, at_mlp = divmod(depth, 2)
+        """The residual stream as it is read at a depth, (T, d), see `lens.depth`."""
+        layer = block_of(depth)
         if layer == len(self.layers):
             last = self.layers[-1]
             return last.x_pre + last.attn_out + last.mlp_out
-        return self.layers[layer].mlp_stream if at_mlp else self.layers[layer].x_pre
+        return self.layers[layer].mlp_stream if depth == at_mlp(layer) else self.layers[layer].x_pre
 
 
 def _sites(lens: Lens) -> list[str]:

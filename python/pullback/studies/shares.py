@@ -10,7 +10,7 @@ from pullback.attribution import Graph, LogitDifference, LogitTarget, attribute
 from pullback.attribution.attention.components import components
 from pullback.attribution.effects import effects
 from pullback.attribution.local import local_model
-from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT
+from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT
 from pullback.causal import Curves, Margin, faithfulness_curves, graph_scores, hierarchical_scores
 from pullback.lens import Lens
 from pullback.studies.prompts import Prompts
@@ -69,7 +69,7 @@ def token_shares(graph: Graph) -> list[float]:
     """
     target = graph.of_kind(DIRECTION).nonzero()[:, 0]
     total = effects(graph, target).total[0]
-    leaves = ~graph.of_kind(FEATURE, LOGIT, DIRECTION)
+    leaves = ~graph.of_kind(*FEATURES, LOGIT, DIRECTION)
     positions = graph.nodes.pos[leaves].long().clamp(min=0)
     sums = torch.zeros(len(graph.meta["tokens"]), dtype=total.dtype).index_add_(0, positions, total[leaves])
     return (sums / graph.nodes.preactivation[target].double()).tolist()

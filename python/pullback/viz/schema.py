@@ -11,7 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-KINDS = ("embedding", "position", "feature", "head", "skip", "error", "bias", "own", "logit")
+KINDS = (
+    *("embedding", "position", "feature", "head", "skip", "error", "bias", "own", "logit"),
+    *("attention_feature", "attention_error"),
+)
 
 # Cumulative sums of float32 shares may end a little above one.
 MAX_INFLUENCE = 1.001

@@ -151,7 +151,7 @@ def test_payloads_of_the_page(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda p: p["nodes"][0].update(feature_type="lorsa"), "of type 'lorsa'"),
+        (lambda p: p["nodes"][0].update(feature_type="crosscoder"), "of type 'crosscoder'"),
         (lambda p: p.pop("links"), "links is required"),
         (lambda p: p["links"].append({"source": "x", "target": "y", "weight": 1.0}), "must be the node_id of a node"),
         (lambda p: p["nodes"].append(p["nodes"][3]), "must be unique"),

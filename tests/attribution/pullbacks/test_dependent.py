@@ -10,6 +10,7 @@ import torch
 
 import pullback as pb
 from pullback.attribution.local import local_model
+from pullback.lens.depth import at_mlp
 from tests import models
 from tests.attribution.pullbacks.test_pullback import WIRINGS, autoencoders, build
 from tests.attribution.test_identities import tokens_of
@@ -110,7 +111,7 @@ def test_ratios_carry_the_whole_of_the_norm(name: str) -> None:
     whole = pb.input_attribution(lens, sets, TOKENS, target, "residual", position=3, ln="ratio")
     assert whole.total.tolist() == pytest.approx((rows @ at.read("mlp.hook_in")[3]).tolist(), **CLOSE)
     head = pb.input_attribution(lens, sets, TOKENS, target, "residual", position=3, heads=(1, 2), ln="ratio")
-    low, c = trace.layers[1], (rows @ at.read("mlp.hook_in")[3]) / (rows @ trace.stream(5)[3])
+    low, c = trace.layers[1], (rows @ at.read("mlp.hook_in")[3]) / (rows @ trace.stream(at_mlp(2))[3])
     w = low.weights
     carried = w.ln1(low.x_pre, low.ln1_scale) @ w.W_V[2 // (4 // len(w.W_V))] @ w.W_O[2]
     for n in range(2):

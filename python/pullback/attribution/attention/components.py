@@ -9,8 +9,12 @@ from torch import Tensor
 
 from pullback.attribution.attention import flow
 from pullback.attribution.local import LocalModel
+from pullback.lens import LayerTrace
 
-COMPONENT_KINDS = ("embedding", "position", "feature", "error", "head", "bias", "skip", "own")
+COMPONENT_KINDS = (
+    *("embedding", "position", "feature", "error", "head", "bias", "skip", "own"),
+    *("attention_feature", "attention_error"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ def components(local: LocalModel, layer: int, pos: int) -> Components:
 def _of_layer(local: LocalModel, k: int, pos: int) -> list[tuple[str, str, Tensor]]:
     """What layer k writes at pos, apart from features."""
     layer = local.trace.layers[k]
-    written = torch.einsum("hte,hed->hd", flow.brought(layer, pos), layer.weights.W_O)
-    parts = [("head", f"{k}_head_{h}_{pos}", write) for h, write in enumerate(written)]
+    parts = _of_attention(local, k, pos) if k in local.attention.acts else _of_heads(layer, k, pos)
     parts.append(("bias", f"{k}_bias_attn_{pos}", local.attn_bias[k][pos]))
     parts.append(("error", f"{k}_-1_{pos}", local.errors[k][pos]))
     if k in local.mlp_bias:
@@ -58,6 +61,21 @@ def _of_layer(local: LocalModel, k: int, pos: int) -> list[tuple[str, str, Tenso
         read = layer.read_linear(local.sets.hook_in(k), layer.mlp_stream[at], at)
         parts.append(("skip", f"{k}_skip_{pos}", (read @ W_skip.T)[0]))
     return parts
+
+
+def _of_heads(layer: LayerTrace, k: int, pos: int) -> list[tuple[str, str, Tensor]]:
+    written = torch.einsum("hte,hed->hd", flow.brought(layer, pos), layer.weights.W_O)
+    return [("head", f"{k}_head_{h}_{pos}", write) for h, write in enumerate(written)]
+
+
+def _of_attention(local: LocalModel, k: int, pos: int) -> list[tuple[str, str, Tensor]]:
+    """The features and the error that stand in for what heads bring."""
+    found = local.attention
+    ids, z = found.acts[k].row(pos)
+    rows = z[:, None] * found.sets.decoder_rows(k, ids, k)
+    named = zip(ids.tolist(), rows, strict=True)
+    parts = [("attention_feature", f"A{k}_{feature}_{pos}", row) for feature, row in named]
+    return [*parts, ("attention_error", f"A{k}_-1_{pos}", found.errors[k][pos])]
 
 
 def _features(local: LocalModel, source: int, layer: int, pos: int) -> tuple[list[str], Tensor]:

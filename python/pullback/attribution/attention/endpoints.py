@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,12 @@ class Sources:
 @dataclass(frozen=True)
 class Reads:
     """m vectors (m, d) that read the stream at positions (m): what the MLP of `layer` (m) reads, or, at n_layers, what
-    ln_final does."""
+    ln_final does; or, `at_attention` (m), what the layer's attention writes."""
 
     layer: Tensor
     pos: Tensor
     vectors: Tensor
+    at_attention: Tensor
 
 
 def sources_of(local: LocalModel, names: Sequence[str]) -> Sources:
@@ -56,8 +58,12 @@ def sources_of(local: LocalModel, names: Sequence[str]) -> Sources:
 def reads_of(local: LocalModel, names: Sequence[str]) -> Reads:
     """How the targets read. Raises ValueError for a name that is neither a feature, active or not, nor a logit."""
     layers, positions, vectors = zip(*(_read(local, name) for name in names), strict=True)
-    device = local.trace.embed.device
-    return Reads(torch.tensor(layers, device=device), torch.tensor(positions, device=device), torch.stack(vectors))
+
+    def column(values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, device=local.trace.embed.device)
+
+    at_attention = column([name.startswith("A") for name in names])
+    return Reads(column(layers), column(positions), torch.stack(vectors), at_attention)
 
 
 def _written(local: LocalModel, name: str) -> tuple[int, dict[int, Tensor]]:
@@ -71,7 +77,9 @@ def _written(local: LocalModel, name: str) -> tuple[int, dict[int, Tensor]]:
             if int(words[1]) != int(t.tokens[pos]):
                 raise ValueError(f"'{name}': the token at position {pos} is {int(t.tokens[pos])}")
             return pos, {EMBED: t.embed[pos]}
-        layer = _layer(local, words[0])
+        layer = _layer(local, words[0].removeprefix("A"))
+        if words[0].startswith("A"):
+            return pos, {behind_attention(layer): _by_attention(local, layer, pos, int(words[1]))}
         if words[1] == "bias" and words[2] in BIAS_KINDS:
             if words[2] == "attn":
                 return pos, {behind_attention(layer): local.attn_bias[layer][pos]}
@@ -90,10 +98,15 @@ def _written(local: LocalModel, name: str) -> tuple[int, dict[int, Tensor]]:
 def _read(local: LocalModel, name: str) -> tuple[int, int, Tensor]:
     t = local.trace
     try:
-        layer, feature, pos = (int(word) for word in name.split("_"))
+        layer, feature, pos = (int(word) for word in name.removeprefix("A").split("_"))
         _position(local, str(pos))
     except ValueError as error:
         raise ValueError(f"head loadings: '{name}' is no feature or logit on this prompt ({error})") from error
+    if name.startswith("A"):
+        saes = local.attention.saes
+        if saes is None or layer not in saes or not 0 <= feature < saes[layer].d_sae:
+            raise ValueError(f"head loadings: '{name}' is no feature of autoencoders of attention, if there are any")
+        return layer, pos, saes.encoder_rows(layer, [feature])[0]
     at = torch.tensor([pos], device=t.embed.device)
     if layer == local.n_layers + 1:
         direction = (t.W_U[:, feature] - t.W_U.mean(1))[None]
@@ -104,10 +117,19 @@ def _read(local: LocalModel, name: str) -> tuple[int, int, Tensor]:
     return layer, pos, t.layers[layer].read_pullback(local.sets.hook_in(layer), row, at)[0]
 
 
-def _activation(local: LocalModel, layer: int, pos: int, feature: int) -> Tensor:
-    if layer not in local.acts:
-        raise ValueError(f"head loadings: the set has no features of layer {layer}; it has layers {local.sets.layers}")
-    indices, values = local.acts[layer].row(pos)
+def _by_attention(local: LocalModel, layer: int, pos: int, feature: int) -> Tensor:
+    """What a feature of attention writes, or the error there for feature -1."""
+    if feature == -1:
+        return _present(local.attention.errors.get(layer), f"A{layer}_-1_{pos}", "autoencoders of attention")[pos]
+    z = _activation(local, layer, pos, feature, "attn_features")
+    return z * local.attention.sets.decoder_rows(layer, [feature], layer)[0]
+
+
+def _activation(local: LocalModel, layer: int, pos: int, feature: int, kind: str = "features") -> Tensor:
+    if (kind, layer) not in local.active:
+        layers = [own for of_kind, own in local.active if of_kind == kind]
+        raise ValueError(f"head loadings: there are no such features of layer {layer}; there are of layers {layers}")
+    indices, values = local.active[kind, layer].row(pos)
     hit = (indices == feature).nonzero()
     if not len(hit):
         raise ValueError(f"head loadings: feature {feature} of layer {layer} is not active at position {pos}")

@@ -54,7 +54,7 @@ def ascend(local: LocalModel, sources: Sources, *, heads: bool) -> Iterator[tupl
     x = written(local.trace.embed.new_zeros(len(pos), local.trace.embed.shape[1]), EMBED)
     for k, layer in enumerate(local.trace.layers):
         behind = x
-        if heads:
+        if heads and k not in local.attention.acts:  # else what heads bring ends in features
             behind = x + torch.einsum("htne,hed->tnd", mixed(layer, x), layer.weights.W_O).flatten(0, 1)
         behind = written(behind, behind_attention(k))
         read = x if layer.parallel else behind
@@ -64,14 +64,15 @@ def ascend(local: LocalModel, sources: Sources, *, heads: bool) -> Iterator[tupl
 
 
 def descend(local: LocalModel, reads: Reads, *, heads: bool) -> Iterator[Tensor]:
-    """What targets read at attention's output of every layer, from the top down."""
+    """What targets read at attention's output of every layer, from the top down; where features stand in for it, only
+    those features read it."""
     m, T, pos = len(reads.pos), local.n_pos, reads.pos
     rows = torch.arange(m, device=pos.device)
     if heads:
         rows, pos = pos * m + rows, torch.arange(T, device=pos.device).repeat_interleave(m)
 
-    def joined(g: Tensor, k: int) -> Tensor:
-        here = reads.layer == k
+    def joined(g: Tensor, k: int, *, at_attention: bool = False) -> Tensor:
+        here = (reads.layer == k) & (reads.at_attention == at_attention)
         return g.index_add(0, rows[here], reads.vectors[here])
 
     g = joined(reads.vectors.new_zeros(len(pos), reads.vectors.shape[1]), local.n_layers)
@@ -80,9 +81,17 @@ def descend(local: LocalModel, reads: Reads, *, heads: bool) -> Iterator[Tensor]
         # A parallel block's MLP does not read what its attention writes.
         to_mlp = joined(_skip_pullback(local, k, g, pos), k)
         g = g if parallel else g + to_mlp
-        yield g
-        if heads:
-            local.heads[k].add_pullback(g.view(T, m, -1))
+        if k in local.attention.acts:
+            read = joined(torch.zeros_like(g), k, at_attention=True)
+            yield read
+            if heads:
+                through = read.clone()
+                local.heads[k].add_pullback(through.view(T, m, -1))
+                g = g + through - read
+        else:
+            yield g
+            if heads:
+                local.heads[k].add_pullback(g.view(T, m, -1))
         g = g + to_mlp if parallel else g
 
 

@@ -82,6 +82,7 @@ def head_loadings(
     edges: Sequence[tuple[str, str]] | None = None,
     *,
     hop: str = "last",
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> HeadLoadings:
     """Split edges of an attribution graph into what goes through each head and what goes through none.
@@ -89,7 +90,7 @@ def head_loadings(
     Costs a sweep of the frozen model for every distinct source (hop "last") or target ("first") among the edges.
 
     Args:
-        model, sets: what the graph was made with.
+        model, sets, attention_saes: what the graph was made with.
         graph_or_prompt: a graph of `attribute`, pruned or not; or its prompt.
         edges: (source, target) pairs of node ids, as `graph.node_ids()` has them, whether or not the graph kept them.
             None: all edges of the graph between nodes with a path (an own leaf has none), except into directions, whose
@@ -124,7 +125,7 @@ def head_loadings(
     named = [(str(s), str(t)) for s, t in edges]
     if not named:
         raise ValueError("head_loadings: edges is empty; give at least one (source, target)")
-    local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+    local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
     found = _split(local, named, hop)
     if graph is not None:
         _must_be_of(graph, found, lens)
@@ -171,7 +172,7 @@ def _chunks(names: list[str], size: int) -> Iterator[list[str]]:
 def _by_none(local: LocalModel, sources: Sources, reads: Reads, s: Tensor, t: Tensor) -> Tensor:
     """Paths through no head, (E): a source that stays at its position, as the target reads it."""
     streams = torch.stack([read for _, read in flow.ascend(local, sources, heads=False)])  # (L + 1, n, d)
-    stays = sources.pos[s] == reads.pos[t]
+    stays = (sources.pos[s] == reads.pos[t]) & ~reads.at_attention[t]
     return torch.where(stays, (streams[reads.layer[t], s] * reads.vectors[t]).sum(-1), 0)
 
 

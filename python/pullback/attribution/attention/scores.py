@@ -139,6 +139,7 @@ def qk_attribution(
     key_pos: int,
     *,
     against: int | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> QKAttribution:
     """A head's score between two positions, split over pairs of what the stream is made of at each.
@@ -153,6 +154,8 @@ def qk_attribution(
         layer, head, query_pos, key_pos: the score. Positions may count from the end.
         against: another key position: then the difference of the two scores is split, which is what decides between
             them (a part that both keys share falls out).
+        attention_saes: autoencoders of attention outputs: their features and errors are parts, instead of the heads of
+            their layers.
         strict: False accepts transcoders of a fine-tuned sibling.
 
     Raises:
@@ -160,7 +163,7 @@ def qk_attribution(
             softmax of such scores.
     """
     lens = as_lens(model)
-    local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+    local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
     layer, head = _within("layer", layer, local.n_layers), _within("head", head, lens.n_heads)
     t, s = (_within(name, p, local.n_pos) for name, p in (("query_pos", query_pos), ("key_pos", key_pos)))
     other = None if against is None else _within("against", against, local.n_pos)

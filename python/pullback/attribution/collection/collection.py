@@ -16,13 +16,13 @@ from pullback.attribution.collection.mean import mean_graph
 from pullback.attribution.collection.similarity import agglomerate, similarity
 from pullback.attribution.collection.tally import Tally, summed
 from pullback.attribution.graph import Graph
-from pullback.attribution.nodes import FEATURE
+from pullback.attribution.nodes import FEATURES, KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FEATURE_COLUMNS = ("layer", "feature")
-EDGE_COLUMNS = ("source_layer", "source_feature", "target_layer", "target_feature")
+FEATURE_COLUMNS = ("kind", "layer", "feature")
+SOURCE_COLUMNS, TARGET_COLUMNS = (tuple(f"{end}_{name}" for name in FEATURE_COLUMNS) for end in ("source", "target"))
 
 
 class GraphCollection:
@@ -82,7 +82,7 @@ class GraphCollection:
     # ---- features -------------------------------------------------------------------------------------------------
 
     def features(self, min_share: float = 0.0) -> pd.DataFrame:
-        """Which features recur: layer, feature, prompts (in how many), share (of all), influence (mean over all
+        """Which features recur: kind, layer, feature, prompts (in how many), share (of all), influence (mean over all
         prompts, 0 where a prompt lacks it). The most influential come first.
 
         `min_share=0` is the union of the prompts' features, `min_share=1` their intersection.
@@ -97,11 +97,11 @@ class GraphCollection:
         return found.iloc[order].reset_index(drop=True)
 
     def difference(self, other: GraphCollection | Graph) -> pd.DataFrame:
-        """Mean influence of each feature here and in `other`: layer, feature, influence, other, difference (here less
-        there); the largest differences come first.
+        """Mean influence of each feature here and in `other`: kind, layer, feature, influence, other, difference (here
+        less there); the largest differences come first.
 
         For two prompts (`GraphCollection([a]).difference(b)`), two groups of prompts, or one model's prompts under its
-        fine-tuned sibling, explained with the same transcoders: features are told apart by layer and id.
+        fine-tuned sibling, explained with the same transcoders: features are told apart by kind, layer and id.
         """
         there = GraphCollection([other]) if isinstance(other, Graph) else other
         sides = [(_by_key(side._influence), len(side)) for side in (self, there)]
@@ -120,15 +120,15 @@ class GraphCollection:
     # ---- edges ----------------------------------------------------------------------------------------------------
 
     def edges(self, min_share: float = 0.0) -> pd.DataFrame:
-        """How consistent edges between features are, positions summed: source_layer, source_feature, target_layer,
-        target_feature, prompts (in how many it is), share (of all prompts), same_sign (share of all prompts in which it
-        is, with the sign that is more frequent), mean and std of the weight over the prompts that have it. The most
-        consistent, then the heaviest, come first.
+        """How consistent edges between features are, positions summed: source_kind, source_layer, source_feature, and
+        the same of the target, prompts (in how many it is), share (of all prompts), same_sign (share of all prompts in
+        which it is, with the sign that is more frequent), mean and std of the weight over the prompts that have it. The
+        most consistent, then the heaviest, come first.
         """
         tally = Tally(2, 4)
         for graph in self:
             keys = node_keys(graph, "fold")
-            feature = graph.of_kind(FEATURE)
+            feature = graph.of_kind(*FEATURES)
             rows, sources = graph.rows(), graph.sources.long()
             between = (feature[rows] & feature[sources]).numpy()
             ends = np.stack([keys[sources.numpy()[between]], keys[rows.numpy()[between]]], 1)
@@ -137,7 +137,7 @@ class GraphCollection:
                 ends, np.concatenate([np.ones_like(weight), (weight > 0).astype(np.float64), weight, weight**2], 1)
             )
         tally.settle()
-        found = _features(tally.keys[:, :1], EDGE_COLUMNS[:2]).join(_features(tally.keys[:, 1:], EDGE_COLUMNS[2:]))
+        found = _features(tally.keys[:, :1], SOURCE_COLUMNS).join(_features(tally.keys[:, 1:], TARGET_COLUMNS))
         n, positive, total, squares = tally.sums.T
         found["prompts"] = n.astype(np.int64)
         found["share"] = n / len(self)
@@ -187,8 +187,9 @@ def _by_key(vectors: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
     return tally.keys, tally.sums
 
 
-def _features(keys: Ints, columns: tuple[str, str] = FEATURE_COLUMNS) -> pd.DataFrame:
+def _features(keys: Ints, columns: tuple[str, ...] = FEATURE_COLUMNS) -> pd.DataFrame:
     import pandas as pd
 
     of = NodeKeys.unpacked(keys[:, 0])
-    return pd.DataFrame({columns[0]: of.layer, columns[1]: of.id})
+    kinds = [KINDS[kind] for kind in of.kind.tolist()]
+    return pd.DataFrame(dict(zip(columns, (kinds, of.layer, of.id), strict=True)))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pullback.attribution.graph import Graph
-from pullback.attribution.nodes import DIRECTION, FEATURE, LOGIT, OWN
+from pullback.attribution.nodes import DIRECTION, FEATURES, IN_ORDER, KINDS, LOGIT, OWN
 
 Align = Literal["fold", "end"]
 Ints = NDArray[np.int64]
@@ -16,10 +16,11 @@ Floats = NDArray[np.float64]
 
 # One integer for a node: sort, layer + 1, place, id + 1, from the highest bit down. Sorts stand in the order of nodes;
 # an own leaf's is that of own leaves of its target's kind, and all else is its target's.
-_SORTS = [(kind, kind) for kind in range(OWN)]
-_SORTS += [(OWN, target) for target in (FEATURE, LOGIT, DIRECTION)] + [(kind, kind) for kind in (LOGIT, DIRECTION)]
+_LEAVES = IN_ORDER[: IN_ORDER.index(OWN)]
+_SORTS = [(kind, kind) for kind in _LEAVES]
+_SORTS += [(OWN, target) for target in (*FEATURES, LOGIT, DIRECTION)] + [(kind, kind) for kind in (LOGIT, DIRECTION)]
 _LAYERS, _PLACES, _IDS = 9, 17, 32
-_SORT_OF = np.zeros((8, 8), np.int64)
+_SORT_OF = np.zeros((len(KINDS), len(KINDS)), np.int64)
 for _sort, _pair in enumerate(_SORTS):
     _SORT_OF[_pair] = _sort
 _LAST = (1 << _PLACES) - 1
@@ -83,7 +84,7 @@ def node_keys(graph: Graph, align: Align) -> Ints:
 
 def feature_influence(graph: Graph) -> tuple[Ints, Floats]:
     """Folded keys of the features of a graph, ascending, and their influence on its logits, summed over positions."""
-    which = graph.of_kind(FEATURE).numpy()
+    which = graph.of_kind(*FEATURES).numpy()
     keys, inverse = np.unique(node_keys(graph, "fold")[which], return_inverse=True)
     influence = graph.influence().double().numpy()[which]
     return keys, np.bincount(inverse, influence, minlength=len(keys)).astype(np.float64)

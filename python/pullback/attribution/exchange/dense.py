@@ -46,6 +46,8 @@ def dense(graph: Graph) -> DenseGraph:
             "circuit-tracer explains logits at the last position; this graph explains something else, for which it has "
             "no place"
         )
+    if bool(graph.of_kind(k.ATTENTION_FEATURE).any()):
+        raise ValueError("circuit-tracer has no place for features of attention; make the graph without attention_saes")
     features = _places(graph, k.FEATURE)
     by_place = (n.layer[features].long() * T + n.pos[features]) * (int(n.feature.max()) + 1) + n.feature[features]
     features = features[torch.argsort(by_place)]

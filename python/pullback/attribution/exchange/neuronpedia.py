@@ -25,6 +25,8 @@ FEATURE_TYPES = {
     k.OWN: "bias",
     k.LOGIT: "logit",
     k.DIRECTION: "logit",
+    k.ATTENTION_FEATURE: "lorsa",  # the name viewers know for sparse features of attention
+    k.ATTENTION_ERROR: "lorsa error",
 }
 
 NOTEBOOK_EDGES = 100_000
@@ -116,7 +118,7 @@ def _nodes(graph: Graph, labels: Mapping[str, str]) -> list[dict[str, Any]]:
                 "preactivation": _finite(preactivation),
                 "kind": k.KINDS[kind],
             }
-            | ({"dropped": dropped} if kind in (k.FEATURE, k.LOGIT, k.DIRECTION) else {})
+            | ({"dropped": dropped} if kind in (*k.FEATURES, k.LOGIT, k.DIRECTION) else {})
         )
     return nodes
 
@@ -134,7 +136,7 @@ def _mark_targets(graph: Graph, payload: dict[str, Any]) -> None:
             "clerp": f'Output "{label}" (p={weight:.3f})',
             "kind": "logit",
         }
-    pinned = (graph.explained & graph.of_kind(k.FEATURE)).nonzero()[:, 0].tolist()
+    pinned = (graph.explained & graph.of_kind(*k.FEATURES)).nonzero()[:, 0].tolist()
     names = [payload["nodes"][i]["node_id"] for i in pinned]
     payload["qParams"]["pinnedIds"] = list(dict.fromkeys([*payload["qParams"]["pinnedIds"], *names]))
     if graph.given_weights is not None:
@@ -143,9 +145,9 @@ def _mark_targets(graph: Graph, payload: dict[str, Any]) -> None:
 
 
 def _feature_field(kind: int, layer: int, pos: int, feature: int) -> int | None:
-    if kind == k.FEATURE:
+    if kind in k.FEATURES:
         return cantor(layer, feature)
-    return {k.EMBEDDING: pos, k.ERROR: -1, k.LOGIT: feature}.get(kind)
+    return {k.EMBEDDING: pos, k.ERROR: -1, k.ATTENTION_ERROR: -1, k.LOGIT: feature}.get(kind)
 
 
 def _layer_field(kind: int, layer: int) -> str:

@@ -30,6 +30,8 @@ KIND_OF_TYPE = {
     "mlp reconstruction error": k.ERROR,
     "bias": k.BIAS,
     "logit": k.LOGIT,
+    "lorsa": k.ATTENTION_FEATURE,
+    "lorsa error": k.ATTENTION_ERROR,
 }
 # What a graph says itself, and what is written anew each time.
 OF_THE_GRAPH = {
@@ -97,7 +99,7 @@ def _kind(node: Mapping[str, Any]) -> int:
 
 def _n_layers(nodes: list[JsonNode]) -> int:
     """Logits stand at layer n_layers + 1; a graph without any is as high as its nodes."""
-    below = [int(node["layer"]) for node, kind in nodes if kind in (k.FEATURE, k.ERROR, k.BIAS)]
+    below = [int(node["layer"]) for node, kind in nodes if kind in (*k.FEATURES, *k.ERRORS, k.BIAS)]
     logits = [int(node["layer"]) - 1 for node, kind in nodes if kind == k.LOGIT]
     return max([0, *(layer + 1 for layer in below), *logits])
 
@@ -112,13 +114,14 @@ def _layer(node: Mapping[str, Any], kind: int, n_layers: int) -> int:
 
 def _place(node: Mapping[str, Any], kind: int, n_layers: int, i: int) -> tuple[int, ...]:
     """Where a node stands in the order of `Nodes`. Own leaves and what is explained keep the order they come in."""
-    inactive = kind == k.FEATURE and "target_weight" in node and node.get("activation") == 0
+    inactive = kind in k.FEATURES and "target_weight" in node and node.get("activation") == 0
     if kind in (k.LOGIT, k.DIRECTION) or inactive:
-        return k.LOGIT, i, 0, 0
+        return len(k.IN_ORDER), i, 0, 0
+    among = k.IN_ORDER.index(kind)
     if kind == k.OWN:
-        return k.OWN, i, 0, 0
+        return among, i, 0, 0
     layer, pos, feature = _layer(node, kind, n_layers), node["ctx_idx"], _feature(node, kind, {})
-    return (kind, feature, layer, pos) if kind == k.BIAS else (kind, layer, pos, feature)
+    return (among, feature, layer, pos) if kind == k.BIAS else (among, layer, pos, feature)
 
 
 def _table(nodes: list[JsonNode], at: Mapping[str, int], n_layers: int, dtype: torch.dtype) -> k.Nodes:
@@ -152,14 +155,14 @@ def _feature(node: Mapping[str, Any], kind: int, at: Mapping[str, int]) -> int:
         return k.BIAS_KINDS.index(words[2])
     if kind == k.DIRECTION:
         return int(node_id.split("_")[1])
-    if kind not in (k.EMBEDDING, k.FEATURE, k.LOGIT):
+    if kind not in (k.EMBEDDING, *k.FEATURES, k.LOGIT):
         return -1
-    named = re.fullmatch(rf"{node['layer']}_(\d+)_{node['ctx_idx']}", node_id)
+    named = re.fullmatch(rf"A?{node['layer']}_(?:lor_)?(\d+)_{node['ctx_idx']}", node_id)
     if named:
         return int(named[1])
     if kind == k.EMBEDDING or node["feature"] is None:  # an embedding's field holds its position
         return -1
-    return uncantor(node["feature"])[1] if kind == k.FEATURE else node["feature"]
+    return uncantor(node["feature"])[1] if kind in k.FEATURES else node["feature"]
 
 
 def _edges(links: list[Mapping[str, Any]], at: Mapping[str, int], dtype: torch.dtype) -> dict[str, Tensor]:

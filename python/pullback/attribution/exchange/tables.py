@@ -81,12 +81,12 @@ def from_arrow(nodes: pyarrow.Table, edges: pyarrow.Table) -> Graph:
 
 
 def _places(kinds: np.ndarray, nodes: pyarrow.Table) -> np.ndarray:
-    """Kinds, with all that is explained besides active features in one place."""
-    explained = kinds == k.DIRECTION
+    """Kinds in the order of a table, with all that is explained besides active features in one place."""
+    explained = np.isin(kinds, (k.LOGIT, k.DIRECTION))
     if "target_weight" in nodes.column_names:
         inactive = nodes["activation"].to_numpy() == 0
-        explained |= (kinds == k.FEATURE) & inactive & (nodes["target_weight"].to_numpy() > 0)
-    return np.where(explained, k.LOGIT, kinds)
+        explained |= np.isin(kinds, k.FEATURES) & inactive & (nodes["target_weight"].to_numpy() > 0)
+    return np.where(explained, len(k.IN_ORDER), np.argsort(k.IN_ORDER)[kinds])
 
 
 def _numbers(names: Any, ids: Any) -> Tensor:

@@ -118,10 +118,10 @@ def circuit_of(
     start = torch.zeros(graph.n_nodes, dtype=torch.float64)
     start[t] = values(graph)[t]
     attribution, through = gated(graph, start, gate or Gate())
-    error = graph.of_kind(k.ERROR)
+    error = graph.of_kind(*k.ERRORS)
     if keep_errors:
         attribution = torch.where(error, through, attribution)
-    leaves = graph.of_kind(k.EMBEDDING, k.POSITION, k.ERROR, k.BIAS, k.OWN)
+    leaves = graph.of_kind(k.EMBEDDING, k.POSITION, *k.ERRORS, k.BIAS, k.OWN)
     recovery = float(through[leaves].sum() / values(graph)[t])
     kept = attribution != 0
     kept[t] = True

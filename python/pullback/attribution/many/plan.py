@@ -71,11 +71,16 @@ def _at_once(length: int, device: torch.device) -> int:
     return max(1, min(PROMPTS_AT_ONCE * times, TOKENS_AT_ONCE * times // length))
 
 
-def claim(folder: Path, lens: Lens, sets: LayeredDictionary, settings: Mapping[str, Any]) -> None:
+def claim(
+    folder: Path, lens: Lens, sets: LayeredDictionary, saes: LayeredDictionary | None, settings: Mapping[str, Any]
+) -> None:
     """Write down what the graphs of a folder have in common. Raises ValueError where they have something else."""
     weights = {f"model {i}": lens.fingerprint(i) or "" for i in range(lens.n_layers)}
-    for i in sets.layers:
-        weights |= {f"W_enc {i}": fingerprint(sets[i].W_enc), f"W_dec {i}": fingerprint(sets.decoder(i, i))}
+    named = [("", sets)] if saes is None else [("", sets), ("attention ", saes)]
+    for name, dictionaries in named:
+        for i in dictionaries.layers:
+            weights[f"{name}W_enc {i}"] = fingerprint(dictionaries[i].W_enc)
+            weights[f"{name}W_dec {i}"] = fingerprint(dictionaries.decoder(i, i))
     path = folder / RUN
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

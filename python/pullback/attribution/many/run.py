@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pullback._util.memory import out_of_memory
 from pullback.attribution.graph import Graph
-from pullback.attribution.local import fitted_transcoders, local_models
+from pullback.attribution.local import fitted_saes, fitted_transcoders, local_models
 from pullback.attribution.many.index import COLUMNS, OK, Journal, has_parquet, journalled, read_index, write_index
 from pullback.attribution.many.plan import Numbered, batches, claim, described, numbered
 from pullback.attribution.many.together import attribute_together
@@ -38,6 +38,7 @@ def attribute_many(
     node_threshold: float | None = None,
     edge_threshold: float | None = None,
     zero_positions: slice | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
     verbose: bool = True,
     **settings: Any,
@@ -57,7 +58,7 @@ def attribute_many(
         prompts_at_once: prompts of one length that share a forward pass and a sweep; None: as many as pay.
         node_threshold, edge_threshold: prune what is written, as `Graph.prune`; None, both: whole graphs. Scores are
             those of whole graphs.
-        zero_positions, strict: as in `attribute`.
+        zero_positions, attention_saes, strict: as in `attribute`.
         verbose: show a progress bar.
         settings: every other argument of `attribute`.
 
@@ -80,8 +81,9 @@ def attribute_many(
     folder = Path(out_dir)
     pruned = None if node_threshold is None or edge_threshold is None else (node_threshold, edge_threshold)
     fitted = fitted_transcoders(lens, sets, strict=strict)
-    work = _Work(lens, fitted, chosen, folder, zero_positions, chosen.products(lens), pruned)
-    claim(folder, lens, fitted, described(chosen, {"zero_positions": zero_positions, "pruned": pruned}))
+    saes = fitted_saes(lens, attention_saes, strict=strict)
+    work = _Work(lens, fitted, saes, chosen, folder, zero_positions, chosen.products(lens), pruned)
+    claim(folder, lens, fitted, saes, described(chosen, {"zero_positions": zero_positions, "pruned": pruned}))
 
     read = list(numbered(lens, list(prompts), shard_id, num_shards))
     done = {key for key, row in journalled(folder).items() if row["status"] == OK and (folder / key[1]).exists()}
@@ -115,13 +117,14 @@ class _Work:
         self,
         lens: Lens,
         sets: LayeredDictionary,
+        saes: LayeredDictionary | None,
         settings: Settings,
         folder: Path,
         zero_positions: slice | None,
         precision: torch.dtype,
         pruned: tuple[float, float] | None,
     ) -> None:
-        self.lens, self.sets, self.settings, self.folder = lens, sets, settings, folder
+        self.lens, self.sets, self.saes, self.settings, self.folder = lens, sets, saes, settings, folder
         self.zero_positions, self.precision, self.pruned = zero_positions, precision, pruned
 
     def rows(self, batch: Sequence[Numbered], wanted: set[int]) -> Iterator[dict[str, Any]]:
@@ -143,6 +146,7 @@ class _Work:
                 torch.tensor([prompt.tokens for prompt in batch], device=self.lens.device),
                 zero_positions=self.zero_positions,
                 precision=self.precision,
+                attention_saes=self.saes,
             )
             return attribute_together(self.lens, locals, self.settings, [{"prompt": p.text} for p in batch])
         except Exception as error:  # one prompt's failure is not the others'

@@ -72,4 +72,4 @@ def _add(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> N
     targets = [one.targets(own) for one, own in zip(batches, names, strict=True)]
     found = stacked_rows(stack, [one.local for one in batches], targets)
     for one, own, asked, (rows, zeroed) in zip(batches, names, targets, found, strict=True):
-        one.edges.append(own, asked.layer, asked.own, zeroed, rows)
+        one.edges.append(own, asked.depth, asked.own, zeroed, rows)

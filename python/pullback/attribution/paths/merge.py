@@ -11,7 +11,8 @@ from pullback.attribution import nodes as k
 from pullback.attribution.paths.graph import PathGraph
 from pullback.attribution.paths.nodes import PRUNED, PathNodes
 from pullback.attribution.paths.paths import Paths
-from pullback.attribution.paths.readings import Readings, attention_depth, mlp_depth
+from pullback.attribution.paths.readings import Readings
+from pullback.lens.depth import at_attention, at_mlp
 
 ROUNDING = 64  # a sum of some hundred terms is not missed by more than so many units in the last place of their sizes
 
@@ -139,7 +140,7 @@ def _errors(paths: Paths, r: Readings) -> Tensor:
     """What transcoders miss of all MLPs that a reading sees, (n)."""
     total = torch.zeros_like(r.own)
     for layer, error in enumerate(paths.local.errors):
-        total += torch.linalg.vecdot(r.vectors, error[r.pos]) * r.sees(mlp_depth(layer))
+        total += torch.linalg.vecdot(r.vectors, error[r.pos]) * r.sees(at_mlp(layer))
     return total
 
 
@@ -149,9 +150,9 @@ def _biases(paths: Paths, r: Readings) -> Tensor:
     total, local, norms = r.own.clone(), paths.local, paths.norms
     for layer in range(local.n_layers):
         attended = torch.linalg.vecdot(r.vectors, norms.attn_bias(layer)[r.pos])
-        total += attended * r.sees(attention_depth(layer))
+        total += attended * r.sees(at_attention(layer))
         if layer in local.mlp_bias:
-            total += torch.linalg.vecdot(r.vectors, norms.mlp_bias(layer)[r.pos]) * r.sees(mlp_depth(layer))
+            total += torch.linalg.vecdot(r.vectors, norms.mlp_bias(layer)[r.pos]) * r.sees(at_mlp(layer))
     return total
 
 

@@ -13,6 +13,7 @@ from pullback.attribution.heads import Heads
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import Targets, vectors_at_stream
 from pullback.lens import Norm
+from pullback.lens.depth import before_block
 from pullback.lens.weights import NO_NORM
 
 NORMS = ("frozen", "ratio")
@@ -79,7 +80,7 @@ class RatioNorms(FrozenNorms):
         if site == at.BEFORE_BLOCK:
             return v, target.own
         if site == at.FINAL:
-            x = t.stream(2 * layer)
+            x = t.stream(before_block(layer))
             normed, bias = t.ln_final(x, t.final_scale), t.ln_final.bias_vector(v[0])
         else:
             x, hook = t.layers[layer].mlp_stream, at.SITES[site]

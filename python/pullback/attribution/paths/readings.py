@@ -9,16 +9,7 @@ from torch import Tensor
 
 from pullback.attribution.paths.nodes import Columns
 
-EMBED = -1  # the depth at which the stream begins
-
-
-def attention_depth(layer: int) -> int:
-    """Where a block's attention writes (as `Targets.depth`: whoever reads at a greater depth sees it)."""
-    return 2 * layer
-
-
-def mlp_depth(layer: int) -> int:
-    return 2 * layer + 1
+EMBED = -1  # the depth (`lens.depth`) at which the stream begins
 
 
 @dataclass(frozen=True, eq=False)

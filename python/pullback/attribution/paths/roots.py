@@ -14,13 +14,14 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.names import node_id
 from pullback.attribution.paths.nodes import PathNodes
 from pullback.attribution.paths.norms import FrozenNorms
-from pullback.attribution.paths.readings import Readings, attention_depth, mlp_depth
+from pullback.attribution.paths.readings import Readings
 from pullback.attribution.paths.steps import mlp_reads_below
 from pullback.attribution.reader import Entry, Reader
 from pullback.attribution.targets import feature_batch
 from pullback.lens import Lens
+from pullback.lens.depth import at_attention, at_mlp, before_block
 
-OUTPUTS = {"hook_attn_out": attention_depth, "hook_mlp_out": mlp_depth}
+OUTPUTS = {"hook_attn_out": at_attention, "hook_mlp_out": at_mlp}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def root_of(lens: Lens, local: LocalModel, norms: FrozenNorms, asked: Asked, pos
         return _active_feature(local, norms, found)
     layer, pos = int(found.target.layer), found.target.pos
     vectors, own = norms.root(found.target)
-    below = mlp_reads_below(local, layer) if _reads_mlp_input(found.target) else attention_depth(layer)
+    below = mlp_reads_below(local, layer) if _reads_mlp_input(found.target) else before_block(layer)
     return _root(
         (found.kind, layer, found.feature, int(pos)),
         found.label,

@@ -13,7 +13,8 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.nodes import BIAS_KINDS
 from pullback.attribution.paths.nodes import HEAD, SKIP, Columns
 from pullback.attribution.paths.norms import FrozenNorms
-from pullback.attribution.paths.readings import EMBED, Readings, attention_depth, mlp_depth
+from pullback.attribution.paths.readings import EMBED, Readings
+from pullback.lens.depth import at_attention, at_mlp
 from pullback.ops import SparseActivations, contract
 from pullback.transcoders import in_memory
 
@@ -109,7 +110,7 @@ class Sources:
     # ---- MLPs -----------------------------------------------------------------------------------------------------
 
     def _of_mlp(self, r: Readings, layer: int) -> Iterator[Block]:
-        local, depth = self.local, mlp_depth(layer)
+        local, depth = self.local, at_mlp(layer)
         if layer in local.acts:
             yield from self._features(r, layer)
         if layer in local.sets and local.sets.skip(layer) is not None:
@@ -122,7 +123,7 @@ class Sources:
     def _features(self, r: Readings, layer: int) -> Iterator[Block]:
         """z <W_dec, v>, over all layers that a feature writes to below the reading; active ones only."""
         sets, acts = self.local.sets, self.local.acts[layer]
-        seen = {to: r.sees(mlp_depth(to)) for to in sets.targets(layer)}
+        seen = {to: r.sees(at_mlp(to)) for to in sets.targets(layer)}
         owner = torch.stack(list(seen.values())).any(0).nonzero()[:, 0]
         active = _rows(acts, r.pos[owner])
         if not active.nnz:
@@ -143,7 +144,7 @@ class Sources:
         )
 
     def _skip(self, r: Readings, layer: int) -> Iterator[Block]:
-        owner = r.sees(mlp_depth(layer)).nonzero()[:, 0]
+        owner = r.sees(at_mlp(layer)).nonzero()[:, 0]
         if len(owner):
             v = through_skip(self.local, self.norms, layer, r[owner])
             read = torch.linalg.vecdot(v, self.norms.skipped(layer)[r.pos[owner]])
@@ -153,7 +154,7 @@ class Sources:
 
     def _of_attention(self, r: Readings, layer: int) -> Iterator[Block]:
         """Pattern times <what a head takes from a position, v>, for every head and source position."""
-        owner = r.sees(attention_depth(layer)).nonzero()[:, 0]
+        owner = r.sees(at_attention(layer)).nonzero()[:, 0]
         if not len(owner):
             return
         heads = self.norms.heads(layer)
@@ -167,7 +168,7 @@ class Sources:
         yield Block(HEAD, layer, owner, head[None], pos[None], contribution, contribution.new_ones(1, 1))
         if self.leaves:
             bias = self.norms.attn_bias(layer)
-            yield from self._vector(r, attention_depth(layer), k.BIAS, layer, bias, ATTN)
+            yield from self._vector(r, at_attention(layer), k.BIAS, layer, bias, ATTN)
 
     # ---- one vector a position ------------------------------------------------------------------------------------
 

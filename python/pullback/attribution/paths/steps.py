@@ -8,8 +8,9 @@ from pullback.attribution import nodes as k
 from pullback.attribution.local import LocalModel
 from pullback.attribution.paths.nodes import HEAD, SKIP
 from pullback.attribution.paths.norms import FrozenNorms
-from pullback.attribution.paths.readings import Readings, attention_depth, mlp_depth
+from pullback.attribution.paths.readings import Readings
 from pullback.attribution.paths.sources import Candidates, through_skip
+from pullback.lens.depth import at_mlp, before_block
 
 
 def readings_of(
@@ -45,7 +46,7 @@ def _head(_local: LocalModel, norms: FrozenNorms, layer: int, before: Readings, 
     at_z = heads.at_z(before.vectors)[torch.arange(len(steps), device=steps.index.device), steps.index]
     weight = heads.mixing[0][steps.index, before.pos, steps.pos]
     taken = heads.at_stream(weight[:, None] * at_z, steps.index).to(before.vectors.dtype)
-    return Readings.of_the_stream(norms.before_attention(layer, taken, steps.pos), steps.pos, attention_depth(layer))
+    return Readings.of_the_stream(norms.before_attention(layer, taken, steps.pos), steps.pos, before_block(layer))
 
 
 def _skip(local: LocalModel, norms: FrozenNorms, layer: int, before: Readings, steps: Candidates) -> Readings:
@@ -55,4 +56,4 @@ def _skip(local: LocalModel, norms: FrozenNorms, layer: int, before: Readings, s
 
 def mlp_reads_below(local: LocalModel, layer: int) -> int:
     """The depth below which this layer's MLP reads: in a parallel block it does not see its own attention."""
-    return attention_depth(layer) if local.trace.layers[layer].parallel else mlp_depth(layer)
+    return before_block(layer) if local.trace.layers[layer].parallel else at_mlp(layer)

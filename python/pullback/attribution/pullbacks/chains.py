@@ -11,6 +11,7 @@ from pullback.attribution.pullbacks.norms import NormRule
 from pullback.attribution.pullbacks.reads import Reads
 from pullback.attribution.weights.wiring import Head, Wiring
 from pullback.lens import Lens, Trace
+from pullback.lens.depth import at_mlp, before_block, block_of
 from pullback.lens.weights import NO_NORM
 
 
@@ -30,8 +31,8 @@ def as_chain(lens: Lens, heads: Sequence[Any]) -> list[Head]:
 
 
 def written_by(lens: Lens, head: Head) -> int:
-    """The depth from which on the stream holds what a head writes; of `Reads.depth`."""
-    return 2 * head[0] + (2 if lens.parallel else 1)
+    """The depth (`lens.depth`) from which on the stream holds what a head writes."""
+    return before_block(head[0] + 1) if lens.parallel else at_mlp(head[0])
 
 
 def entrance(wiring: Wiring, depth: int, chain: Sequence[Head]) -> int:
@@ -39,7 +40,7 @@ def entrance(wiring: Wiring, depth: int, chain: Sequence[Head]) -> int:
     ValueError for a chain that does not end below the target."""
     if chain and written_by(wiring.lens, chain[-1]) > depth:
         raise ValueError(f"pullback: head {chain[-1]} writes above what the target reads; give heads of lower layers")
-    return 2 * chain[0][0] if chain else depth
+    return before_block(chain[0][0]) if chain else depth
 
 
 def direction(wiring: Wiring, read: Reads, chain: Sequence[Head], rule: NormRule) -> Tensor:
@@ -75,5 +76,5 @@ def read_scale(trace: Trace, read: Reads) -> Tensor:
     """The denominator of the norm between the stream and the targets, (T, 1)."""
     if read.norm.kind == NO_NORM:
         return trace.final_scale.new_ones(trace.n_pos, 1)
-    layer, inside = divmod(read.depth, 2)
-    return trace.layers[layer].ln2_scale if inside else trace.final_scale
+    layer = block_of(read.depth)
+    return trace.layers[layer].ln2_scale if read.depth == at_mlp(layer) else trace.final_scale

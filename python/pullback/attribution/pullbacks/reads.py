@@ -22,6 +22,7 @@ from pullback.attribution.asked import (
 from pullback.attribution.reader import place_of, spelled, terms, token_id
 from pullback.attribution.weights.wiring import Wiring
 from pullback.lens import Lens, Norm
+from pullback.lens.depth import at_mlp, before_block
 from pullback.lens.weights import NO_NORM
 
 FeatureIds: TypeAlias = int | Sequence[int] | Tensor | None
@@ -37,7 +38,7 @@ class Reads:
 
     vectors: Tensor  # (r, d), behind the norm
     norm: Norm  # between the stream and where they are read
-    depth: int  # of the stream: 2 l before block l, 2 l + 1 where MLP l reads
+    depth: int  # of the stream, see `lens.depth`
     labels: list[str]  # r
     positions: list[int | None]  # r, as asked
 
@@ -52,7 +53,7 @@ def reads(wiring: Wiring, wanted: Wanted) -> Reads:
         ids = wiring.ids(layer, features)
         labels = [f"{layer}_{i}" for i in ids.tolist()]
         rows = wiring.sets.encoder_rows(layer, ids)
-        return Reads(rows, wiring.read_norm(layer), 2 * layer + 1, labels, [None] * len(ids))
+        return Reads(rows, wiring.read_norm(layer), at_mlp(layer), labels, [None] * len(ids))
     if wanted is None:
         raise ValueError(
             "pullback: name a target: (layer, feature ids), a token, or a target as `attribute` takes them"
@@ -97,7 +98,7 @@ def _read(wiring: Wiring, target: Target) -> Reads:
 def _logits(lens: Lens, ids: list[int], coefficients: list[float], label: str, position: int | None) -> Reads:
     W_U = lens.W_U.to(lens.compute_dtype)
     direction = (W_U[:, ids] - W_U.mean(1, keepdim=True)) @ W_U.new_tensor(coefficients)
-    return Reads(direction[None], final_norm(lens), 2 * lens.n_layers, [label], [position])
+    return Reads(direction[None], final_norm(lens), before_block(lens.n_layers), [label], [position])
 
 
 def _direction(wiring: Wiring, target: DirectionTarget) -> Reads:
@@ -106,11 +107,11 @@ def _direction(wiring: Wiring, target: DirectionTarget) -> Reads:
     if vector.shape != (lens.d_model,) or not bool(torch.isfinite(vector).all()):
         raise ValueError(f"pullback: a direction must be [{lens.d_model}] and finite, got {list(vector.shape)}")
     layer, site = place_of(lens, target.site)
-    norm, depth = NOTHING, 2 * layer
+    norm, depth = NOTHING, before_block(layer)
     if site == at.FINAL:
         norm = final_norm(lens)
     elif site != at.BEFORE_BLOCK:
-        depth += 1
+        depth = at_mlp(layer)
         ln2 = wiring.layer(layer).ln2
         norm = {at.MLP_STREAM: NOTHING, at.NORMALIZED: Norm(ln2.kind, None, None), at.MLP_INPUT: ln2}[site]
     return Reads(vector[None], norm, depth, [target.label or f"direction at {target.site}"], [target.position])

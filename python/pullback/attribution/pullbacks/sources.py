@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pullback.attribution.weights.wiring import Wiring
 from pullback.lens import Lens
+from pullback.lens.depth import at_mlp, before_block, block_of
 from pullback.lens.structure import probe_tokens, relative_error, tolerance
 from pullback.transcoders import LayeredDictionary
 
@@ -17,9 +18,17 @@ FEATURE, EMBEDDING, POSITION, RESIDUAL = "feature", "embedding", "position", "re
 SourceAsked: TypeAlias = int | str | tuple[LayeredDictionary, int]
 """A layer of the transcoders; "embedding", "position" or "residual"; or (autoencoders, layer)."""
 
-PLACES = {"hook_resid_pre": 0, "hook_attn_out": 1, "hook_resid_mid": 1, "hook_mlp_out": 2, "mlp.hook_out": 2}
-PLACES["hook_resid_post"] = 2
-"""Half blocks above the start of a layer from which on the stream holds what is written at a hook."""
+
+def behind_block(layer: int) -> int:
+    return before_block(layer + 1)
+
+
+WRITTEN = {
+    "hook_resid_pre": before_block,
+    **dict.fromkeys(("hook_attn_out", "hook_resid_mid"), at_mlp),
+    **dict.fromkeys(("hook_mlp_out", "mlp.hook_out", "hook_resid_post"), behind_block),
+}
+"""The depth from which on the stream holds what is written at a hook."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +36,7 @@ class Source:
     """One kind of source; of features, those of a layer."""
 
     kind: str
-    written: int  # the depth from which on the stream holds it; as of `Reads`
+    written: int  # the depth (`lens.depth`) from which on the stream holds it
     layer: int = -1
     autoencoders: LayeredDictionary | None = None  # None: the transcoders
 
@@ -42,7 +51,8 @@ class Source:
     def must_reach(self, depth: int) -> None:
         """Raises ValueError where what reads the stream at this depth is not above the source."""
         if self.written > depth:
-            where = f"before block {depth // 2}" if depth % 2 == 0 else f"where MLP {depth // 2} reads"
+            layer = block_of(depth)
+            where = f"where MLP {layer} reads" if depth == at_mlp(layer) else f"before block {layer}"
             raise ValueError(
                 f"pullback: the source ({self.name}) is written above what reads it: the stream {where}. A source lies "
                 "below the first head it goes through, or below the target"
@@ -53,7 +63,7 @@ class Source:
         lens = wiring.lens
         if self.kind == FEATURE:
             if self.autoencoders is None:
-                return wiring.writes(self.layer, depth // 2, ids)
+                return wiring.writes(self.layer, block_of(depth), ids)
             rows = self.autoencoders.decoder(self.layer, self.layer)
             return rows[:] if ids is None else self.autoencoders.decoder_rows(self.layer, ids, self.layer)
         every = {EMBEDDING: embedding, POSITION: position_embedding, RESIDUAL: _basis}[self.kind](lens)
@@ -69,7 +79,7 @@ def as_source(wiring: Wiring, asked: SourceAsked) -> Source:
     if isinstance(asked, int) and not isinstance(asked, bool):
         if asked not in wiring.sets:
             raise ValueError(f"pullback: no features of layer {asked}; the set has layers {wiring.sets.layers}")
-        return Source(FEATURE, 2 * asked + 2, asked)
+        return Source(FEATURE, behind_block(asked), asked)
     raise ValueError(
         f"pullback: a source is a layer of the set, {EMBEDDING!r}, {POSITION!r}, {RESIDUAL!r}, or (autoencoders, "
         f"layer); got {asked!r}"
@@ -80,14 +90,16 @@ def _autoencoder(lens: Lens, sets: LayeredDictionary, layer: Any) -> Source:
     if layer not in sets:
         raise ValueError(f"pullback: no autoencoder of layer {layer}; the set has layers {sets.layers}")
     hook = sets.hook_out(layer)
-    if hook not in PLACES or sets.d_model != lens.d_model:
+    if hook not in WRITTEN or sets.d_model != lens.d_model:
         raise ValueError(
-            f"pullback: autoencoders write {lens.d_model} numbers at one of {', '.join(PLACES)}; these write "
+            f"pullback: autoencoders write {lens.d_model} numbers at one of {', '.join(WRITTEN)}; these write "
             f"{sets.d_model} at '{hook}'"
         )
     # A parallel block's attention and MLP both write at its end.
-    place = 2 if lens.parallel and PLACES[hook] == 1 else PLACES[hook]
-    return Source(FEATURE, 2 * layer + place, layer, sets.to(dtype=lens.compute_dtype, device=lens.device))
+    written = WRITTEN[hook](layer)
+    if lens.parallel and written == at_mlp(layer):
+        written = behind_block(layer)
+    return Source(FEATURE, written, layer, sets.to(dtype=lens.compute_dtype, device=lens.device))
 
 
 def embedding(lens: Lens) -> Tensor:

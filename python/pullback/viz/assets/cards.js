@@ -2,20 +2,18 @@
 
 const fetched = new Map();
 
-function cardOf(n) {
-  const name = `${n.row}_${n.feature}`;
-  return graph.cards[n.id] ?? graph.cards[name] ?? fetched.get(name);
-}
+const cardName = (n) => `${layerName(n)}_${n.feature}`;
+const cardOf = (n) => graph.cards[n.id] ?? graph.cards[cardName(n)] ?? fetched.get(cardName(n));
 
 function cardSection(n) {
   if (n.kind !== "feature") return null;
   const card = cardOf(n);
   const section = (content, more = {}) => h("section", { id: "card", "aria-label": "Feature card", ...more }, ...content);
   if (card) return section(cardParts(card));
-  if (card === null || !graph.served?.cards) return null;
+  if (card === null || n.attention || !graph.served?.cards) return null;
   const waiting = section([h("p", { class: "none" }, "Loading the feature card…")], { "aria-busy": "true" });
   fetchCard(n.row, n.feature).then((found) => {
-    fetched.set(`${n.row}_${n.feature}`, found);
+    fetched.set(cardName(n), found);
     if (waiting.isConnected) waiting.replaceWith(cardSection(n) ?? section([h("p", { class: "none" }, "There is no card of this feature.")]));
   }, () => waiting.replaceChildren(h("p", { class: "none" }, "The feature card could not be loaded.")));
   return waiting;

@@ -23,10 +23,9 @@ function svgText() {
 
 // Bands of the layers with their names, columns with their tokens.
 function drawFrame(place, body) {
-  const names = (row) => (row === ROW_LOGIT ? "out" : row === ROW_EMBED ? "emb" : `L${row}`);
   place.rows.forEach(({ row, y, height }, k) => {
     svg("rect", { x: 0, y, width: place.width, height, fill: k % 2 ? ink.paper : ink.band }, body);
-    if (height >= 12) svg("text", { x: -8, y: y + height / 2 + 4, "text-anchor": "end", fill: ink["ink-soft"], "font-size": 11 }, body).textContent = names(row);
+    if (height >= 12) svg("text", { x: -8, y: y + height / 2 + 4, "text-anchor": "end", fill: ink["ink-soft"], "font-size": 11 }, body).textContent = rowName(row);
   });
   place.columns.forEach(({ x, width, upright }, p) => {
     svg("path", { d: `M${x + width} 0V${place.height}`, stroke: ink.line, "stroke-dasharray": "3 3" }, body);

@@ -74,9 +74,8 @@ function drawTokens(place) {
 function drawGrid(place) {
   const byHeight = place.rows.slice().sort((a, b) => a.y - b.y);
   const every = Math.max(1, Math.ceil(15 / Math.min(...place.rows.map((r) => r.height))));
-  const nameOf = (r) => (r.row === ROW_LOGIT ? "out" : r.row === ROW_EMBED ? "emb" : `L${r.row}`);
-  const kept = (r) => !Number.isFinite(r.row) || r.row < 0 || r.row % every === 0;
-  const name = (r) => h("span", { style: `top:${r.y + r.height / 2}px` }, nameOf(r));
+  const kept = (r) => !Number.isFinite(r.row) || r.row < 0 || Math.ceil(r.row) % every === 0;
+  const name = (r) => h("span", { style: `top:${r.y + r.height / 2}px` }, rowName(r.row));
   const band = (r) => h("i", { class: "band", style: `top:${r.y}px;height:${r.height}px` });
   const column = (c, p) => h("b", { class: state.positions.has(p) && "on", style: `left:${c.x}px;width:${c.width}px` });
   $("axis-inner").replaceChildren(...byHeight.filter(kept).map(name));
@@ -86,7 +85,7 @@ function drawGrid(place) {
 
 function facts(n) {
   if (n.kind === "group") return h("dl", { class: "facts" }, h("dt", {}, "Nodes"), h("dd", {}, String(n.members.length)));
-  const rows = [["Layer", n.row === ROW_EMBED ? "embedding" : n.row === ROW_LOGIT ? "output" : String(n.row)]];
+  const rows = [["Layer", n.row === ROW_EMBED ? "embedding" : n.row === ROW_LOGIT ? "output" : Number.isInteger(n.row) ? String(n.row) : `${Math.ceil(n.row)}, attention`]];
   rows.push(["Position", h("span", {}, `${n.pos} `, h("bdi", { class: "quoted" }, clip(visible(graph.tokens[n.pos]), 60)))]);
   if (n.feature !== null) rows.push(["Feature", String(n.feature)]);
   if (n.kind === "logit") rows.push(["Probability", n.probability.toPrecision(3)]);
@@ -108,7 +107,7 @@ function showTooltip(place, i) {
   const n = graph.nodes[i];
   const e = state.selected >= 0 && state.selected !== i ? linkBetween(i, state.selected) : -1;
   tip.replaceChildren(
-    h("p", { class: "kind" }, symbol(n.kind), KIND_NAMES[n.kind]),
+    h("p", { class: "kind" }, symbol(n.kind), kindName(n)),
     h("p", { class: "name" }, h("bdi", {}, clip(n.label, 80))),
     facts(n),
     e < 0 ? "" : linkLine(e, i),
@@ -140,7 +139,7 @@ function showLinkTooltip(e, x, y) {
 
 const whereOf = (n) => {
   const bare = n.kind === "embedding" || n.kind === "logit" || n.kind === "position";
-  return bare ? `pos ${n.pos}` : n.kind === "group" ? `${n.members.length} nodes` : `L${n.row} · ${visible(graph.tokens[n.pos])}`;
+  return bare ? `pos ${n.pos}` : n.kind === "group" ? `${n.members.length} nodes` : `${rowName(n.row)} · ${visible(graph.tokens[n.pos])}`;
 };
 
 function linkLine(e, i) {

@@ -55,7 +55,8 @@ function fillCells(shown) {
 // Every layer has a row, also the ones whose nodes are pruned: an axis must not jump.
 function rowNumbers() {
   const top = graph.nodes.reduce((m, n) => (Number.isFinite(n.row) ? Math.max(m, n.row) : m), ROW_EMBED);
-  return Array.from({ length: top + 2 }, (_, k) => k - 1);
+  const between = new Set(graph.nodes.map((n) => n.row).filter((row) => Number.isFinite(row) && !Number.isInteger(row)));
+  return [...Array.from({ length: Math.ceil(top) + 2 }, (_, k) => k - 1), ...between].sort((a, b) => a - b);
 }
 
 // How many nodes a cell may stack: tries each depth and keeps the one that leaves nodes furthest apart.

@@ -35,7 +35,7 @@ function describe(raw, i, tokens) {
     i, raw, kind, id: raw.node_id, pos: raw.ctx_idx,
     token: logit ? logit[1] : raw.token ?? tokens[raw.ctx_idx],
     probability: kind === "logit" ? raw.token_prob || (logit && Number(logit[2])) || 0 : null,
-    feature: kind === "feature" ? featureOf(raw) : null,
+    feature: kind === "feature" ? featureOf(raw) : null, attention: isOfAttention(raw),
     name: kind === "feature" || !logit ? (raw.clerp || "").trim() : "",
     influence: Number.isFinite(raw.influence) ? raw.influence : null,
     owner: -1, side: raw.side ?? null,
@@ -44,7 +44,11 @@ function describe(raw, i, tokens) {
 
 const KINDS = ["embedding", "position", "feature", "head", "skip", "error", "bias", "own", "logit"];
 
+// Features and errors of attention outputs are features and errors, half a layer below those of the MLP.
+const isOfAttention = (raw) => /^attention_/.test(raw.kind ?? "") || /^lorsa/.test(raw.feature_type.toLowerCase());
+
 function kindOf(raw) {
+  if (isOfAttention(raw)) return /error$/.test(raw.kind ?? raw.feature_type) ? "error" : "feature";
   if (KINDS.includes(raw.kind)) return raw.kind;
   const type = raw.feature_type.toLowerCase();
   return ["logit", "embedding", "error", "bias"].find((k) => type.includes(k)) ?? "feature";
@@ -52,7 +56,7 @@ function kindOf(raw) {
 
 // Ids spell the feature out; only foreign ids fall back on undoing the pairing of (layer, feature) in `feature`.
 function featureOf(raw) {
-  const spelt = /^\d+_(?:\w+_)?(\d+)_\d+$/.exec(raw.node_id);
+  const spelt = /^A?\d+_(?:\w+_)?(\d+)_\d+$/.exec(raw.node_id);
   if (spelt) return Number(spelt[1]);
   const z = raw.feature;
   if (!Number.isInteger(z) || z < 0) return null;
@@ -73,9 +77,14 @@ function placeInRows(nodes) {
     const layer = layerOf(n);
     if (n.kind === "logit") n.row = ROW_LOGIT;
     else if (n.kind === "embedding" || n.kind === "position") n.row = ROW_EMBED;
-    else n.row = Number.isFinite(layer) ? Math.min(layer, top) : top;
+    else n.row = (Number.isFinite(layer) ? Math.min(layer, top) : top) - (n.attention ? 0.5 : 0);
   }
 }
+
+const rowName = (row) =>
+  row === ROW_LOGIT ? "out" : row === ROW_EMBED ? "emb" : Number.isInteger(row) ? `L${row}` : `A${Math.ceil(row)}`;
+// Of a feature, as cards and searches name it: 3_17, and A3_17 where it is of attention.
+const layerName = (n) => rowName(n.row).replace(/^L/, "");
 
 // Links by end, as rows of one array: start[i] .. start[i + 1] are the links at node i.
 function groupBy(ends, n) {
@@ -89,7 +98,7 @@ function groupBy(ends, n) {
 }
 
 function labelOf(n) {
-  const at = n.row === ROW_EMBED ? "" : `L${n.row}`;
+  const at = n.row === ROW_EMBED ? "" : rowName(n.row);
   switch (n.kind) {
     case "group": return visible(n.name);
     case "logit": return visible(n.token);
@@ -105,7 +114,7 @@ function labelOf(n) {
 }
 
 function haystackOf(n) {
-  const spelt = n.feature === null ? "" : `${n.row}:${n.feature} ${n.feature}`;
+  const spelt = n.feature === null ? "" : `${layerName(n)}:${n.feature} ${n.feature}`;
   return `${n.token ?? ""} ${n.name} ${n.label} ${spelt} ${n.id}`.toLowerCase();
 }
 

@@ -17,6 +17,10 @@ const KIND_NAMES = {
   head: "Attention head", skip: "Skip connection", error: "Error of the transcoder",
   bias: "Bias", own: "Own bias", logit: "Output logit", group: "Supernode",
 };
+function kindName(n) {
+  const what = n.kind === "error" ? "Error of the autoencoder" : KIND_NAMES[n.kind];
+  return n.attention ? `${what} of attention` : KIND_NAMES[n.kind];
+}
 const elements = new Array(graph.nodes.length);
 let lit = [];
 
@@ -36,12 +40,12 @@ function elementOf(i) {
 const lookOf = (n) => (n.side ? `only-${n.side}` : n.kind === "group" ? `tint-${(n.i - graph.size) % 5}` : "");
 
 function spoken(n) {
-  const where = n.row === ROW_EMBED || n.kind === "logit" ? "" : `, layer ${n.row}`;
+  const where = n.row === ROW_EMBED || n.kind === "logit" ? "" : `, layer ${Math.ceil(n.row)}`;
   const what = n.feature === null ? "" : ` ${n.feature}`;
   const share = n.kind === "logit" ? `, probability ${percent(n.probability)}` : "";
   if (n.kind === "group") return `Supernode ${n.label}, ${n.members.length} nodes${where}`;
   const name = n.kind === "position" || n.kind === "error" || n.kind === "bias" || n.kind === "own" ? "" : ` ${n.label}`;
-  return `${KIND_NAMES[n.kind]}${what}${name}${share}${where}, position ${n.pos}, token ${visible(graph.tokens[n.pos])}`;
+  return `${kindName(n)}${what}${name}${share}${where}, position ${n.pos}, token ${visible(graph.tokens[n.pos])}`;
 }
 
 function placeNodes(place, shown) {

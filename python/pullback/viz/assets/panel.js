@@ -32,9 +32,9 @@ function nodePanel(n) {
   const named = n.kind === "feature" || n.kind === "group";
   return [
     h("section", { id: "selected-node" },
-      h("p", { class: `kind ${lookOf(n)}` }, symbol(n.kind), n.side ? `${KIND_NAMES[n.kind]}, ${SIDE_NAMES[n.side]}` : KIND_NAMES[n.kind]),
+      h("p", { class: `kind ${lookOf(n)}` }, symbol(n.kind), n.side ? `${kindName(n)}, ${SIDE_NAMES[n.side]}` : kindName(n)),
       h("h2", {}, h("bdi", {}, clip(n.label, 200))),
-      n.kind === "feature" && n.name ? h("p", { class: "id" }, `L${n.row}·${n.feature}`) : null,
+      n.kind === "feature" && n.name ? h("p", { class: "id" }, `${rowName(n.row)}·${n.feature}`) : null,
       facts(n),
       n.kind === "group" ? memberList(n) : null,
       h("p", { class: "actions" },

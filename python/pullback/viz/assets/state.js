@@ -29,8 +29,8 @@ function inFocus(i) {
 function find(query) {
   const q = query.trim().toLowerCase();
   if (!q) return [];
-  const pair = /^l?(\d+)\s*[:·/_]\s*(\d+)$/.exec(q);
-  if (pair) return indices((n) => n.feature === Number(pair[2]) && n.row === Number(pair[1]));
+  const pair = /^l?(a?\d+)\s*[:·/_]\s*(\d+)$/.exec(q);
+  if (pair) return indices((n) => n.feature === Number(pair[2]) && layerName(n) === pair[1].toUpperCase());
   const begins = (n) => n.feature !== null && String(n.feature).startsWith(q);
   if (/^\d+$/.test(q)) return indices((n) => begins(n) || n.label.toLowerCase().includes(q));
   return indices((n) => n.haystack.includes(q));

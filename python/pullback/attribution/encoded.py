@@ -1,0 +1,37 @@
+"""What dictionaries read of prompts of one length, whose rows stand one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pullback.ops import SparseActivations
+from pullback.transcoders import BatchTopK, LayeredDictionary
+
+
+def encoded(sets: LayeredDictionary, layer: int, x: Tensor, keep: Tensor) -> SparseActivations:
+    """Features of every prompt's rows, x (Q, T, d), without those at positions where `keep` (T, 1) is 0.
+
+    Raises ValueError for activations that are NaN or infinite.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"the activations at layer {layer} are NaN or infinite: attribution has no meaning on this prompt"
+        )
+    acts = _encoded(sets, layer, x)
+    return acts.where(keep.repeat(len(x), 1)[acts.rows(), 0] != 0)
+
+
+def _encoded(sets: LayeredDictionary, layer: int, x: Tensor) -> SparseActivations:
+    """Where rows compete for activity, only those of one prompt do."""
+    rule = sets[layer].activation
+    if not isinstance(rule, BatchTopK) or rule.threshold is not None:
+        return sets.encode(layer, x)
+    return SparseActivations.stacked([sets.encode(layer, rows) for rows in x], sets[layer].d_sae, x)
+
+
+def entries_of(values: Mapping[int, Tensor], acts: Mapping[int, SparseActivations], rows: slice) -> dict[int, Tensor]:
+    """Of values of every layer's entries (nnz), those of some rows."""
+    return {i: v[int(acts[i].indptr[rows.start]) : int(acts[i].indptr[rows.stop])] for i, v in values.items()}
