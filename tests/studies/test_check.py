@@ -99,6 +99,24 @@ def test_random_features_are_as_many_active_ones_that_are_not_chosen(
     assert (elsewhere == 0) == (displaced == 0)
 
 
+def test_features_of_attention_are_ablated_beside_those_of_mlps(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+    lens, sets = tiny
+    W = torch.randn(64, lens.d_model, generator=torch.Generator().manual_seed(0)) / 9
+    hooks = {"hook_in": "hook_attn_out", "hook_out": "hook_attn_out"}
+    sae = pb.Transcoder(W, torch.zeros(64), W, torch.zeros(lens.d_model), activation=pb.TopK(4), **hooks)
+    d = Dictionaries(lens, {"mlp": sets, "attention": pb.TranscoderSet({1: sae})})
+    assert d.place(4 * 1024 + 7)[0].kind == "attention"
+    test = split(open_behaviour("brackets", lens), lens.d_vocab, 4).test
+
+    def attention(site: Site, acts: SparseActivations) -> torch.Tensor:
+        return torch.full((acts.nnz,), site.kind == "attention")
+
+    edit = ("blocks.1.hook_attn_out", lambda y: y - sae(y.flatten(0, 1)).view_as(y))
+    expected = test.margins(lens.record(test.tokens, [], [edit])[0])
+    torch.testing.assert_close(d.ablated_margins(test, attention), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, test.margins(lens.logits(test.tokens)), atol=0.1)
+
+
 def test_shares_sum_to_the_margin(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
     lens, sets = tiny
     test = split(open_behaviour("induction", lens), lens.d_vocab, 4).test
