@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pullback import cli
-from pullback.viz.report import report_page
 
 
 @pytest.mark.parametrize("name", ["greater-than", "brackets"])
@@ -45,25 +44,3 @@ def test_published_figures_are_refused_for_another_model(tmp_path: Path, capsys:
     assert cli.main(["study", "greater-than", "--reference", "--out", str(tmp_path)]) == 2
     assert "GPT-2 small" in capsys.readouterr().err
     assert cli.main(["study", "ioi", "--reference"]) == 2
-
-
-def test_text_of_a_page_is_text() -> None:
-    page = report_page(
-        {
-            "title": "<b>",
-            "lead": "</script>",
-            "sections": [
-                {
-                    "title": "s",
-                    "parts": [
-                        {"tokens": [("<i>", 0.5)]},
-                        {"columns": ["a"], "table": [[1.23456], [None]]},
-                        {"charts": [{"title": "t", "x": "x", "y": "y", "series": [{"name": "n", "x": [1], "y": [2]}]}]},
-                    ],
-                }
-            ],
-        }
-    )
-    assert "<h1>&lt;b&gt;</h1>" in page
-    assert "&lt;i&gt;" in page
-    assert "1.23" in page

@@ -13,6 +13,7 @@ TITLES = {
     "induction": "Induction: what came next the first time?",
     "brackets": "Brackets: which one closes?",
 }
+KINDS = {"head": "heads", "feature": "MLP features", "error": "MLP errors", "bias": "biases", "skip": "skip paths"}
 FEATURES_SHOWN, PATHS_SHOWN = 16, 6
 SHOWN_FROM = 0.01  # of the margin: heads with less are left out
 
@@ -199,9 +200,10 @@ def _features(check: dict[str, Any]) -> dict[str, Any]:
 
 def _shares(shares: dict[str, Any]) -> dict[str, Any]:
     heads = [(f"{h['layer']}.{h['head']}", h["share"]) for h in shares["heads"] if abs(h["share"]) >= SHOWN_FROM]
-    kinds = {"head": "heads", "feature": "MLP features", "error": "MLP errors", "bias": "biases", "skip": "skip paths"}
     n_layers = 1 + max(one["layer"] for one in shares["layers"])
     table = {(one["kind"], one["layer"]): one["share"] for one in shares["layers"]}
+    there = {kind for kind, _ in table}
+    kinds = {kind: name for kind, name in KINDS.items() if kind in there}
     rows = [
         [str(layer), *(f"{table[kind, layer]:+.1%}" if (kind, layer) in table else "" for kind in kinds)]
         for layer in range(n_layers)
