@@ -76,7 +76,12 @@ def token_shares(graph: Graph) -> list[float]:
 
 
 def curves_of(
-    lens: Lens, sets: LayeredDictionary, graph: Graph, pair: tuple[int, int], ablation: Ablation, errors: str
+    lens: Lens,
+    sets: LayeredDictionary,
+    graph: Graph,
+    pair: tuple[int, int],
+    ablation: Ablation | None = None,
+    errors: str = "nodes",
 ) -> Curves:
     """Faithfulness of growing circuits of one prompt, on the difference of two tokens: nodes ranked by hierarchical
     attribution, and by what they do along all paths."""
