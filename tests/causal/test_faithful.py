@@ -144,7 +144,7 @@ def test_what_cannot_be_judged_is_said() -> None:
     refused(rf"keep must be a mask \[{graph.n_nodes}\] of bool over the graph's nodes", every[1:])
     refused("node 2_40_1 is none of this prompt", measure=pb.FeatureTarget(2, 1, 40))
     whole = pb.attribute(lens, sets, TOKENS, attention_saes=models.random_saes(lens))
-    with pytest.raises(ValueError, match="do not ablate features of attention, which this graph has"):
+    with pytest.raises(ValueError, match="is of attention, and there are no autoencoders of its layer"):
         circuit_faithfulness(lens, sets, whole, torch.ones(whole.n_nodes, dtype=torch.bool))
     with pytest.raises(ValueError, match="errors must be one of nodes, kept, dropped, got 'some'"):
         pb.faithfulness_curves(lens, sets, graph, errors="some")

@@ -87,6 +87,7 @@ def faithfulness_curves(
     margin: Margin | None = None,
     sizes: Sequence[float] = mib.SIZES,
     freeze: str | None = "attention",
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Curves:
     """Keep the best nodes of a graph, ablate the others, and see how much of the margin is left; and the reverse.
@@ -101,13 +102,24 @@ def faithfulness_curves(
         margin: what is measured; by default between the two likeliest tokens of the graph.
         sizes: shares of nodes, ascending.
         freeze: "attention" or None.
+        attention_saes: those that the graph was made with.
 
     Raises:
         ValueError: scores or an ablation that do not fit the graph, sizes outside (0, 1], another choice of errors, a
             margin that does not depend on the nodes.
     """
     margin = margin_of(graph) if margin is None else margin
-    faithful = Faithfulness(model, sets, graph, margin, errors=errors, ablation=ablation, freeze=freeze, strict=strict)
+    faithful = Faithfulness(
+        model,
+        sets,
+        graph,
+        margin,
+        errors=errors,
+        ablation=ablation,
+        freeze=freeze,
+        attention_saes=attention_saes,
+        strict=strict,
+    )
     n = len(faithful.candidates)
     scores = {"graph": graph_scores(graph, margin)} if scores is None else scores
     rankings = {name: Rankings.of(given) for name, given in scores.items()}

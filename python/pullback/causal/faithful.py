@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import FeatureTarget, Graph
-from pullback.attribution.nodes import ATTENTION_FEATURE
 from pullback.causal import mib
 from pullback.causal.ablation import Ablation
 from pullback.causal.circuit import CircuitRunner
@@ -44,13 +43,15 @@ class Faithfulness:
         errors: str,
         ablation: Ablation | None,
         freeze: str | None,
+        attention_saes: LayeredDictionary | None,
         strict: bool,
     ) -> None:
         if errors not in ERRORS:
             raise ValueError(f"faithfulness: errors must be one of {', '.join(ERRORS)}, got {errors!r}")
         if errors == "dropped" and ablation is not None:
             ablation = ablation.without_errors()
-        self.runner = CircuitRunner.of(model, sets, graph, ablation=ablation, freeze=freeze, strict=strict)
+        options = {"freeze": freeze, "attention_saes": attention_saes, "strict": strict}
+        self.runner = CircuitRunner.of(model, sets, graph, ablation=ablation, **options)
         self.measure, is_error = measure, self.runner.nodes.is_error
         self.candidates = torch.ones_like(is_error) if errors == "nodes" else ~is_error
         self.always = is_error if errors == "kept" else torch.zeros_like(is_error)
@@ -76,6 +77,7 @@ def circuit_faithfulness(
     errors: str = "nodes",
     ablation: Ablation | None = None,
     freeze: str | None = "attention",
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> float:
     """Share of a measure that one circuit of a graph keeps with all other features ablated, by running the model.
@@ -87,21 +89,26 @@ def circuit_faithfulness(
         errors: "nodes": kept where the circuit has them; "kept": all of them; "dropped": none.
         ablation: what other features become; None: zero.
         freeze: "attention" or None.
+        attention_saes: those that the graph was made with.
 
     Raises:
-        ValueError: a mask that does not fit, another choice of errors, a measure that does not depend on the nodes, a
-            graph with features of attention.
+        ValueError: a mask that does not fit, another choice of errors, a measure that does not depend on the nodes.
     """
     if keep.dtype != torch.bool or keep.shape != (graph.n_nodes,):
         raise ValueError(
             f"faithfulness: keep must be a mask [{graph.n_nodes}] of bool over the graph's nodes, got {keep.dtype} "
             f"{list(keep.shape)}"
         )
-    if bool(graph.of_kind(ATTENTION_FEATURE).any()):
-        raise ValueError(
-            "faithfulness: runs of the model do not ablate features of attention, which this graph has; make it "
-            "without attention_saes"
-        )
     measure = margin_of(graph) if measure is None else measure
-    judge = Faithfulness(model, sets, graph, measure, errors=errors, ablation=ablation, freeze=freeze, strict=strict)
+    judge = Faithfulness(
+        model,
+        sets,
+        graph,
+        measure,
+        errors=errors,
+        ablation=ablation,
+        freeze=freeze,
+        attention_saes=attention_saes,
+        strict=strict,
+    )
     return judge(keep[NodeSet.mask(graph)])

@@ -77,8 +77,7 @@ def run(args: argparse.Namespace) -> None:
         f"{len(features)} features, {len(nodes)} nodes, {len(edges)} edges; "
         f"leaves reached through them give {found.recovery:.1%} of the target"
     )
-    if saes is None:
-        found = _judged(found, lens, sets, args.target_difference)
+    found = _judged(found, lens, sets, saes, args.target_difference)
     for errors, share in found.faithfulness.items():
         print(f"with all other features at zero and errors {errors}, the model keeps {share:.1%} of it")
     if args.qk is not None:
@@ -101,26 +100,35 @@ def _said(one: Attended, words: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _judged(found: Hierarchical, lens: Lens, sets: LayeredDictionary, difference: list[str] | None) -> Hierarchical:
+def _judged(
+    found: Hierarchical,
+    lens: Lens,
+    sets: LayeredDictionary,
+    saes: LayeredDictionary | None,
+    difference: list[str] | None,
+) -> Hierarchical:
     """With what the model does, where it is not the same with all features and with none."""
     from pullback.attribution import FeatureTarget
-    from pullback.attribution.nodes import FEATURE
+    from pullback.attribution.nodes import ATTENTION_FEATURE, FEATURES
     from pullback.attribution.reader import token_id
     from pullback.causal import Margin, circuit_faithfulness
 
     n, t = found.whole.nodes, found.target
-    others = found.whole.of_kind(FEATURE)
+    others = found.whole.of_kind(*FEATURES)
     others[t] = False
     if not bool(others.any()):
         return found
     if difference:
         measure = Margin(*(token_id(lens, token) for token in difference))
-    elif int(n.kind[t]) == FEATURE:
-        measure = FeatureTarget(int(n.layer[t]), int(n.pos[t]), int(n.feature[t]))
+    elif (kind := int(n.kind[t])) in FEATURES:
+        place = (int(n.layer[t]), int(n.pos[t]), int(n.feature[t]))
+        measure = FeatureTarget(*place, attention=kind == ATTENTION_FEATURE)
     else:
         measure = Margin(int(n.feature[t]))
     shares = {
-        errors: circuit_faithfulness(lens, sets, found.whole, found.kept, measure=measure, errors=errors)
+        errors: circuit_faithfulness(
+            lens, sets, found.whole, found.kept, measure=measure, errors=errors, attention_saes=saes
+        )
         for errors in ("kept", "dropped")
     }
     return replace(found, faithfulness=shares)
