@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--attention", default=None, help="folder or hub id of autoencoders of attention outputs (hook_attn_out)")
     add("--out", type=Path, default=Path("study-out"), help="folder for the page and its JSON")
     add("--n", type=int, default=64, help="prompts that are tested")
-    add("--examples", type=int, default=2, help="prompts whose graph is made")
-    add("--draws", type=int, default=5, help="draws of random features")
+    add("--examples", type=int, default=2, help="prompts whose circuit is found")
+    add("--draws", type=int, default=20, help="draws of random features")
     add("--seed", type=int, default=0, help="of prompts and draws")
     add("--ablation", choices=ABLATIONS, default="zero", help="curves: what is not in a circuit becomes")
     add(
