@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pullback import cli
+from pullback import cli, commands
 from pullback.transcoders import (
     CrossLayerTranscoder,
     JumpReLU,
@@ -20,6 +20,8 @@ from pullback.transcoders import (
     TranscoderSet,
     load_transcoders,
 )
+from pullback.transcoders.formats.recognise import READABLE
+from pullback.transcoders.formats.writing import WRITERS
 
 D, F = 6, 24
 
@@ -47,6 +49,11 @@ def x():
 
 def convert(*arguments):
     return cli.main(["convert", *map(str, arguments)])
+
+
+def test_layouts_to_choose_from_are_those_that_there_are():
+    assert commands.convert.READABLE == READABLE
+    assert tuple(WRITERS) == commands.convert.WRITABLE
 
 
 def test_there_and_back(sets, folder, tmp_path, x, capsys):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
-
 if TYPE_CHECKING:
     from pullback import attribution, causal, interpret, lens, ops, studies, training, transcoders, viz, zoo
     from pullback.attribution import (
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
         LogitTarget,
         MeanActivations,
         MeanAttribution,
+        ModelAttribution,
         PathGraph,
         Paths,
         Pullback,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
         attribute,
         attribute_many,
         attribute_on_devices,
+        attribute_through_model,
         deembed,
         expected_attributions,
         greedy_paths,
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Swap,
         ablate,
         agreement,
+        circuit_faithfulness,
         edge_scores,
         faithfulness_curves,
         generate,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
         score_sheet,
         write_feature_pack,
     )
-    from pullback.lens import Lens, as_lens
+    from pullback.lens import Lens, as_lens, inserted
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
     from pullback.transcoders import (
@@ -113,6 +114,7 @@ __all__ = [
     "Margin",
     "MeanActivations",
     "MeanAttribution",
+    "ModelAttribution",
     "ModelReading",
     "PathGraph",
     "Paths",
@@ -137,8 +139,10 @@ __all__ = [
     "attribute",
     "attribute_many",
     "attribute_on_devices",
+    "attribute_through_model",
     "attribution",
     "causal",
+    "circuit_faithfulness",
     "dashboard",
     "deembed",
     "edge_scores",
@@ -150,6 +154,7 @@ __all__ = [
     "head_loadings",
     "hierarchical",
     "input_attribution",
+    "inserted",
     "interchange",
     "interference",
     "interpret",
@@ -195,6 +200,7 @@ _FROM = {
         "LogitTarget",
         "MeanActivations",
         "MeanAttribution",
+        "ModelAttribution",
         "PathGraph",
         "Paths",
         "Pullback",
@@ -205,6 +211,7 @@ _FROM = {
         "attribute",
         "attribute_many",
         "attribute_on_devices",
+        "attribute_through_model",
         "deembed",
         "expected_attributions",
         "greedy_paths",
@@ -239,6 +246,7 @@ _FROM = {
         "Swap",
         "ablate",
         "agreement",
+        "circuit_faithfulness",
         "edge_scores",
         "faithfulness_curves",
         "generate",
@@ -247,7 +255,7 @@ _FROM = {
         "node_scores",
         "steer",
     ),
-    "lens": ("Lens", "as_lens"),
+    "lens": ("Lens", "as_lens", "inserted"),
     "ops": ("SparseActivations",),
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),
     "transcoders": (

@@ -1,8 +1,7 @@
-"""`pullback serve`: the graphs of a folder in a browser, with what the reader adds saved beside them."""
+"""The graphs of a folder, as `pullback serve` shows them, with what the reader adds saved beside them."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import struct
 from collections.abc import Mapping
@@ -95,29 +94,3 @@ def _read(path: Path, _changed: int) -> dict[str, Any]:
 
     graph = Graph.load(path)
     return (graph if graph.n_edges <= MOST_EDGES else graph.prune()).to_neuronpedia(slug=path.stem)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `pullback serve`."""
-    parser.add_argument("folder", type=Path, help="folder of graphs: .safetensors of Graph.save, or graph .json")
-    parser.add_argument("--port", type=int, default=8041, help="0 takes a free one")
-    parser.add_argument(
-        "--features", type=Path, default=None, help="folder of feature cards: {layer}_{feature}.json, or a feature pack"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Serve until Ctrl-C."""
-    from pullback.viz.server import GraphServer
-
-    shelf = GraphFolder(args.folder, args.features)
-    try:
-        server = GraphServer(shelf, args.port)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot serve at port {args.port} ({error}); --port 0 takes a free one") from error
-    with server:
-        print(f"{len(shelf.names())} graphs of {args.folder} at {server.url} (Ctrl-C ends)", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print("\nended; notes are saved beside the graphs", flush=True)

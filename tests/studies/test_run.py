@@ -16,7 +16,8 @@ def test_one_command_writes_a_page_and_its_figures(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--n", "16", "--examples", "1", "--draws", "2", "--out", str(tmp_path)]
-    assert cli.main(["study", name, *options]) == 0
+    chosen = ["--ablation", "mean", "--errors", "dropped"] if name == "brackets" else []
+    assert cli.main(["study", name, *options, *chosen]) == 0
     said = capsys.readouterr().out
     assert "of the margin of 16 prompts" in said
     report = json.loads((tmp_path / f"{name}.json").read_text())
@@ -34,6 +35,18 @@ def test_one_command_writes_a_page_and_its_figures(
     headings = ["Prompts", "Causal check", "Heads and layers", "Circuits of single prompts", "What falls short"]
     assert all(f"<h2>{heading}</h2>" in page for heading in headings)
     assert not re.search(r"(src|href)=|url\(|<script", page), "nothing is fetched"
+    curves = report["circuits"][0]["faithfulness"]
+    ends = [orders["signed"]["faithfulness"][-1] for orders in curves["curves"].values()]
+    if chosen:
+        assert (curves["ablation"], curves["errors"]) == ("mean", "dropped")
+        assert ends[0] == pytest.approx(ends[1])
+        assert ends[0] != pytest.approx(1, abs=1e-3), "all features without what transcoders miss"
+        assert "at its mean over the prompts" in page
+        assert "go from every circuit" in page
+    else:
+        assert (curves["ablation"], curves["errors"]) == ("zero", "nodes")
+        assert ends == pytest.approx([1, 1], abs=1e-3)
+        assert "everything else at zero" in page
     if name == "greater-than":
         curve = report["years"]["curve"]
         assert curve["features"][-1] > curve["features"][0]

@@ -88,6 +88,14 @@ def frozen_run(
     return logits[0], {s: seen[s][0] for s in sites}
 
 
+def must_hold(lens: Lens, base: Trace, freeze: str) -> None:
+    """Raises ValueError for a model that runs on with its own patterns, norm scales or MLP outputs under a freeze.
+
+    Seen on other tokens: on those of `base`, what is held is what the model computes anyway.
+    """
+    frozen_run(lens, (base.tokens + 1) % lens.d_vocab, base, freeze, [], [])
+
+
 WRITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
 

@@ -4,6 +4,8 @@ Each op has a reference in plain torch (`reference`), a compiled CPU version, an
 gradients and work under `torch.compile`.
 """
 
+import torch as _torch  # noqa: F401  before _C: both then share one OpenMP runtime
+
 from .coactivation import Coactivation, PairSums
 from .contraction import contract, contract_topk
 from .cpu.encoders import ScreenCounts, screen_counts

@@ -12,7 +12,7 @@ from pullback.attribution import Graph, head_loadings
 from pullback.attribution.effects import values
 from pullback.attribution.hierarchical import Gate, Hierarchical, circuit_of
 from pullback.attribution.nodes import DIRECTION, FEATURE, OWN
-from pullback.causal import NodeSet
+from pullback.causal import Ablation
 from pullback.lens import Lens
 from pullback.studies.control import removal
 from pullback.studies.dictionaries import Dictionaries, Drop, listed
@@ -115,16 +115,25 @@ def only(dictionaries: Dictionaries, features: Iterable[Place]) -> Drop:
 
 
 def circuit_report(
-    lens: Lens, sets: LayeredDictionary, prompts: Prompts, row: int, *, draws: int, seed: int = 0
+    lens: Lens,
+    sets: LayeredDictionary,
+    prompts: Prompts,
+    row: int,
+    *,
+    draws: int,
+    ablation: Ablation,
+    errors: str,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Of one prompt, as in the JSON of a study: shares of tokens, features and heads, what ablating the features takes
-    and what as many others do, and what growing circuits carry."""
+    and what as many others do, and what growing circuits carry (`ablation` and `errors` are of these)."""
     graph = graph_of(lens, sets, prompts, row)
     found = margin_circuit(graph)
     features, through = feature_shares(found), readers(lens, sets, found)
     dictionaries = Dictionaries(lens, {"mlp": sets})
     tested = removal(dictionaries, prompts[row : row + 1], only(dictionaries, features), draws=draws, seed=seed)
     pair = prompts.pair(row)
+    curves = curves_of(lens, sets, graph, pair, ablation, errors)
     return {
         "tokens": graph.meta["str_tokens"],
         "pair": lens.to_str_tokens(torch.tensor(pair)),
@@ -148,6 +157,6 @@ def circuit_report(
             ],
         },
         "check": tested.to_dict(),
-        "faithfulness_nodes": len(NodeSet.of(graph)),
-        "faithfulness": curves_of(lens, sets, graph, pair).to_dict(),
+        "faithfulness_nodes": max(curves.curves["hierarchical"]["signed"].n_nodes),
+        "faithfulness": curves.to_dict(),
     }

@@ -224,6 +224,14 @@ def _shares(shares: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+REST = {"zero": "at zero", "mean": "at its mean over the prompts that features are chosen on"}
+ERRORS = {
+    "nodes": "errors of transcoders are nodes as features are",
+    "kept": "features are nodes, and errors of transcoders stay",
+    "dropped": "features are nodes, and errors of transcoders go from every circuit, that of all features too",
+}
+
+
 def _circuits(report: dict[str, Any]) -> dict[str, Any]:
     text = (
         "Single prompts whose margin is near the mean. Each token's share of the margin is what its embedding, errors "
@@ -233,6 +241,12 @@ def _circuits(report: dict[str, Any]) -> dict[str, Any]:
         "through several of them, so shares do not sum to 1. What a feature of layer 0 reads are the tokens whose "
         "embeddings it reads most, at its own position or through the head that brings it more."
     )
+    if report["circuits"]:
+        of = report["circuits"][0]["faithfulness"]
+        text += (
+            f" The curves are of circuits of the best nodes, everything else {REST[of['ablation']]}: 1 like the whole "
+            f"model, 0 like the empty circuit; {ERRORS[of['errors']]}."
+        )
     parts: list[dict[str, Any]] = [{"text": text}]
     for one in report["circuits"]:
         parts += _circuit(one)

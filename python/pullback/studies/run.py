@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_save
+from pullback.causal import Ablation
+from pullback.causal.faithful import ERRORS
 from pullback.lens import Lens, as_lens
 from pullback.studies import page
 from pullback.studies.behaviours import GreaterThan, open_behaviour
@@ -23,11 +25,15 @@ from pullback.studies.greater_than import study_years
 from pullback.studies.shares import Shares, direct_shares
 from pullback.transcoders import LayeredDictionary
 
+ABLATIONS = ("zero", "mean")
+
 
 @dataclass(frozen=True)
 class Options:
     """n: prompts to test. examples: prompts whose circuit is found. draws: of random features. layer: of greater-than's
-    curve; None: the one whose MLP matters most to it."""
+    curve; None: the one whose MLP matters most to it. ablation, errors: of faithfulness curves; what is not in a
+    circuit becomes "zero", or its "mean" over the prompts that features are chosen on; errors as of
+    `faithfulness_curves`."""
 
     n: int = 64
     examples: int = 2
@@ -35,6 +41,13 @@ class Options:
     seed: int = 0
     layer: int | None = None
     reference: bool = False
+    ablation: str = "zero"
+    errors: str = "nodes"
+
+    def __post_init__(self) -> None:
+        for name, known in (("ablation", ABLATIONS), ("errors", ERRORS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"study: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def run_study(
@@ -84,7 +97,8 @@ def run_study(
         report["checks"].append(found.to_dict() | {"cards": cards(lens, given, found.features)})
     report["shares"] = share_table(direct_shares(lens, sets, parts.test))
     rows = typical(lens, parts.test, options.examples)
-    report["circuits"] = [circuit_report(lens, sets, parts.test, row, draws=options.draws) for row in rows]
+    judged = {"ablation": _ablation(options.ablation, lens, sets, parts), "errors": options.errors}
+    report["circuits"] = [circuit_report(lens, sets, parts.test, row, draws=options.draws, **judged) for row in rows]
     report["seconds"] = round(time.perf_counter() - start, 1)
     if out is not None:
         folder = Path(out)
@@ -128,3 +142,9 @@ def share_table(shares: Shares) -> dict[str, Any]:
         "layers": [{"kind": kind, "layer": k, "share": share} for (kind, k), share in sorted(shares.layers.items())],
         "rest": shares.rest,
     }
+
+
+def _ablation(kind: str, lens: Lens, sets: LayeredDictionary, parts: Split) -> Ablation:
+    if kind == "zero":
+        return Ablation.zero(lens, sets)
+    return Ablation.mean(lens, sets, [parts.choose.row(n) for n in range(len(parts.choose))])

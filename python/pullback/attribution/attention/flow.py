@@ -32,11 +32,16 @@ def brought(layer: LayerTrace, to: int) -> Tensor:
     return layer.mixing[:, to, :, None] * per_head(layer, values(layer, layer.x_pre, every))
 
 
-def mixed(layer: LayerTrace, field: Tensor) -> Tensor:
-    """A field with heads, as its heads hand it on before W_O: (T n, d) -> (n_heads, T, n, d_head)."""
+def read(layer: LayerTrace, field: Tensor) -> Tensor:
+    """A field with heads, as its heads read it at each position: (T n, d) -> (n_heads, T, n, d_head)."""
     T = layer.x_pre.shape[0]
     pos = torch.arange(T, device=field.device).repeat_interleave(len(field) // T)
-    v = per_head(layer, values(layer, field, pos)).unflatten(1, (T, -1))
+    return per_head(layer, values(layer, field, pos)).unflatten(1, (T, -1))
+
+
+def mixed(layer: LayerTrace, field: Tensor) -> Tensor:
+    """A field with heads, as its heads hand it on before W_O: (T n, d) -> (n_heads, T, n, d_head)."""
+    v = read(layer, field)
     return (layer.mixing @ v.flatten(2)).view_as(v)
 
 

@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pullback.causal.edges.methods import EDGE_METHODS, Pairs
-from pullback.lens import LayerWeights, Norm, as_lens
+from pullback.lens import as_lens
 from pullback.lens.tokens import check_ids
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["EDGE_METHODS", "EdgeScores", "edge_scores"]
-
-
-def _post_norms(weights: LayerWeights) -> list[Norm]:
-    return [norm for name, norm in weights.norms().items() if name.endswith("post")]
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,7 @@ def edge_scores(
         batch_size: prompts that run together in `exact`.
 
     Raises:
-        ValueError: an unknown method, shapes that do not fit, steps or batch_size below 1, a model with a soft cap on
-            its logits.
+        ValueError: an unknown method, shapes that do not fit, steps or batch_size below 1.
     """
     lens = as_lens(model)
     if unknown := [m for m in methods if m not in EDGE_METHODS]:
@@ -73,12 +68,6 @@ def edge_scores(
         raise ValueError(f"edge_scores: clean and corrupted must be (N, T) alike, target and other (N); got {shapes}")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"edge_scores: steps and batch_size must be at least 1, got {steps}, {batch_size}")
-    if lens.logit_soft_cap is not None:
-        raise ValueError(f"edge_scores: {lens.model_name} caps its logits, which these methods do not know yet")
-    if any(norm.kind != "none" for i in range(lens.n_layers) for norm in _post_norms(lens.layer_weights(i))):
-        raise ValueError(
-            f"edge_scores: {lens.model_name} has norms behind attention or MLP, which are not known here yet"
-        )
     check_ids(lens, clean, "clean")
     check_ids(lens, corrupted, "corrupted")
     moved = (t.to(lens.device) for t in (clean, corrupted, target, other))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.lens import Lens, Norm
+from pullback.lens.weights import NO_NORM
 
 READS = ("q", "k", "v")
 
@@ -71,11 +72,9 @@ class Components:
         per_block = ("hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
         sites = [f"blocks.{i}.{s}" for i in range(self.L) for s in per_block]
         for i in range(self.L):
-            w = self.lens.layer_weights(i)
-            sites += [
-                f"blocks.{i}.{n}.hook_scale" for n, norm in (("ln1", w.ln1), ("ln2", w.ln2)) if norm.kind != "none"
-            ]
-        return sites + (["ln_final.hook_scale"] if self.lens.ln_final.kind != "none" else [])
+            norms = self.lens.layer_weights(i).norms()
+            sites += [f"blocks.{i}.{name}.hook_scale" for name, norm in norms.items() if norm.kind != NO_NORM]
+        return sites + (["ln_final.hook_scale"] if self.lens.ln_final.kind != NO_NORM else [])
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,14 @@ class Seen:
     at: dict[str, Tensor]
 
     def outputs(self) -> Tensor:
-        """What every source writes, (n_sources, N, T, d); of attention without its bias."""
+        """What every source writes, (n_sources, N, T, d); of attention without its bias, and over the denominator of a
+        norm behind it."""
         rows = [self.at["blocks.0.hook_resid_pre"]]
         for i in range(self.parts.L):
-            z, W_O = self.at[f"blocks.{i}.attn.hook_z"], self.parts.lens.layer_weights(i).W_O
-            rows += [z[..., h, :] @ W_O[h] for h in range(self.parts.H)]
+            z, w = self.at[f"blocks.{i}.attn.hook_z"], self.parts.lens.layer_weights(i)
+            heads = [z[..., h, :] @ w.W_O[h] for h in range(self.parts.H)]
+            behind = self.at.get(f"blocks.{i}.ln1_post.hook_scale")
+            rows += heads if behind is None else [head / behind for head in heads]
             rows.append(self.at[f"blocks.{i}.hook_mlp_out"])
         return torch.stack(rows)
 
@@ -104,22 +106,29 @@ class Seen:
 
     def scale(self, target: Input) -> Tensor:
         """The denominator of the norm in front of a target, (N, T, 1)."""
-        which = {"logits": "ln_final", "m": f"blocks.{target.layer}.ln2"}
-        return self.at[f"{which.get(target.kind, f'blocks.{target.layer}.ln1')}.hook_scale"]
+        if target.kind == "logits":
+            return self.at["ln_final.hook_scale"]
+        name = self.parts.lens.layer_weights(target.layer).ln2_at if target.kind == "m" else "ln1"
+        return self.at[f"blocks.{target.layer}.{name}.hook_scale"]
+
+    def behind(self, target: Input) -> Tensor:
+        """What a target reads behind its norm, (N, T, d)."""
+        norm, x = self.parts.norm(target), self.stream(target)
+        return x if norm.kind == NO_NORM else norm(x, self.scale(target))
 
     def pullback(self, target: Input, g: Tensor) -> Tensor:
         """The gradient (N, T, d) behind the norm of a target as one at its stream; the denominator moves, too."""
         norm = self.parts.norm(target)
-        if norm.kind == "none":
+        if norm.kind == NO_NORM:
             return g
         g = g if norm.w is None else g * norm.w
         normalized = norm.normalized(self.stream(target), self.scale(target))
         return norm.centre((g - normalized * (g * normalized).mean(-1, keepdim=True)) / self.scale(target))
 
-    def behind_norm(self, target: Input, change: Tensor) -> Tensor:
+    def change_behind(self, target: Input, change: Tensor) -> Tensor:
         """What changes behind the norm of a target where its stream changes by `change` (..., N, T, d)."""
         norm, x = self.parts.norm(target), self.stream(target)
-        if norm.kind == "none":
+        if norm.kind == NO_NORM:
             return change
         scale = self.scale(target)
         eps = scale.square() - norm.centre(x).square().mean(-1, keepdim=True)

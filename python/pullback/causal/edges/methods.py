@@ -40,6 +40,10 @@ class Pairs:
 
         return of(self.target) - of(self.other)
 
+    def unembed(self, x: Tensor) -> Tensor:
+        """Behind the last norm (..., d) -> logits (..., V)"""
+        return self.lens.capped(x @ self.lens.W_U + self.lens.b_U)
+
     def see(self, tokens: Tensor) -> Seen:
         parts = self.parts
         return Seen(parts, self.lens.record(tokens, parts.record_sites())[1])
@@ -61,14 +65,19 @@ def gradients(pairs: Pairs, tokens: Tensor, edits: Sequence[tuple[str, rec.Edit]
 
     def at_norm(target: Input) -> Tensor:
         if target.kind == "logits":
-            direction = (pairs.lens.W_U[:, pairs.target] - pairs.lens.W_U[:, pairs.other]).T
-            return torch.zeros_like(seen.stream(target)).index_copy_(
-                1, torch.tensor([tokens.shape[1] - 1]), direction[:, None]
-            )
+            return _at_logits(pairs, seen.behind(target))
         g = found[parts.site(target)]
         return g if target.kind == "m" else g[..., target.head, :] @ parts.projection(target).T
 
     return [seen.pullback(t, at_norm(t)) for t in parts.targets]
+
+
+def _at_logits(pairs: Pairs, x: Tensor) -> Tensor:
+    """Of the margin with respect to what the unembedding reads, (N, T, d): nothing but at the last position."""
+    last = x[:, -1:].detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(pairs.margin(pairs.unembed(last)).sum(), last)
+    return torch.cat([torch.zeros_like(x[:, :-1]), gradient], 1)
 
 
 def _along(pairs: Pairs, runs: Iterator[list[Tensor]]) -> Tensor:
@@ -126,7 +135,7 @@ def exact(pairs: Pairs) -> Tensor:
     scores = []
     for target in parts.targets:
         for some in differences[: parts.n_read(target)].split(max(1, pairs.batch_size // len(pairs.clean))):
-            change = seen.behind_norm(target, some)  # (u, N, T, d)
+            change = seen.change_behind(target, some)  # (u, N, T, d)
             scores.append((clean - _patched(pairs, seen, target, change)).mean(-1))
     return torch.cat(scores)
 
@@ -135,12 +144,7 @@ def _patched(pairs: Pairs, seen: Seen, target: Input, change: Tensor) -> Tensor:
     """Margins (u, N) of the clean prompts where what a target reads behind its norm changes by (u, N, T, d)."""
     parts, lens = pairs.parts, pairs.lens
     if target.kind == "logits":
-        behind = (
-            seen.stream(target)
-            if lens.ln_final.kind == "none"
-            else lens.ln_final(seen.stream(target), seen.scale(target))
-        )
-        return pairs.margin((behind + change) @ lens.W_U + lens.b_U)
+        return pairs.margin(pairs.unembed(seen.behind(target) + change))
     flat = change.flatten(0, 1)
 
     def edit(y: Tensor) -> Tensor:

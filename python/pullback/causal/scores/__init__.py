@@ -12,13 +12,13 @@ from pullback._util.statistics import spearman
 from pullback.attribution import Graph
 from pullback.attribution.local import local_model
 from pullback.causal.ablation import Ablation
-from pullback.causal.curves import graph_scores
 from pullback.causal.margin import Margin, margin_of
 from pullback.causal.nodes import NodeSet
+from pullback.causal.rankings import graph_scores
 from pullback.causal.scores.methods import METHODS, Problem
 from pullback.causal.scores.patches import Patches
 from pullback.lens import as_lens
-from pullback.lens.freeze import Freeze, frozen_run
+from pullback.lens.freeze import Freeze, must_hold
 from pullback.transcoders import LayeredDictionary
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def node_scores(
     local = local_model(lens, sets, lens.to_tokens(graph.meta["tokens"]), strict=strict)
     ablation = Ablation.zero(lens, local.sets) if ablation is None else ablation
     hold = Freeze.of(lens.n_layers, freeze)
-    frozen_run(lens, local.trace.tokens, local.trace, hold, [], [])  # refuses a freeze that does not hold
+    if freeze is not None:
+        must_hold(lens, local.trace, freeze)
     nodes = NodeSet.of(graph)
     margin = margin_of(graph) if margin is None else margin
     problem = Problem(lens, local, Patches(local, nodes, ablation), ablation, margin, hold, steps, batch_size)

@@ -16,7 +16,7 @@ from pullback.causal.ablation import Ablation
 from pullback.causal.gradients import output_gradients
 from pullback.causal.margin import Margin
 from pullback.causal.scores.patches import Patches
-from pullback.causal.scores.relevance import must_act, relevance_edits
+from pullback.causal.scores.relevance import must_act, relevance_edits, relevance_margin
 from pullback.lens import Lens
 from pullback.lens import record as rec
 from pullback.lens.freeze import Freeze, freeze_edits
@@ -43,11 +43,19 @@ class Problem:
         logits, _ = self.lens.record(self.local.trace.tokens.expand(n, -1), [], [*self.held(), *edits])
         return self.margin(logits)
 
-    def run_gradients(self, edits: Sequence[tuple[str, rec.Edit]], n: int = 1) -> dict[int, Tensor]:
-        """Mean over n copies of the prompt of the margin's gradient at MLP outputs, {layer: (T, d)}."""
+    def run_gradients(
+        self,
+        edits: Sequence[tuple[str, rec.Edit]],
+        n: int = 1,
+        measure: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[int, Tensor]:
+        """Mean over n copies of the prompt of the gradient of a measure (None: the margin) at MLP outputs,
+        {layer: (T, d)}."""
         outputs = {i: f"blocks.{i}.hook_mlp_out" for i in range(self.lens.n_layers)}
         tokens = self.local.trace.tokens.expand(n, -1)
-        _, gradients, _ = output_gradients(self.lens, tokens, outputs, self.margin, edits=[*self.held(), *edits])
+        _, gradients, _ = output_gradients(
+            self.lens, tokens, outputs, measure or self.margin, edits=[*self.held(), *edits]
+        )
         return {layer: g.mean(0) for layer, g in gradients.items()}
 
     def held(self) -> list[tuple[str, rec.Edit]]:
@@ -107,10 +115,12 @@ def _fractions(m: int, first: int, like: Tensor) -> Tensor:
 
 
 def relp(problem: Problem) -> Tensor:
-    """Relevance patching: attribution patching with the gradients of a model whose norms and activation functions are
-    linear at what they are in the clean run."""
-    must_act(problem.lens, problem.local)
-    return problem.patches.along(problem.run_gradients(relevance_edits(problem.lens)))
+    """Relevance patching: attribution patching with the gradients of a model whose norms, activation functions and soft
+    cap are linear at what they are in the clean run."""
+    lens = problem.lens
+    must_act(lens, problem.local)
+    measure = relevance_margin(lens, problem.margin)
+    return problem.patches.along(problem.run_gradients(relevance_edits(lens), measure=measure))
 
 
 METHODS: dict[str, Callable[[Problem], Tensor]] = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel
+from pullback.causal.margin import Margin
 from pullback.lens import Lens
 from pullback.lens import record as rec
+from pullback.lens.freeze import must_hold
 
 
 def relevance_edits(lens: Lens) -> list[tuple[str, rec.Edit]]:
@@ -17,24 +21,35 @@ def relevance_edits(lens: Lens) -> list[tuple[str, rec.Edit]]:
     Raises ValueError for a model whose MLPs show no pre-activations.
     """
     names = rec.hook_names(lens.model)
-    edits: list[tuple[str, rec.Edit]] = [
-        (name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(lens.model)
-    ]
+    edits = rec.detached_norms(lens.model)
     for i in range(lens.n_layers):
         edits.append((f"blocks.{i}.attn.hook_pattern", torch.Tensor.detach))
         factors = [f"blocks.{i}.mlp.{hook}" for hook in ("hook_pre", *(["hook_pre_linear"] if lens.gated else []))]
         if missing := [site for site in (*factors, f"blocks.{i}.mlp.hook_post") if site not in names]:
             raise ValueError(
-                f"relp: {lens.model_name} has no hook '{missing[0]}', where its activation function would be replaced; "
-                "use eap, or open it as a TransformerBridge"
+                f"relp: {lens.model_name} has no hook '{missing[0]}', where its activation function would be replaced "
+                "(mixtures of experts have none; a HookedTransformer may, opened as a TransformerBridge); use eap"
             )
         edits += _linearised(factors, f"blocks.{i}.mlp.hook_post")
     return edits
 
 
+def relevance_margin(lens: Lens, margin: Margin) -> Callable[[Tensor], Tensor]:
+    """The margin of logits whose soft cap, an activation function too, is linear at what it is."""
+    if lens.logit_soft_cap is None:
+        return margin
+
+    def measure(logits: Tensor) -> Tensor:
+        before = lens.uncapped(logits)
+        return margin(before * torch.where(before == 0, 1, logits / torch.where(before == 0, 1, before)).detach())
+
+    return measure
+
+
 def must_act(lens: Lens, local: LocalModel) -> None:
-    """Raises ValueError where what is written behind an activation function does not reach the MLP's output: gradients
-    would be the model's own."""
+    """Raises ValueError where what is written to patterns, norm scales or behind an activation function does not reach
+    the model's computation: gradients would be the model's own."""
+    must_hold(lens, local.trace, "all")
     outputs = [f"blocks.{i}.hook_mlp_out" for i in range(lens.n_layers)]
     none = [(f"blocks.{i}.mlp.hook_post", torch.zeros_like) for i in range(lens.n_layers)]
     _, seen = lens.record(local.trace.tokens[None], outputs, none)

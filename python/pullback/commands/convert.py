@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from pullback.commands.opening import MODEL_HELP, command, open_model
 
-from pullback.transcoders import CrossLayerTranscoder, LayeredDictionary, load_transcoders
-from pullback.transcoders.formats.recognise import READABLE
-from pullback.transcoders.formats.writing import WRITERS
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from pullback.transcoders import LayeredDictionary
+
+READABLE = (
+    "pullback",
+    "circuit-tracer",
+    "saelens",
+    "sparsify",
+    "gemmascope",
+    "gemmascope2",
+    "dictionary_learning",
+    "transcoder_circuits",
+    "circuit-tracer-clt",
+    "gemmascope2-clt",
+    "clt-forge",
+    "crosslayer-coding",
+    "crosslayer-transcoder",
+    "llamascopium",
+)
+WRITABLE = ("pullback", "saelens", "sparsify", "circuit-tracer")
 MARKS = ("config.yaml", "cfg.json", "blocks.*", "layers.*", "h.*", "model.layers.*", "gpt_neox.layers.*")
 
 
-def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
+def add(commands: Any) -> None:
+    summary = "convert transcoders between layouts: SAELens, sparsify, circuit-tracer and others"
+    parser = command(commands, "convert", run, summary)
     parser.add_argument(
         "source", metavar="SRC", help="folder, file or hub reference (owner/repo[/folder][@revision]) of transcoders"
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write to")
-    parser.add_argument("--to", required=True, choices=list(WRITERS), help="layout to write")
+    parser.add_argument("--to", required=True, choices=WRITABLE, help="layout to write")
     parser.add_argument("--from", dest="source_format", choices=READABLE, help="layout of SRC, where several fit")
     parser.add_argument(
         "--calibrate",
@@ -31,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
         "a layer (named 0, 1, ... or layer_0, ...), or with --model a text file, one prompt a line",
     )
     parser.add_argument(
-        "--model", default=None, help=f"the model to run the prompts of --calibrate through: {model_help}"
+        "--model", default=None, help=f"the model to run the prompts of --calibrate through: {MODEL_HELP}"
     )
     parser.add_argument("--layer", type=int, default=None, help="only this layer; the layer of a file that names none")
     parser.add_argument(
@@ -47,8 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
     parser.add_argument("--force", action="store_true", help="replace transcoders that are there already")
 
 
-def run(args: argparse.Namespace, open_model: Callable[[str], Any], prompts: Callable[[Path], list[str]]) -> None:
+def run(args: argparse.Namespace) -> None:
     """Read, calibrate if asked, write; says what was written and where rounding or calibration comes in."""
+    from pullback.training.command import read_prompts
+    from pullback.transcoders import CrossLayerTranscoder, load_transcoders
+
     if args.hookpoint is not None and args.to != "sparsify":
         raise ValueError(f"--hookpoint names sparsify's folders; --to is {args.to}")
     if args.destination.is_file():
@@ -71,7 +94,7 @@ def run(args: argparse.Namespace, open_model: Callable[[str], Any], prompts: Cal
     elif args.calibrate is not None:
         if args.model is None:
             raise ValueError("--calibrate with prompts needs --model; without, give inputs as .safetensors or .npz")
-        calibrate = _recorded(open_model(args.model), sets, prompts(args.calibrate))
+        calibrate = _recorded(open_model(args.model), sets, read_prompts(args.calibrate))
     options = {} if args.hookpoint is None else {"hookpoint": args.hookpoint}
     sets.save(args.destination, args.to, calibrate=calibrate, **options)
     cross_layer = isinstance(sets, CrossLayerTranscoder)

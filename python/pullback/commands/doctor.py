@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import platform
+from typing import Any
+
+from pullback.commands.opening import command
 
 PACKAGES = ("torch", "transformer_lens", "triton", "numpy", "safetensors")
+
+
+def add(commands: Any) -> None:
+    command(commands, "doctor", run, "say which kernels this machine will use, and why")
+
+
+def run(_args: argparse.Namespace) -> None:
+    print(report())
 
 
 def report() -> str:

@@ -1,24 +1,38 @@
-"""What `pullback intervene` does with its options."""
+"""`pullback intervene`: what the model says with features set."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from pullback.commands.opening import command, model_and_set, open_model, open_set
 
-from pullback.causal.generate import generate
-from pullback.causal.intervene import intervene
-from pullback.causal.places import Intervention, Supernode
-from pullback.lens import Lens, as_lens
-from pullback.transcoders import LayeredDictionary
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pullback.causal.places import Intervention, Supernode
+    from pullback.lens import Lens
 
 
-def run_intervene(args: Namespace, model: Any, sets: LayeredDictionary) -> None:
+def add(commands: Any) -> None:
+    parser = command(commands, "intervene", run, "set features of a prompt and see what the model says then")
+    model_and_set(parser)
+    parser.add_argument("prompt", help="the prompt, in quotes")
+    feature = "LAYER_FEATURE_POSITION"
+    parser.add_argument("--set", nargs="+", default=[], metavar=f"{feature}=VALUE", help="values of features")
+    parser.add_argument("--scale", nargs="+", default=[], metavar=f"{feature}=FACTOR", help="factors on what they are")
+    parser.add_argument("--freeze", choices=("attention", "all", "none"), default="attention", help="what is held")
+    parser.add_argument("--top", type=int, default=5, help="say so many next tokens")
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="and write on for N tokens")
+
+
+def run(args: argparse.Namespace) -> None:
     """Print the likeliest next tokens without and with interventions, and a continuation if asked for."""
-    lens = as_lens(model)
+    from pullback.causal import generate, intervene
+    from pullback.lens import as_lens
+
+    lens, sets = as_lens(open_model(args.model)), open_set(args)
     wanted = _interventions(args.set, args.scale)
     freeze = None if args.freeze == "none" else args.freeze
     before = lens.logits(lens.to_tokens(args.prompt)[None])[0, -1]
@@ -41,6 +55,8 @@ def _interventions(values: Sequence[str], factors: Sequence[str]) -> list[Interv
 
 
 def _node_and_number(option: str, text: str) -> tuple[Supernode, float]:
+    from pullback.causal import Supernode
+
     node_id, equals, number = text.partition("=")
     try:
         if not equals:
@@ -54,6 +70,6 @@ def _node_and_number(option: str, text: str) -> tuple[Supernode, float]:
 
 
 def _likeliest(lens: Lens, logits: Tensor, n: int) -> str:
-    top = torch.softmax(logits, -1).topk(min(n, len(logits)))
+    top = logits.softmax(-1).topk(min(n, len(logits)))
     words = lens.to_str_tokens(top.indices)
     return ", ".join(f"'{word}' {p:.1%}" for word, p in zip(words, top.values.tolist(), strict=True))
