@@ -27,7 +27,9 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert all(command in out for command in commands)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "plan", "cache", "sweep", "eval", "graph", "convert", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "plan", "cache", "sweep", "eval", "graph", "hierarchical", "convert", "doctor"]
+)
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

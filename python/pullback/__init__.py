@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LogitTarget,
         MeanActivations,
         MeanAttribution,
+        ModelAttribution,
         PathGraph,
         Paths,
         Pullback,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         attribute,
         attribute_many,
         attribute_on_devices,
+        attribute_through_model,
         deembed,
         expected_attributions,
         greedy_paths,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
         Swap,
         ablate,
         agreement,
+        circuit_faithfulness,
         edge_scores,
         faithfulness_curves,
         generate,
@@ -73,7 +76,7 @@ if TYPE_CHECKING:
         score_sheet,
         write_feature_pack,
     )
-    from pullback.lens import Lens, as_lens
+    from pullback.lens import Lens, as_lens, inserted
     from pullback.ops import SparseActivations
     from pullback.training import TrainConfig, TrainStep, evaluate, train
     from pullback.transcoders import (
@@ -111,6 +114,7 @@ __all__ = [
     "Margin",
     "MeanActivations",
     "MeanAttribution",
+    "ModelAttribution",
     "ModelReading",
     "PathGraph",
     "Paths",
@@ -135,8 +139,10 @@ __all__ = [
     "attribute",
     "attribute_many",
     "attribute_on_devices",
+    "attribute_through_model",
     "attribution",
     "causal",
+    "circuit_faithfulness",
     "dashboard",
     "deembed",
     "edge_scores",
@@ -148,6 +154,7 @@ __all__ = [
     "head_loadings",
     "hierarchical",
     "input_attribution",
+    "inserted",
     "interchange",
     "interference",
     "interpret",
@@ -193,6 +200,7 @@ _FROM = {
         "LogitTarget",
         "MeanActivations",
         "MeanAttribution",
+        "ModelAttribution",
         "PathGraph",
         "Paths",
         "Pullback",
@@ -203,6 +211,7 @@ _FROM = {
         "attribute",
         "attribute_many",
         "attribute_on_devices",
+        "attribute_through_model",
         "deembed",
         "expected_attributions",
         "greedy_paths",
@@ -237,6 +246,7 @@ _FROM = {
         "Swap",
         "ablate",
         "agreement",
+        "circuit_faithfulness",
         "edge_scores",
         "faithfulness_curves",
         "generate",
@@ -245,7 +255,7 @@ _FROM = {
         "node_scores",
         "steer",
     ),
-    "lens": ("Lens", "as_lens"),
+    "lens": ("Lens", "as_lens", "inserted"),
     "ops": ("SparseActivations",),
     "training": ("TrainConfig", "TrainStep", "evaluate", "train"),
     "transcoders": (

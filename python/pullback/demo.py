@@ -16,6 +16,7 @@ from pullback._util.atomic import atomic_save
 from pullback.attribution import Graph, attribute
 from pullback.causal import Swap, between_group_share, interchange, swap_scores
 from pullback.lens import Lens, as_lens
+from pullback.studies.features import words
 from pullback.training import evaluate
 from pullback.transcoders import TranscoderSet
 from pullback.zoo import tinymix
@@ -146,16 +147,11 @@ def _pins(graph: Graph, n: int = 6) -> list[str]:
 
 def word_labels(lens: Lens, sets: TranscoderSet, graph: Graph, n: int = 2) -> dict[str, str]:
     """Names from the weights alone: the words a feature of layer 0 reads, the words any later feature writes."""
-    mean_free = lens.W_U - lens.W_U.mean(1, keepdim=True)
     labels = {}
     for layer, pos, feature in graph.top_features(graph.n_nodes):
-        ids = torch.tensor([feature])
-        if layer == 0:
-            scores, verb = lens.W_E @ sets.encoder_rows(layer, ids)[0], "reads"
-        else:
-            scores, verb = sets.decoder_rows(layer, ids, layer)[0] @ mean_free, "writes"
-        words = lens.to_str_tokens(scores.topk(n).indices)
-        labels[f"{layer}_{feature}_{pos}"] = f"{verb} {', '.join(word.strip() for word in words)}"
+        verb = "reads" if layer == 0 else "writes"
+        found = words(lens, sets, layer, feature)[verb][:n]
+        labels[f"{layer}_{feature}_{pos}"] = f"{verb} {', '.join(word.strip() for word in found)}"
     return labels
 
 

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
 import pullback as pb
 from pullback.lens import Lens
-from pullback.studies import Dictionaries, Question, causal_check, direct_shares, graph_of, split, token_shares
+from pullback.ops import SparseActivations
+from pullback.studies import Dictionaries, causal_check, direct_shares, graph_of, split, token_shares
 from pullback.studies.behaviours import open_behaviour
-from pullback.studies.check import matched
-from pullback.studies.dictionaries import by_group
+from pullback.studies.control import matched
+from pullback.studies.dictionaries import Site, by_group, places
+from tests.studies.capitals import Capitals
 
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Lens, pb.TranscoderSet]:
     return pb.as_lens(pb.zoo.load("tiny-mix")), pb.zoo.transcoders("tiny-mix")
-
-
-class Capitals:
-    """What planted can be asked, as a behaviour: a key is a state, prompts are its cities."""
-
-    name, question = "capitals", "?"
-
-    def __init__(self, lens: Lens) -> None:
-        self.lens, self.truth = lens, pb.zoo.truth("planted")
-        self.asked = [p for p in self.truth.prompts if p.relation == "capital" and p.subject != p.state]
-
-    def keys(self) -> list[str]:
-        return sorted({p.state for p in self.asked})
-
-    def draw(self, key: str, rng: random.Random) -> Question:
-        prompt = rng.choice([p for p in self.asked if p.state == key])
-        other = rng.choice([p.answer for p in self.asked if p.state != key])
-        right, wrong = (int(self.lens.to_tokens(word)[-1]) for word in (prompt.answer, other))
-        return Question(tuple(self.lens.to_tokens(prompt.text).tolist()), (right,), (wrong,), key)
 
 
 def test_on_planted_the_features_found_are_those_of_the_circuit() -> None:
@@ -62,7 +43,8 @@ def test_tiny_mix_loses_a_behaviour_with_few_features(name: str, tiny: tuple[Len
     assert check.holds
     assert check.k <= 24
     assert check.n_prompts >= 32
-    assert check.drawn > 0.9
+    assert check.drawn == 1
+    assert check.displaced < 0.1
 
 
 def test_first_order_effects_are_those_of_small_changes(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
@@ -80,22 +62,59 @@ def test_first_order_effects_are_those_of_small_changes(tiny: tuple[Lens, pb.Tra
     assert float(lost.sum()) == pytest.approx(float(effects[feature]), rel=0.35)
 
 
-def test_random_features_are_active_ones_that_are_not_chosen(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+@pytest.mark.parametrize(("per_layer", "displaced"), [(5, 0.0), (14, 0.5)])
+def test_random_features_are_as_many_active_ones_that_are_not_chosen(
+    per_layer: int, displaced: float, tiny: tuple[Lens, pb.TranscoderSet]
+) -> None:
+    """At the same place where there are enough; else elsewhere in the prompt, and never in its padding."""
     lens, sets = tiny
-    test = split(open_behaviour("ioi", lens), lens.d_vocab, 4).test
-    d = Dictionaries(lens, {"mlp": sets})
+    test = split(open_behaviour("brackets", lens), lens.d_vocab, 6).test
+    T, d = test.tokens.shape[1], Dictionaries(lens, {"mlp": sets})
     acts = d.encoded(test.tokens)
-    chosen = torch.zeros(1, d.n, dtype=torch.bool)
+    asked = torch.arange(T) == test.at[:, None]
+    chosen = torch.zeros(len(test), d.n, dtype=torch.bool)
     for site in d.sites:
-        chosen[0, site.start + acts[site.start].indices.long().bincount().topk(5).indices] = True
-    drop = by_group(torch.zeros(4).long(), test.tokens.shape[1], chosen)
+        for n in range(len(test)):
+            ids, _ = acts[site.start].row(n * T + int(test.at[n]))
+            chosen[n, site.start + ids[:per_layer].long()] = True
+    everywhere = by_group(torch.arange(len(test)), T, chosen)
+
+    def drop(site: Site, acts: SparseActivations) -> torch.Tensor:
+        return everywhere(site, acts) & asked.flatten()[acts.rows()]
+
     picked = matched(d, test, acts, drop, torch.Generator().manual_seed(0))
+    wanted, found, elsewhere = torch.zeros(len(test)), torch.zeros(len(test)), 0
     for site in d.sites:
         a = acts[site.start]
-        active, taken = a.rows() * a.n_features + a.indices, drop(site, a)
-        assert bool(torch.isin(picked[site.start], active[~taken]).all())
+        taken = drop(site, a)
+        assert bool(torch.isin(picked[site.start], places(a)[~taken]).all())
+        assert len(picked[site.start].unique()) == len(picked[site.start])
         rows = picked[site.start] // a.n_features
-        assert bool((rows.bincount(minlength=a.n_rows) <= a.rows()[taken].bincount(minlength=a.n_rows)).all())
+        assert bool((rows % T <= test.at[rows // T]).all())
+        wanted += torch.bincount(a.rows()[taken] // T, minlength=len(test))
+        found += torch.bincount(rows // T, minlength=len(test))
+        elsewhere += int((~asked.flatten()[rows]).sum())
+    assert torch.equal(wanted, found)
+    assert elsewhere / float(found.sum()) >= displaced
+    assert (elsewhere == 0) == (displaced == 0)
+
+
+def test_features_of_attention_are_ablated_beside_those_of_mlps(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
+    lens, sets = tiny
+    W = torch.randn(64, lens.d_model, generator=torch.Generator().manual_seed(0)) / 9
+    hooks = {"hook_in": "hook_attn_out", "hook_out": "hook_attn_out"}
+    sae = pb.Transcoder(W, torch.zeros(64), W, torch.zeros(lens.d_model), activation=pb.TopK(4), **hooks)
+    d = Dictionaries(lens, {"mlp": sets, "attention": pb.TranscoderSet({1: sae})})
+    assert d.place(4 * 1024 + 7)[0].kind == "attention"
+    test = split(open_behaviour("brackets", lens), lens.d_vocab, 4).test
+
+    def attention(site: Site, acts: SparseActivations) -> torch.Tensor:
+        return torch.full((acts.nnz,), site.kind == "attention")
+
+    edit = ("blocks.1.hook_attn_out", lambda y: y - sae(y.flatten(0, 1)).view_as(y))
+    expected = test.margins(lens.record(test.tokens, [], [edit])[0])
+    torch.testing.assert_close(d.ablated_margins(test, attention), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, test.margins(lens.logits(test.tokens)), atol=0.1)
 
 
 def test_shares_sum_to_the_margin(tiny: tuple[Lens, pb.TranscoderSet]) -> None:

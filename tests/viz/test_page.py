@@ -66,6 +66,7 @@ def test_page_contains_every_script_whole_and_in_order() -> None:
             "Text that stands on",
             "Parts of a card",
             "The card of a feature",
+            "Of a circuit: the entries",
             "The side panel",
             "Supernodes in the side panel",
             "What the reader can do",

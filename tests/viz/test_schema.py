@@ -17,6 +17,8 @@ GRAPH = payloads.capital()
 SMALL = payloads.awkward()
 VALID = {"capital": GRAPH, "awkward": SMALL, "bare": payloads.bare()}
 
+ENTRY = {"layer": 1, "head": 0, "query_pos": 2, "key_pos": 1, "carried": 0.5, "pattern": 0.9, "score": 3.0, "pairs": []}
+
 # path to the value, what to put there (REMOVE deletes it), beginning of the message after "graph payload: "
 REMOVE = object()
 OFFENCES = [
@@ -30,6 +32,12 @@ OFFENCES = [
         ("metadata", "scores"),
         {"replacement": "high"},
         "metadata.scores.replacement must be a number or null, got 'high'",
+    ),
+    (("metadata", "attention"), [{}], "metadata.attention[0].layer is required but missing"),
+    (
+        ("metadata", "attention"),
+        [ENTRY | {"pairs": [{"query": "E_1_0", "key": "E_1_0", "value": "much"}]}],
+        "metadata.attention[0].pairs[0].value must be a number, got 'much'",
     ),
     (("qParams", "pinnedIds"), "0_1_2", "qParams.pinnedIds must be an array, got '0_1_2'"),
     (("qParams", "supernodes"), [[]], "qParams.supernodes[0] must have at least 1 item, got 0"),
@@ -119,6 +127,11 @@ def test_both_agree_on_any_value(path: tuple, value: Any) -> None:
     [
         (("nodes", 1, "node_id"), SMALL["nodes"][0]["node_id"], "nodes[1].node_id must be unique"),
         (("nodes", 1, "ctx_idx"), 12, "nodes[1].ctx_idx must be a position of the 12 prompt tokens, got 12"),
+        (
+            ("metadata", "attention"),
+            [ENTRY, ENTRY | {"against": 12}],
+            "metadata.attention[1].against must be a position of the 12 prompt tokens, got 12",
+        ),
         (("links", 0, "source"), "9_9_9", "links[0].source must be the node_id of a node, got '9_9_9'"),
         (("links", 0, "weight"), float("nan"), "links[0].weight must be finite, got nan"),
         (("nodes", 1, "activation"), float("inf"), "nodes[1].activation must be finite, got inf"),

@@ -9,6 +9,7 @@ import pullback as pb
 from pullback.attribution.nodes import FEATURE
 from pullback.causal import Swap
 from pullback.zoo import planted_weights as pw
+from pullback.zoo.by_hand import hadamard
 from pullback.zoo.exact import exact_transcoders
 from pullback.zoo.planted_words import IDS
 
@@ -240,9 +241,9 @@ def test_ablating_one_circuit_feature_takes_the_answer_away(model, sets, which):
 
 
 def test_directions_are_orthonormal_and_dense():
-    Q = pw.hadamard(pw.D_MODEL)
+    Q = hadamard(pw.D_MODEL)
     assert (Q @ Q.T - torch.eye(pw.D_MODEL, dtype=Q.dtype)).abs().max() <= 1e-12
-    assert bool((pw.state_dict()["tok_embed.weight"] != 0).all())
+    assert bool((pw.plan().state_dict()["tok_embed.weight"] != 0).all())
 
 
 def test_axes_do_not_overlap():

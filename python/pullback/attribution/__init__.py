@@ -6,7 +6,7 @@ from pullback.attribution.build import attribute, attribute_local
 from pullback.attribution.collection import GraphCollection
 from pullback.attribution.effects import Effects
 from pullback.attribution.graph import Graph, Scores
-from pullback.attribution.hierarchical import Hierarchical, hierarchical
+from pullback.attribution.hierarchical import Hierarchical, ModelAttribution, attribute_through_model, hierarchical
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
 from pullback.attribution.memory import MemoryEstimate, memory_estimate
 from pullback.attribution.paths import FeatureFilter, PathGraph, Paths, greedy_paths
@@ -49,6 +49,7 @@ __all__ = [
     "MeanActivations",
     "MeanAttribution",
     "MemoryEstimate",
+    "ModelAttribution",
     "PathGraph",
     "Paths",
     "Pullback",
@@ -61,6 +62,7 @@ __all__ = [
     "attribute_local",
     "attribute_many",
     "attribute_on_devices",
+    "attribute_through_model",
     "deembed",
     "expected_attributions",
     "greedy_paths",

@@ -65,8 +65,7 @@ class AutogradEngine:
             return fn
 
         frozen = [(f"blocks.{i}.attn.hook_pattern", torch.Tensor.detach) for i in range(L)]
-        # clone: a new tensor is what makes the bridge compute on with it
-        frozen += [(name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(lens.model)]
+        frozen += rec.detached_norms(lens.model)
         at_attn = {i: (attn := f"blocks.{i}.hook_attn_out", attn) for i in self.attn_written}
         edits = [("hook_embed", leaf(self.embed)), *frozen, *rec.patch_edits({i: write(i) for i in range(L)}, sites)]
         edits += rec.patch_edits({i: attend(i) for i in at_attn}, at_attn)

@@ -4,9 +4,10 @@ from pullback._util.statistics import between_group_share
 from pullback.causal.ablation import Ablation, ablate
 from pullback.causal.agreement import Agreement, RunAgreement, agreement
 from pullback.causal.circuit import CircuitRunner
-from pullback.causal.curves import Areas, Curve, Curves, faithfulness_curves, graph_scores, hierarchical_scores
+from pullback.causal.curves import Areas, Curve, Curves, faithfulness_curves
 from pullback.causal.edges import EdgeScores, edge_scores
 from pullback.causal.effects import predicted, recovery, total_effects
+from pullback.causal.faithful import circuit_faithfulness
 from pullback.causal.generate import Generated, generate
 from pullback.causal.interchange import Swap, interchange, swap_scores
 from pullback.causal.intervene import Intervened, intervene, run_interventions
@@ -14,6 +15,7 @@ from pullback.causal.margin import Margin, margin_of
 from pullback.causal.mib import auroc, cmd, cpr
 from pullback.causal.nodes import NodeSet
 from pullback.causal.places import Supernode
+from pullback.causal.rankings import Rankings, graph_scores, hierarchical_scores
 from pullback.causal.scores import NodeScores, node_scores
 from pullback.causal.steer import Steered, steer
 
@@ -30,6 +32,7 @@ __all__ = [
     "Margin",
     "NodeScores",
     "NodeSet",
+    "Rankings",
     "RunAgreement",
     "Steered",
     "Supernode",
@@ -38,6 +41,7 @@ __all__ = [
     "agreement",
     "auroc",
     "between_group_share",
+    "circuit_faithfulness",
     "cmd",
     "cpr",
     "edge_scores",

@@ -22,20 +22,23 @@ class Ablation:
     """Values of features, errors and token embeddings that stand in for a prompt's own.
 
     Either one row for any position, or a row for each of T positions. Made by `zero`, `mean` and `resample`.
+    `attention` has those of attention outputs, where there are autoencoders of them.
     """
 
     kind: str
     acts: dict[int, SparseActivations]  # layer -> 1 or T rows
     errors: dict[int, Tensor]  # layer -> (1 or T, d)
     embed: Tensor  # (1 or T, d)
+    attention: Ablation | None = None
 
     @staticmethod
-    def zero(model: Any, sets: LayeredDictionary) -> Ablation:
+    def zero(model: Any, sets: LayeredDictionary, *, attention_saes: LayeredDictionary | None = None) -> Ablation:
         """Nothing: 0 for every feature, error and embedding."""
         lens = as_lens(model)
         nothing = torch.zeros(1, lens.d_model, dtype=lens.compute_dtype, device=lens.device)
         acts = {i: SparseActivations.from_dense(nothing.new_zeros(1, sets[i].d_sae)) for i in sets.layers}
-        return Ablation("zero", acts, dict.fromkeys(range(lens.n_layers), nothing), nothing)
+        attention = None if attention_saes is None else Ablation.zero(lens, attention_saes)
+        return Ablation("zero", acts, dict.fromkeys(range(lens.n_layers), nothing), nothing, attention)
 
     @staticmethod
     def mean(
@@ -44,6 +47,7 @@ class Ablation:
         prompts: Iterable[str | Sequence[int] | Tensor],
         *,
         positions: slice = slice(None),
+        attention_saes: LayeredDictionary | None = None,
         strict: bool = True,
     ) -> Ablation:
         """The mean over all tokens of a corpus, at `positions` of each prompt (`slice(1, None)` leaves BOS out).
@@ -53,16 +57,17 @@ class Ablation:
         lens = as_lens(model)
         n, total = 0, dict[Any, Tensor]()
         for prompt in prompts:
-            local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+            local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
             chosen = range(local.n_pos)[positions]
             rows = torch.tensor(list(chosen), dtype=torch.long, device=lens.device)
             n += len(rows)
-            parts: dict[Any, Tensor] = {("error", i): e[rows].sum(0) for i, e in enumerate(local.errors)}
+            parts: dict[Any, Tensor] = {("errors", i): e[rows].sum(0) for i, e in enumerate(local.errors)}
+            parts |= {("attn_errors", i): e[rows].sum(0) for i, e in local.attention.errors.items()}
             parts["embed"] = local.trace.embed[rows].sum(0)
-            for i, acts in local.acts.items():
+            for which, acts in local.active.items():
                 here = torch.isin(acts.rows(), rows)
                 sums = acts.values.new_zeros(acts.n_features)
-                parts["acts", i] = sums.index_add_(0, acts.indices[here].long(), acts.values[here])
+                parts[which] = sums.index_add_(0, acts.indices[here].long(), acts.values[here])
             for key, part in parts.items():
                 total[key] = total[key] + part if key in total else part
         if not n:
@@ -70,21 +75,35 @@ class Ablation:
                 "mean ablation: there is no token to take the mean over; give prompts, and positions in them"
             )
         mean = {key: (part / n)[None] for key, part in total.items()}
-        return Ablation(
-            "mean",
-            {i: SparseActivations.from_dense(mean["acts", i]) for i in sets.layers},
-            {i: mean["error", i] for i in range(lens.n_layers)},
-            mean["embed"],
-        )
+
+        def made(prefix: str, layers: Iterable[int], errors: Iterable[int], attention: Ablation | None) -> Ablation:
+            acts = {i: SparseActivations.from_dense(mean[f"{prefix}features", i]) for i in layers}
+            return Ablation("mean", acts, {i: mean[f"{prefix}errors", i] for i in errors}, mean["embed"], attention)
+
+        saes = attention_saes
+        at_attention = None if saes is None else made("attn_", saes.layers, saes.layers, None)
+        return made("", sets.layers, range(lens.n_layers), at_attention)
 
     @staticmethod
     def resample(
-        model: Any, sets: LayeredDictionary, prompt: str | Sequence[int] | Tensor, *, strict: bool = True
+        model: Any,
+        sets: LayeredDictionary,
+        prompt: str | Sequence[int] | Tensor,
+        *,
+        attention_saes: LayeredDictionary | None = None,
+        strict: bool = True,
     ) -> Ablation:
         """What nodes are in another prompt, position by position; it must be as long as the one that is ablated."""
         lens = as_lens(model)
-        local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
-        return Ablation("resample", local.acts, dict(enumerate(local.errors)), local.trace.embed)
+        local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
+        found, embed = local.attention, local.trace.embed
+        attention = None if attention_saes is None else Ablation("resample", found.acts, found.errors, embed)
+        return Ablation("resample", local.acts, dict(enumerate(local.errors)), embed, attention)
+
+    def without_errors(self) -> Ablation:
+        """The same, with 0 for errors."""
+        attention = None if self.attention is None else self.attention.without_errors()
+        return replace(self, errors={i: torch.zeros_like(e) for i, e in self.errors.items()}, attention=attention)
 
     def must_fit(self, T: int) -> None:
         """Raises ValueError for values of a prompt of another length."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pullback.attribution import Graph
-from pullback.attribution.local import LocalModel, local_model
+from pullback.attribution import FeatureTarget, Graph
+from pullback.attribution.local import local_model
 from pullback.causal.ablation import Ablation
+from pullback.causal.margin import Margin
 from pullback.causal.nodes import NodeSet
-from pullback.lens import Lens, as_lens
+from pullback.lens import Lens, Trace, as_lens
 from pullback.lens import record as rec
 from pullback.lens.freeze import Freeze, frozen_run
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
+
+Read: TypeAlias = tuple[dict[int, Tensor], dict[int, Tensor]]
+"""What dictionaries of MLPs read, and those of attention outputs, {layer: (T, d)} each."""
 
 
 class CircuitRunner:
@@ -30,6 +35,7 @@ class CircuitRunner:
         nodes: the nodes that there are; `logits` keeps some of them.
         ablation: None for zero.
         freeze: "attention" holds patterns at the unchanged run's, None holds nothing.
+        attention_saes: where nodes are of attention outputs, their autoencoders.
 
     Raises:
         ValueError: nodes or an ablation that do not fit the prompt, transcoders of another model, another freeze.
@@ -44,15 +50,20 @@ class CircuitRunner:
         ablation: Ablation | None = None,
         *,
         freeze: str | None = "attention",
+        attention_saes: LayeredDictionary | None = None,
         strict: bool = True,
     ) -> None:
         lens = as_lens(model)
         if freeze == "all":
             raise ValueError("circuits: with everything frozen no node reads another; use freeze='attention' or None")
         self.lens, self.nodes = lens, nodes
-        self.local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict)
+        self.local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
         nodes.must_fit(self.local)
-        self.ablation = Ablation.zero(lens, self.local.sets) if ablation is None else ablation
+        if ablation is None:
+            ablation = Ablation.zero(lens, self.local.sets, attention_saes=self.local.attention.saes)
+        if bool(nodes.attention.any()) and ablation.attention is None:
+            raise ValueError("circuits: the ablation says nothing of features of attention; give it attention_saes too")
+        self.ablation = ablation
         self.ablation.must_fit(self.local.n_pos)
         self.hold = Freeze.of(lens.n_layers, freeze)
 
@@ -63,29 +74,69 @@ class CircuitRunner:
 
     def logits(self, keep: Tensor) -> Tensor:
         """(T, V), with the nodes of a mask (n) of bool kept."""
+        return self._run(keep)[0]
+
+    def measured(self, measure: Margin | FeatureTarget, keep: Tensor) -> float:
+        """A margin, or the pre-activation of a feature, with the nodes of a mask (n) of bool kept."""
+        logits, read = self._run(keep)
+        return float(measure(logits)) if isinstance(measure, Margin) else self._preactivation(measure, read)
+
+    def unchanged(self, measure: Margin | FeatureTarget) -> float:
+        """The same of the unchanged run. Raises ValueError for a feature that there is not."""
+        if isinstance(measure, Margin):
+            return float(measure(self.lens.capped(self.local.trace.logits)))
+        layers = self.local.trace.layers
+        at_mlps = {i: layers[i].read(self.local.sets.hook_in(i)) for i in self.local.sets.layers}
+        return self._preactivation(measure, (at_mlps, {i: layers[i].attn_out for i in self.local.attention.acts}))
+
+    def _run(self, keep: Tensor) -> tuple[Tensor, Read]:
+        """Logits (T, V), and what each dictionary read."""
         if keep.shape != (len(self.nodes),) or keep.dtype != torch.bool:
             raise ValueError(
                 f"circuits: keep must be a mask [{len(self.nodes)}] of bool, got {keep.dtype} {list(keep.shape)}"
             )
-        edits = _Ablated(self.lens, self.local, self.nodes, keep, self.ablation).edits()
-        return frozen_run(self.lens, self.local.trace.tokens, self.local.trace, self.hold, edits, [])[0]
+        lens, trace, nodes = self.lens, self.local.trace, self.nodes
+        kept, out = nodes[keep], nodes[~keep]
+
+        def ablated(sets: LayeredDictionary, ablation: Ablation, *, attention: bool) -> _Ablated:
+            own, gone = (part[part.attention == attention] for part in (kept, out))
+            return _Ablated(lens, sets, own, gone, ablation, trace)
+
+        at_mlps = ablated(self.local.sets, self.ablation, attention=False)
+        edits, read = at_mlps.edits(range(lens.n_layers)), (at_mlps.read, dict[int, Tensor]())
+        if self.local.attention.saes is not None and self.ablation.attention is not None:
+            at_attention = ablated(self.local.attention.saes, self.ablation.attention, attention=True)
+            edits, read = [*edits, *at_attention.edits()], (at_mlps.read, at_attention.read)
+        return frozen_run(lens, trace.tokens, trace, self.hold, edits, [])[0], read
+
+    def _preactivation(self, feature: FeatureTarget, read: Read) -> float:
+        position = feature.position + self.local.n_pos * (feature.position < 0)
+        numbers = (feature.layer, position, feature.feature, feature.attention)
+        place = NodeSet(*(torch.tensor([n]) for n in numbers))
+        place.must_fit(self.local)
+        sets = self.local.attention.sets if feature.attention else self.local.sets
+        x = read[feature.attention][feature.layer]
+        return float(sets[feature.layer].preactivations(x, place.pos, place.feature)[0])
 
 
 class _Ablated:
-    """Edits of one pass that take out what is not kept and put the ablation's values in."""
+    """Edits of one pass that take out what is not kept and put the ablation's values in, where one kind of dictionaries
+    reads and writes."""
 
-    def __init__(self, lens: Lens, local: LocalModel, nodes: NodeSet, keep: Tensor, ablation: Ablation) -> None:
-        self.lens, self.local, self.sets = lens, local, local.sets
-        self.ablation = ablation
-        self.kept, self.out = nodes[keep], nodes[~keep]
+    def __init__(
+        self, lens: Lens, sets: LayeredDictionary, kept: NodeSet, out: NodeSet, ablation: Ablation, trace: Trace
+    ) -> None:
+        self.lens, self.sets, self.kept, self.out, self.ablation = lens, sets, kept, out, ablation
+        self.n_pos, self.dtype = trace.n_pos, trace.embed.dtype
         self.now: dict[int, SparseActivations] = {}
         self.read: dict[int, Tensor] = {}
         self.change: dict[int, list[SparseActivations]] = {}
 
-    def edits(self) -> list[tuple[str, rec.Edit]]:
+    def edits(self, mlps: Iterable[int] = ()) -> list[tuple[str, rec.Edit]]:
+        """Also at MLPs that no dictionary reads: all that they write is error."""
         edits: list[tuple[str, rec.Edit]] = []
         sites = self.lens.sites(self.sets, self.sets.layers)
-        for layer in range(self.local.n_layers):
+        for layer in sorted({*self.sets.layers, *mlps}):
             site_in, site_out = sites.get(layer, (None, f"blocks.{layer}.hook_mlp_out"))
             if site_in is not None:
                 edits.append((site_in, partial(self._encode, layer)))
@@ -111,14 +162,14 @@ class _Ablated:
         """What stands in for a layer's features that are ablated, T rows."""
         pos, ids = self._features(self.out, layer).T
         values = self.ablation.features(layer, pos, ids)
-        counts = torch.bincount(pos, minlength=self.local.n_pos)
+        counts = torch.bincount(pos, minlength=self.n_pos)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         given = SparseActivations(indptr, ids.int(), values, self.sets[layer].d_sae)
         return given.where(values != 0)
 
     def _write(self, dst: int, y: Tensor) -> Tensor:
-        """y (1, T, d), the MLP output of a layer."""
-        change = torch.zeros_like(y[0], dtype=self.local.trace.embed.dtype)
+        """y (1, T, d), the output of a layer."""
+        change = torch.zeros_like(y[0], dtype=self.dtype)
         if dst in self.sets:
             given, gone = ({src: self.change[src][n] for src in self.sets.sources(dst)} for n in (0, 1))
             change += self.sets.decode(given, dst) - self.sets.decode(gone, dst)

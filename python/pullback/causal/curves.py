@@ -13,20 +13,19 @@ from torch import Tensor
 
 from pullback._util.atomic import atomic_save
 from pullback.attribution import Graph
-from pullback.attribution.effects import values
-from pullback.attribution.hierarchical import entry_thresholds
 from pullback.causal import mib
 from pullback.causal.ablation import Ablation
-from pullback.causal.circuit import CircuitRunner
-from pullback.causal.effects import recovery, total_effects
+from pullback.causal.effects import recovery
+from pullback.causal.faithful import Faithfulness
 from pullback.causal.margin import Margin, margin_of
 from pullback.causal.nodes import NodeSet
+from pullback.causal.rankings import Rankings, graph_scores
 from pullback.transcoders import LayeredDictionary
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Circuits of the best nodes of one ranking: share of all nodes, their number, and what they do.
+    """Circuits of the best nodes of one ranking: share of all nodes that are ranked, their number, and what they do.
 
     faithfulness: of the circuit alone, 1 like the whole model, 0 like none of it. completeness: of everything but the
     circuit; near 0 where nothing outside of it can give the answer, too. recovery: what the graph says of it.
@@ -48,12 +47,13 @@ class Areas(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """{ranking: {"signed" or "absolute": curve}}, and what was measured: the margin with every node and with none."""
+    """{ranking: {"signed" or "absolute": curve}}, and what was measured: the margin of the model and with no node."""
 
     prompt: str
     target: int
     other: int | None
     ablation: str
+    errors: str
     full: float
     empty: float
     curves: dict[str, dict[str, Curve]]
@@ -80,72 +80,80 @@ def faithfulness_curves(
     model: Any,
     sets: LayeredDictionary,
     graph: Graph,
-    scores: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor | Rankings] | None = None,
     *,
     ablation: Ablation | None = None,
+    errors: str = "nodes",
     margin: Margin | None = None,
     sizes: Sequence[float] = mib.SIZES,
     freeze: str | None = "attention",
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Curves:
     """Keep the best nodes of a graph, ablate the others, and see how much of the margin is left; and the reverse.
 
     Args:
-        scores: {name: (n)}, of the nodes of `NodeSet.of(graph)`, larger is better; `node_scores(...).scores` fits.
-            None: the graph's total effects on the margin.
+        scores: {name: (n)}, of the nodes of `NodeSet.of(graph)`, larger is better; `node_scores(...).scores` fits, and
+            so does `hierarchical_scores`, which has an order of its own for sizes. None: the graph's total effects on
+            the margin.
         ablation: what other nodes become; None: zero.
+        errors: "nodes": they are ranked, kept and ablated like features; "kept": only features are, and every circuit
+            has all errors; "dropped": none has any, so that all features together need not come to 1.
         margin: what is measured; by default between the two likeliest tokens of the graph.
         sizes: shares of nodes, ascending.
         freeze: "attention" or None.
+        attention_saes: those that the graph was made with.
 
     Raises:
-        ValueError: scores or an ablation that do not fit the graph, sizes outside (0, 1], a margin that does not depend
-            on the nodes.
+        ValueError: scores or an ablation that do not fit the graph, sizes outside (0, 1], another choice of errors, a
+            margin that does not depend on the nodes.
     """
     margin = margin_of(graph) if margin is None else margin
-    runner = CircuitRunner.of(model, sets, graph, ablation=ablation, freeze=freeze, strict=strict)
-    n = len(runner.nodes)
-    if scores is None:
-        scores = {"graph": graph_scores(graph, margin)}
-    if wrong := {name: list(s.shape) for name, s in scores.items() if s.shape != (n,)}:
+    faithful = Faithfulness(
+        model,
+        sets,
+        graph,
+        margin,
+        errors=errors,
+        ablation=ablation,
+        freeze=freeze,
+        attention_saes=attention_saes,
+        strict=strict,
+    )
+    n = len(faithful.candidates)
+    scores = {"graph": graph_scores(graph, margin)} if scores is None else scores
+    rankings = {name: Rankings.of(given) for name, given in scores.items()}
+    if wrong := {name: list(s.shape) for name, r in rankings.items() for s in r if s.shape != (n,)}:
         raise ValueError(
             f"faithfulness: scores must be [{n}], one for each feature and error of the graph, got {wrong}"
         )
     if not all(0 < size <= 1 for size in sizes):
         raise ValueError(f"faithfulness: sizes are shares of the nodes, in (0, 1], got {list(sizes)}")
+    candidates = faithful.candidates.nonzero()[:, 0]
+    counts = [int(size * len(candidates) + 1e-9) for size in sizes]  # 0.29 * 100 is less than 29
 
-    def measure(keep: Tensor) -> float:
-        return float(margin(runner.logits(keep)))
-
-    def in_graph(keep: Tensor) -> Tensor:
-        return (~NodeSet.mask(graph)).masked_scatter(NodeSet.mask(graph), keep)
-
-    every = torch.ones(n, dtype=torch.bool)
-    full, empty = float(margin(runner.lens.capped(runner.local.trace.logits))), measure(~every)
+    def recovered(chosen: Tensor) -> float:
+        here = NodeSet.mask(graph)
+        return recovery(graph, (~here).masked_scatter(here, faithful.nodes(chosen)), margin)
 
     def curve(ranking: Tensor) -> Curve:
-        order = torch.argsort(ranking, descending=True, stable=True)
-        counts = [int(size * n + 1e-9) for size in sizes]  # 0.29 * 100 is less than 29
-        circuits = [torch.zeros_like(every).index_fill(0, order[:count], True) for count in counts]
+        order = candidates[torch.argsort(ranking[candidates], descending=True, stable=True)]
+        circuits = [torch.zeros(n, dtype=torch.bool).index_fill(0, order[:count], True) for count in counts]
         return Curve(
             list(sizes),
             counts,
-            [mib.faithfulness(measure(circuit), full, empty) for circuit in circuits],
-            [mib.faithfulness(measure(~circuit), full, empty) for circuit in circuits],
-            [recovery(graph, in_graph(circuit), margin) for circuit in circuits],
+            [faithful(circuit) for circuit in circuits],
+            [faithful(~circuit) for circuit in circuits],
+            [recovered(circuit) for circuit in circuits],
         )
 
-    curves = {name: {"signed": curve(s), "absolute": curve(s.abs())} for name, s in scores.items()}
-    return Curves(graph.meta["prompt"], margin.target, margin.other, runner.ablation.kind, full, empty, curves)
-
-
-def graph_scores(graph: Graph, margin: Margin | None = None) -> Tensor:
-    """Total effects of the nodes of `NodeSet.of(graph)` on the margin, (n)."""
-    return total_effects(graph, margin)[NodeSet.mask(graph)]
-
-
-def hierarchical_scores(graph: Graph, margin: Margin | None = None, mode: str = "signed") -> Tensor:
-    """Ranking of the nodes of `NodeSet.of(graph)` by hierarchical attribution to the margin (Ge et al. 2024), (n)."""
-    margin = margin_of(graph) if margin is None else margin
-    start = margin.weights(graph).double() * values(graph)
-    return entry_thresholds(graph, start, mode)[NodeSet.mask(graph)]
+    return Curves(
+        graph.meta["prompt"],
+        margin.target,
+        margin.other,
+        faithful.runner.ablation.kind,
+        errors,
+        faithful.full,
+        faithful.empty,
+        {name: {"signed": curve(r.signed), "absolute": curve(r.absolute)} for name, r in rankings.items()},
+    )

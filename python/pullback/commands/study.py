@@ -9,6 +9,7 @@ from typing import Any
 from pullback.commands.opening import MODEL_HELP, command, open_model, open_set
 
 NAMES = ("greater-than", "ioi", "induction", "brackets")
+ABLATIONS, ERRORS = ("zero", "mean"), ("nodes", "kept", "dropped")
 
 
 def add(commands: Any) -> None:
@@ -25,9 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--attention", default=None, help="folder or hub id of autoencoders of attention outputs (hook_attn_out)")
     add("--out", type=Path, default=Path("study-out"), help="folder for the page and its JSON")
     add("--n", type=int, default=64, help="prompts that are tested")
-    add("--examples", type=int, default=2, help="prompts whose graph is made")
-    add("--draws", type=int, default=5, help="draws of random features")
+    add("--examples", type=int, default=2, help="prompts whose circuit is found")
+    add("--draws", type=int, default=20, help="draws of random features")
     add("--seed", type=int, default=0, help="of prompts and draws")
+    add("--ablation", choices=ABLATIONS, default="zero", help="curves: what is not in a circuit becomes")
+    add(
+        "--errors",
+        choices=ERRORS,
+        default="nodes",
+        help="curves: errors are nodes like features, or all are kept or dropped",
+    )
     add("--layer", type=int, default=None, help="greater-than: MLP of the curve (default: the one that matters most)")
     add(
         "--reference",
@@ -43,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.name != "greater-than" and (args.layer is not None or args.reference):
         raise ValueError("--layer and --reference are for greater-than")
-    options = Options(args.n, args.examples, args.draws, args.seed, args.layer, args.reference)
+    names = ("n", "examples", "draws", "seed", "layer", "reference", "ablation", "errors")
+    options = Options(**{name: getattr(args, name) for name in names})
     attention = None if args.attention is None else load_transcoders(args.attention, lazy=args.lazy)
     report = run_study(
         args.name,

@@ -93,6 +93,12 @@ def exact_norms(model: Any) -> list[tuple[str, Edit]]:
     return [(name, lambda t: t.clone()) for name in sorted(hook_names(model)) if _is_norm_scale(name)]
 
 
+def detached_norms(model: Any) -> list[tuple[str, Edit]]:
+    """Edits that make the scale of every norm a constant to gradients."""
+    # clone: a new tensor is what makes the bridge compute on with it
+    return [(name, lambda s: s.detach().clone()) for name, _ in exact_norms(model)]
+
+
 def _is_norm_scale(name: str) -> bool:
     return name.endswith("hook_scale") and (".ln" in name or name.startswith("ln_final") or is_qk_norm(name))
 

@@ -80,10 +80,9 @@ class LayerWeights:
     W_O: Tensor  # (n_heads, d_head, d_model)
     b_O: Tensor  # (d_model)
 
-    def values(self, x_ln1: Tensor, *, bias: bool = True) -> Tensor:
+    def values(self, x_ln1: Tensor) -> Tensor:
         """ln1 output (..., T, d_model) -> values (..., n_kv, T, d_head)."""
-        v = torch.einsum("...td,kde->...kte", x_ln1, self.W_V)
-        return v + self.b_V[:, None, :] if bias else v
+        return torch.einsum("...td,kde->...kte", x_ln1, self.W_V) + self.b_V[:, None, :]
 
     def attend(self, pattern: Tensor, values: Tensor) -> Tensor:
         """Pattern (..., n_heads, T_dst, T_src), values (..., n_kv, T_src, d_head) -> z W_O over all heads, (..., T_dst,

@@ -70,29 +70,18 @@ class Dictionaries:
     def edits(self, drop: Drop, seen: dict[int, SparseActivations] | None = None) -> list[tuple[str, rec.Edit]]:
         """Edits of a pass in which entries of features write nothing: each site's output loses their decoder rows,
         and its error stays. `seen` takes what every site encodes, by its start."""
-        held: dict[int, SparseActivations] = {}
 
-        def read(site: Site, x: Tensor) -> None:
-            held[site.start] = site.encode(x.detach())
-            if seen is not None:
-                seen[site.start] = held[site.start]
+        def without(site: Site) -> Callable[[Tensor, Tensor], Tensor]:
+            def write(x: Tensor, y: Tensor) -> Tensor:
+                acts = site.encode(x.detach())
+                if seen is not None:
+                    seen[site.start] = acts
+                return y - site.decode(acts.where(drop(site, acts))).view_as(y)
 
-        def write(site: Site, y: Tensor) -> Tensor:
-            acts = held[site.start]
-            return y - site.decode(acts.where(drop(site, acts))).view_as(y).to(y)
+            return write
 
-        def both(site: Site, y: Tensor) -> Tensor:
-            read(site, y)
-            return write(site, y)
-
-        edits: list[tuple[str, rec.Edit]] = []
-        for site in self.sites:
-            if site.read == site.write:
-                edits.append((site.write, lambda y, s=site: both(s, y)))
-            else:
-                edits.append((site.read, lambda x, s=site: read(s, x)))
-                edits.append((site.write, lambda y, s=site: write(s, y)))
-        return edits
+        sites = {site.start: (site.read, site.write) for site in self.sites}
+        return rec.patch_edits({site.start: without(site) for site in self.sites}, sites)
 
     def encoded(self, tokens: Tensor) -> dict[int, SparseActivations]:
         """What every site encodes in the unchanged run, by its start; rows prompt by prompt."""
@@ -124,6 +113,20 @@ class Dictionaries:
             acts = seen[site.start]
             where = groups[acts.rows() // T] * self.n + site.start + acts.indices.long()
             total.view(-1).index_add_(0, where, (acts.values * along).to(total))
+
+
+def places(acts: SparseActivations) -> Tensor:
+    """Row and feature of every entry as one number, (nnz)."""
+    return acts.rows() * acts.n_features + acts.indices
+
+
+def listed(chosen: Mapping[int, Tensor]) -> Drop:
+    """Ablates chosen places, by the start of their site, where something is active."""
+
+    def drop(site: Site, acts: SparseActivations) -> Tensor:
+        return torch.isin(places(acts), chosen[site.start])
+
+    return drop
 
 
 def by_group(groups: Tensor, T: int, chosen: Tensor) -> Drop:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Any
 
-from pullback.studies.check import KILLED, SPARED
+from pullback.studies.control import KILLED, SPARED
 from pullback.viz.report import report_page
 
 TITLES = {
@@ -14,7 +13,9 @@ TITLES = {
     "induction": "Induction: what came next the first time?",
     "brackets": "Brackets: which one closes?",
 }
-FEATURES_SHOWN, PATHS_SHOWN, HEADS_SHOWN = 16, 6, 12
+KINDS = {"head": "heads", "feature": "MLP features", "error": "MLP errors", "bias": "biases", "skip": "skip paths"}
+FEATURES_SHOWN, PATHS_SHOWN = 16, 6
+SHOWN_FROM = 0.01  # of the margin: heads with less are left out
 
 
 def html(report: dict[str, Any]) -> str:
@@ -43,7 +44,7 @@ def html(report: dict[str, Any]) -> str:
 def _verdict(check: dict[str, Any]) -> str:
     return (
         f"{check['arm']}: {check['k']} of them, ablated, take {check['dropped']:.0%} of the margin; "
-        f"as many random ones {fmean(check['control']):.0%}."
+        f"as many random ones {check['spared']:.0%}."
     )
 
 
@@ -150,8 +151,8 @@ def _check(report: dict[str, Any]) -> dict[str, Any]:
             c["k"],
             c["per_prompt"],
             f"{c['dropped']:.1%}",
-            f"{fmean(c['control']):.1%} ({min(c['control']):.1%} to {max(c['control']):.1%})",
-            f"{c['drawn']:.0%}",
+            f"{c['spared']:.1%} ± {c['spread']:.1%}",
+            f"{min(c['control']):.1%} to {max(c['control']):.1%}",
             f"{c['killed']:.0%}",
             {"value": "holds" if c["holds"] else "does not hold", "good": c["holds"]},
         ]
@@ -162,16 +163,17 @@ def _check(report: dict[str, Any]) -> dict[str, Any]:
         "k",
         "of them active in a prompt",
         "margin lost",
-        "random ones (range of draws)",
-        "random for each chosen",
+        "as many random ones",
+        f"lowest and highest of {len(report['checks'][0]['control'])} draws",
         "prompts that lose 80 %",
         "verdict",
     ]
     text = (
-        f"On the {report['checks'][0]['n_prompts']} test prompts. Random features are drawn, for each prompt and "
-        "position and in each layer, from those active there that are not chosen: as many as are chosen there, or as "
-        f"many as there are. The check holds where the chosen take at least {KILLED:.0%} of the mean margin, and "
-        f"random ones at most {SPARED:.0%}, in the mean over draws."
+        f"On the {report['checks'][0]['n_prompts']} test prompts. Random features are drawn, for each prompt, from "
+        "those active there that are not chosen: in each layer at each position as many as are chosen there, and where "
+        "fewer are active, the rest elsewhere in the prompt. Mean and standard deviation are over draws. The check "
+        f"holds where the chosen take at least {KILLED:.0%} of the mean margin, and random ones at most {SPARED:.0%} "
+        "in the mean."
     )
     return {"title": "Causal check", "parts": [{"text": text}, {"columns": columns, "table": rows}]}
 
@@ -191,18 +193,19 @@ def _features(check: dict[str, Any]) -> dict[str, Any]:
     columns = ["layer", "feature", "keys", "the first of them", "reads", "raises directly"]
     text = (
         f"Of the {len(check['features'])} different features that are chosen for some key, those chosen for most keys. "
-        "Tokens that a feature reads are given in layer 0, from the embeddings alone."
+        "Tokens that a feature reads are given in layer 0: those at its own position, by their embeddings alone."
     )
     return {"title": f"{check['arm']}: which", "parts": [{"text": text}, {"columns": columns, "table": rows}]}
 
 
 def _shares(shares: dict[str, Any]) -> dict[str, Any]:
-    heads = [[f"{h['layer']}.{h['head']}", f"{h['share']:+.1%}"] for h in shares["heads"][:HEADS_SHOWN]]
-    kinds = {"head": "heads", "feature": "MLP features", "error": "MLP errors", "bias": "biases", "skip": "skip paths"}
+    heads = [(f"{h['layer']}.{h['head']}", h["share"]) for h in shares["heads"] if abs(h["share"]) >= SHOWN_FROM]
     n_layers = 1 + max(one["layer"] for one in shares["layers"])
     table = {(one["kind"], one["layer"]): one["share"] for one in shares["layers"]}
+    there = {kind for kind, _ in table}
+    kinds = {kind: name for kind, name in KINDS.items() if kind in there}
     rows = [
-        [layer, *(f"{table[kind, layer]:+.1%}" if (kind, layer) in table else "" for kind in kinds)]
+        [str(layer), *(f"{table[kind, layer]:+.1%}" if (kind, layer) in table else "" for kind in kinds)]
         for layer in range(n_layers)
     ]
     text = (
@@ -215,56 +218,125 @@ def _shares(shares: dict[str, Any]) -> dict[str, Any]:
         "parts": [
             {"text": text},
             {"columns": ["layer", *kinds.values()], "table": rows},
-            {"heading": "Heads"},
-            {"columns": ["head", "share of the margin"], "table": heads},
+            {"text": f"Heads (layer.head) that write at least {SHOWN_FROM:.0%} of it:"},
+            {"tokens": heads},
         ],
     }
 
 
+REST = {"zero": "at zero", "mean": "at its mean over the prompts that features are chosen on"}
+ERRORS = {
+    "nodes": "errors of transcoders are nodes as features are",
+    "kept": "features are nodes, and errors of transcoders stay",
+    "dropped": "features are nodes, and errors of transcoders go from every circuit, that of all features too",
+}
+
+
 def _circuits(report: dict[str, Any]) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [
-        {
-            "text": "Single prompts. Each token's share of the margin is what its embedding, errors and "
-            "biases contribute along all paths of the attribution graph; the curves are of circuits of the best nodes, "
-            "everything else at zero: 1 like the whole model, 0 like none of it."
-        }
-    ]
-    for one in report["circuits"]:
-        parts.append({"heading": f"{one['pair'][0].strip()} against {one['pair'][1].strip()}"})
-        parts.append({"tokens": list(zip(one["tokens"], one["token_shares"], strict=True))})
-        curves = one["faithfulness"]["curves"]
-        parts.append(
-            {
-                "charts": [
-                    {
-                        "title": title,
-                        "x": f"share of {one['faithfulness_nodes']} nodes kept",
-                        "y": "share of the margin",
-                        "log": True,
-                        "series": [
-                            {"name": name, "x": orders["signed"]["sizes"], "y": orders["signed"][what]}
-                            for name, orders in curves.items()
-                        ],
-                    }
-                    for title, what in (("The circuit alone", "faithfulness"), ("Foretold by the graph", "recovery"))
-                ]
-            }
+    text = (
+        "Single prompts whose margin is near the mean. Each token's share of the margin is what its embedding, errors "
+        "and biases contribute along all paths of the attribution graph. The circuit is what hierarchical attribution "
+        f"leaves: nodes that carry at least {report['circuits'][0]['circuit']['tau']:.0%} of the margin through others "
+        "that do. The share of a feature, and of a head, is what comes through it along these paths; one path can lead "
+        "through several of them, so shares do not sum to 1. What a feature of layer 0 reads are the tokens whose "
+        "embeddings it reads most, at its own position or through the head that brings it more."
+    )
+    if report["circuits"]:
+        of = report["circuits"][0]["faithfulness"]
+        text += (
+            f" The curves are of circuits of the best nodes, everything else {REST[of['ablation']]}: 1 like the whole "
+            f"model, 0 like the empty circuit; {ERRORS[of['errors']]}."
         )
+    parts: list[dict[str, Any]] = [{"text": text}]
+    for one in report["circuits"]:
+        parts += _circuit(one)
     return {"title": "Circuits of single prompts", "parts": parts}
+
+
+def _circuit(one: dict[str, Any]) -> list[dict[str, Any]]:
+    found, check = one["circuit"], one["check"]
+    ranked = "features and errors" if one["faithfulness"]["errors"] == "nodes" else "features"
+    text = (
+        f"The circuit has {found['n_features']} features of {one['faithfulness_nodes']} {ranked}, and "
+        f"{found['edges']} edges of {one['edges']}; {found['recovery']:.0%} of the margin of {check['margin']:.2f} "
+        f"comes through it. Ablating its features takes {check['dropped']:.0%} of the margin, as many random ones of "
+        f"this prompt {check['spared']:.0%} ± {check['spread']:.0%} in {len(check['control'])} draws."
+    )
+    heads = [(f"{h['layer']}.{h['head']}", h["share"]) for h in found["heads"] if abs(h["share"]) >= SHOWN_FROM]
+    rows = [
+        [
+            f"MLP {f['layer']}",
+            f["feature"],
+            f"{one['tokens'][f['pos']].strip()}\N{NO-BREAK SPACE}({f['pos']})",
+            f"{f['share']:+.0%}",
+            _reads(f),
+            " ".join(word.strip() for word in f["writes"]),
+        ]
+        for f in found["features"]
+    ]
+    columns = ["layer", "feature", "at", "share", "reads", "raises directly"]
+    return [
+        {"heading": f"{one['pair'][0].strip()} against {one['pair'][1].strip()}"},
+        {"tokens": list(zip(one["tokens"], one["token_shares"], strict=True))},
+        {"text": text},
+        {"text": "Heads (layer.head), with their shares:"},
+        {"tokens": heads},
+        {"columns": columns, "table": rows},
+        {"charts": _curves(one)},
+    ]
+
+
+def _reads(feature: dict[str, Any]) -> str:
+    through = f"through {feature['through'][0]}.{feature['through'][1]}: " if feature["through"] else ""
+    return through + " ".join(word.strip() for word in feature.get("reads", []))
+
+
+def _curves(one: dict[str, Any]) -> list[dict[str, Any]]:
+    """What circuits of the best nodes give by themselves, and what the graph says they give."""
+    measured = one["faithfulness"]
+    full, empty = measured["full"], measured["empty"]
+    alone, foretold = [], []
+    for name, orders in measured["curves"].items():
+        curve = orders["signed"]
+        kept = [(empty + share * (full - empty)) / full for share in curve["faithfulness"]]
+        alone.append({"name": name, "x": curve["sizes"], "y": kept})
+        foretold.append({"name": name, "x": curve["sizes"], "y": curve["recovery"]})
+    sizes = alone[0]["x"]
+    alone.append({"name": "no node kept", "x": [sizes[0], sizes[-1]], "y": [empty / full] * 2, "dashed": True})
+    others = {"zero": "at zero", "mean": "at their means"}[measured["ablation"]]
+    axes = {"x": f"share of {one['faithfulness_nodes']} nodes kept, all others {others}", "log": True}
+    axes["y"] = f"share of the difference {one['pair'][0].strip()} - {one['pair'][1].strip()}"
+    return [
+        {"title": "Measured: the model with these nodes alone", "series": alone} | axes,
+        {"title": "Foretold: what the graph gives them", "series": foretold} | axes,
+    ]
 
 
 def _paths(paths: dict[str, Any]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {
             "text": f'Greedy paths to the difference {paths["root"]} on "{"".join(_spaced(paths["prompt"])).strip()}" '
-            f"({paths['value']:.2f}): what reaches it through transcoder features and heads, largest first."
+            f"({paths['value']:.2f}): what reaches it through transcoder features and heads, largest first; from the "
+            "last step back."
         }
     ]
     for length in sorted({len(path["nodes"]) for path in paths["paths"]}):
         here = [path for path in paths["paths"] if len(path["nodes"]) == length][:PATHS_SHOWN]
-        rows = [[" ← ".join(path["nodes"]), path["contribution"]] for path in here]
+        rows = [
+            [" ← ".join(_step(node, paths["prompt"]) for node in path["nodes"][1:]), path["contribution"]]
+            for path in here
+        ]
         parts.append({"columns": [f"{length - 1} step{'s' if length > 2 else ''}", "contribution"], "table": rows})
     return {"title": "Paths", "parts": parts}
+
+
+def _step(node: str, tokens: list[str]) -> str:
+    """A node of a path in words: what it is, and at which token."""
+    layer, what, *rest = node.split("_")
+    at = f"{tokens[int(rest[-1])].strip()}\N{NO-BREAK SPACE}({rest[-1]})"
+    if what == "head":
+        return f"head {layer}.{rest[0]} from {at}"
+    return f"skip path of MLP {layer} at {at}" if what == "skip" else f"feature {what} of MLP {layer} at {at}"
 
 
 def _reference(rows: list[Any]) -> dict[str, Any]:
@@ -280,16 +352,22 @@ def _limits(report: dict[str, Any]) -> dict[str, Any]:
     texts = []
     for c in report["checks"]:
         if not c["holds"]:
+            texts.append(f"{c['arm']}: the check does not hold: {c['dropped']:.0%} lost, random {c['spared']:.0%}.")
+        if c["displaced"] > 0.05:
             texts.append(
-                f"{c['arm']}: the check does not hold: {c['dropped']:.0%} lost, random {fmean(c['control']):.0%}."
+                f"{c['arm']}: for {c['displaced']:.0%} of the ablated entries no other feature was active at the same "
+                "place; as many random ones were drawn elsewhere in the prompt."
             )
-        if c["drawn"] < 0.95:
+        if c["drawn"] < 0.995:
             texts.append(
-                f"{c['arm']}: for {1 - c['drawn']:.0%} of the ablated entries no other feature was active at the same "
-                "place, so the random sets are smaller by that much."
+                f"{c['arm']}: prompts have too few active features: {c['drawn']:.0%} of what chosen sets have."
             )
         if max(c["control"]) > SPARED:
-            texts.append(f"{c['arm']}: one draw of random features takes {max(c['control']):.0%}.")
+            over = sum(share > SPARED for share in c["control"])
+            texts.append(
+                f"{c['arm']}: {over} of {len(c['control'])} draws of random features take more than {SPARED:.0%}, at "
+                f"most {max(c['control']):.1%}."
+            )
     texts.append(
         "Ablation is to zero, which can take a run away from all it has been trained on; it counts as lost what later "
         "layers make of that, too. A margin that falls by more than all of it has turned over."

@@ -6,36 +6,48 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pullback._util.atomic import atomic_save
-from pullback.causal import NodeSet
+from pullback.causal import Ablation
+from pullback.causal.faithful import ERRORS
 from pullback.lens import Lens, as_lens
 from pullback.studies import page
 from pullback.studies.behaviours import GreaterThan, open_behaviour
-from pullback.studies.check import KILLED, SPARED, Check, Split, causal_check, split
+from pullback.studies.check import Check, Split, causal_check, split
+from pullback.studies.circuits import circuit_report, typical
+from pullback.studies.control import KILLED, SPARED
 from pullback.studies.dictionaries import Dictionaries
 from pullback.studies.features import cards
 from pullback.studies.greater_than import study_years
-from pullback.studies.shares import Shares, curves_of, direct_shares, graph_of, token_shares
+from pullback.studies.shares import Shares, direct_shares
 from pullback.transcoders import LayeredDictionary
 
-GOAL = 0.85  # on the prompts that say how many: room for what is found on others
+ABLATIONS = ("zero", "mean")
 
 
 @dataclass(frozen=True)
 class Options:
-    """n: prompts to test. examples: prompts whose graph is made. draws: of random features. layer: of greater-than's
-    curve; None: the one whose MLP matters most to it."""
+    """n: prompts to test. examples: prompts whose circuit is found. draws: of random features. layer: of greater-than's
+    curve; None: the one whose MLP matters most to it. ablation, errors: of faithfulness curves; what is not in a
+    circuit becomes "zero", or its "mean" over the prompts that features are chosen on; errors as of
+    `faithfulness_curves`."""
 
     n: int = 64
     examples: int = 2
-    draws: int = 5
+    draws: int = 20
     seed: int = 0
     layer: int | None = None
     reference: bool = False
+    ablation: str = "zero"
+    errors: str = "nodes"
+
+    def __post_init__(self) -> None:
+        for name, known in (("ablation", ABLATIONS), ("errors", ERRORS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"study: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def run_study(
@@ -80,11 +92,13 @@ def run_study(
         arms["attention features"] = {"attention": attention}
         arms["MLP and attention features"] = {"mlp": sets, "attention": attention}
     for arm, given in arms.items():
-        found = causal_check(Dictionaries(lens, given), parts, arm, draws=options.draws, seed=options.seed, goal=GOAL)
+        found = causal_check(Dictionaries(lens, given), parts, arm, draws=options.draws, seed=options.seed)
         say(sentence(found))
-        report["checks"].append(asdict(found) | {"holds": found.holds, "cards": cards(lens, given, found.features)})
+        report["checks"].append(found.to_dict() | {"cards": cards(lens, given, found.features)})
     report["shares"] = share_table(direct_shares(lens, sets, parts.test))
-    report["circuits"] = [circuit(lens, sets, parts, row) for row in range(min(options.examples, len(parts.test)))]
+    rows = typical(lens, parts.test, options.examples)
+    judged = {"ablation": _ablation(options.ablation, lens, sets, parts), "errors": options.errors}
+    report["circuits"] = [circuit_report(lens, sets, parts.test, row, draws=options.draws, **judged) for row in rows]
     report["seconds"] = round(time.perf_counter() - start, 1)
     if out is not None:
         folder = Path(out)
@@ -98,11 +112,10 @@ def run_study(
 def sentence(check: Check) -> str:
     """What a check found, in one line."""
     verdict = "holds" if check.holds else "does not hold"
-    mean = sum(check.control) / len(check.control)
     return (
         f"{check.arm}: ablating {check.k} features takes {check.dropped:.1%} of the margin of {check.n_prompts} "
-        f"prompts, as many random active ones {mean:.1%} (at most {max(check.control):.1%} of {len(check.control)} "
-        f"draws); at least {KILLED:.0%} against at most {SPARED:.0%} {verdict}"
+        f"prompts, as many random active ones {check.spared:.1%} ± {check.spread:.1%} ({len(check.control)} draws, at "
+        f"most {max(check.control):.1%}); at least {KILLED:.0%} against at most {SPARED:.0%} {verdict}"
     )
 
 
@@ -131,16 +144,7 @@ def share_table(shares: Shares) -> dict[str, Any]:
     }
 
 
-def circuit(lens: Lens, sets: LayeredDictionary, parts: Split, row: int) -> dict[str, Any]:
-    """One prompt's graph: shares of its tokens, and what growing circuits carry."""
-    graph = graph_of(lens, sets, parts.test, row)
-    pair = parts.test.pair(row)
-    return {
-        "tokens": graph.meta["str_tokens"],
-        "token_shares": token_shares(graph),
-        "nodes": graph.n_nodes,
-        "edges": graph.n_edges,
-        "faithfulness_nodes": len(NodeSet.of(graph)),
-        "pair": [lens.to_str_tokens(parts.test.wanted.new_tensor([t]).long())[0] for t in pair],
-        "faithfulness": curves_of(lens, sets, graph, pair).to_dict(),
-    }
+def _ablation(kind: str, lens: Lens, sets: LayeredDictionary, parts: Split) -> Ablation:
+    if kind == "zero":
+        return Ablation.zero(lens, sets)
+    return Ablation.mean(lens, sets, [parts.choose.row(n) for n in range(len(parts.choose))])

@@ -11,7 +11,7 @@ from pullback.attribution.attention.components import components
 from pullback.attribution.effects import effects
 from pullback.attribution.local import local_model
 from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT
-from pullback.causal import Curves, Margin, faithfulness_curves, graph_scores, hierarchical_scores
+from pullback.causal import Ablation, Curves, Margin, faithfulness_curves, graph_scores, hierarchical_scores
 from pullback.lens import Lens
 from pullback.studies.prompts import Prompts
 from pullback.transcoders import LayeredDictionary
@@ -75,9 +75,16 @@ def token_shares(graph: Graph) -> list[float]:
     return (sums / graph.nodes.preactivation[target].double()).tolist()
 
 
-def curves_of(lens: Lens, sets: LayeredDictionary, graph: Graph, pair: tuple[int, int]) -> Curves:
+def curves_of(
+    lens: Lens,
+    sets: LayeredDictionary,
+    graph: Graph,
+    pair: tuple[int, int],
+    ablation: Ablation | None = None,
+    errors: str = "nodes",
+) -> Curves:
     """Faithfulness of growing circuits of one prompt, on the difference of two tokens: nodes ranked by hierarchical
     attribution, and by what they do along all paths."""
     margin = Margin(*pair)
     scores = {"hierarchical": hierarchical_scores(graph, margin), "all paths": graph_scores(graph, margin)}
-    return faithfulness_curves(lens, sets, graph, scores, margin=margin)
+    return faithfulness_curves(lens, sets, graph, scores, margin=margin, ablation=ablation, errors=errors)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import deembed, logit_effects, pullback
-from pullback.lens import Lens, Trace, traces
+from pullback.attribution.attention import flow
+from pullback.attribution.weights.wiring import Head
+from pullback.lens import LayerTrace, Lens, Trace, traces
 from pullback.studies.behaviours import Years
 from pullback.transcoders import LayeredDictionary
 
@@ -22,7 +24,7 @@ class Threshold:
     (layer, head); `dla`, what it adds to the logit of a second year."""
 
     feature: int
-    head: tuple[int, int]
+    head: Head
     deembedding: list[float]
     dla: list[float]
 
@@ -40,9 +42,8 @@ def thresholds(lens: Lens, sets: LayeredDictionary, years: Years, layer: int, fe
     varies most over the prompts. Behind layer 0, a year is read there through the ten features of layer 0 that weigh
     most on the head, as their de-embeddings; in layer 0, and where its transcoder is missing, as its embedding.
     """
-    recorded = traces(lens, years.tokens)
-    at = year_position(years)
-    return [_threshold(lens, sets, years, recorded, layer, feature, at) for feature in features]
+    heads = _heads(lens, sets, traces(lens, years.tokens), layer, features, year_position(years))
+    return [_threshold(lens, sets, years, layer, *one) for one in zip(features, heads, strict=True)]
 
 
 def year_position(years: Years) -> int:
@@ -50,10 +51,7 @@ def year_position(years: Years) -> int:
     return int((years.tokens != years.tokens[:1]).any(0).nonzero()[0, 0])
 
 
-def _threshold(
-    lens: Lens, sets: LayeredDictionary, years: Years, recorded: list[Trace], layer: int, feature: int, at: int
-) -> Threshold:
-    head = _head(lens, sets, recorded, layer, feature, at)
+def _threshold(lens: Lens, sets: LayeredDictionary, years: Years, layer: int, feature: int, head: Head) -> Threshold:
     ids = years.ids.tolist()
     if head[0] > 0 and 0 in sets:
         weights = pullback(lens, sets, (layer, [feature]), 0, heads=[head], k=BEST)
@@ -66,27 +64,21 @@ def _threshold(
     return Threshold(feature, head, read.tolist(), said.tolist())
 
 
-def _head(
-    lens: Lens, sets: LayeredDictionary, recorded: list[Trace], layer: int, feature: int, at: int
-) -> tuple[int, int]:
+def _heads(
+    lens: Lens, sets: LayeredDictionary, recorded: list[Trace], layer: int, features: list[int], at: int
+) -> list[Head]:
+    """For each feature the head that brings it what varies most from a position `at` to the last."""
     fitted = lens.fitted(sets)
-    row = fitted.encoder_rows(layer, [feature])
-    last = torch.tensor([recorded[0].n_pos - 1], device=row.device)
-    reads = [t.layers[layer].read_pullback(fitted.hook_in(layer), row, last)[0] for t in recorded]
-    spread = torch.stack(
-        [
-            torch.stack([_given(t, k, read, at) for t, read in zip(recorded, reads, strict=True)]).std(0)
-            for k in range(layer + 1)
-        ]
-    )
-    best = int(spread.argmax())
-    return best // spread.shape[1], best % spread.shape[1]
+    rows = fitted.encoder_rows(layer, features)
+    last = torch.full((len(features),), recorded[0].n_pos - 1, device=rows.device)
+    reads = [t.layers[layer].read_pullback(fitted.hook_in(layer), rows, last) for t in recorded]
+    spread = [
+        torch.stack([_given(t.layers[k], read, at) for t, read in zip(recorded, reads, strict=True)]).std(0)
+        for k in range(layer + 1)
+    ]
+    return [divmod(best, lens.n_heads) for best in torch.cat(spread, 1).argmax(1).tolist()]
 
 
-def _given(t: Trace, k: int, read: Tensor, at: int) -> Tensor:
-    """What each head of layer k brings from one position to what is read at the last: (n_heads)."""
-    layer = t.layers[k]
-    w = layer.weights
-    v = w.values(w.ln1.linear(layer.x_pre[at : at + 1]) / layer.ln1_scale[at : at + 1], bias=False)
-    v = v.repeat_interleave(w.W_O.shape[0] // v.shape[0], dim=0)[:, 0]
-    return layer.mixing[:, -1, at] * torch.einsum("he,hed,d->h", v, w.W_O, read)
+def _given(layer: LayerTrace, reads: Tensor, at: int) -> Tensor:
+    """What each head brings from one position to vectors (r, d) that read the last, (r, n_heads)."""
+    return torch.einsum("he,hed,rd->rh", flow.brought(layer, -1)[:, at], layer.weights.W_O, reads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -22,21 +22,26 @@ def document(
     """The text of a page.
 
     Args:
-        template: name of the HTML file that is the page's body, with {{data}} in it; `frame.html` stands around it.
+        template: name of the HTML file that is the page's body, with {{data}} in it; the scripts stand behind it.
         data: what the scripts find, as JSON.
         heading: the window's title.
         styles, scripts: names of files, in the order in which they stand on the page.
         allowed: what the content policy allows besides, ended by "; ".
     """
-    parts = {
-        "title": html.escape(_encodable(heading)),
-        "style": "\n".join(map(read_asset, styles)),
-        "allowed": allowed,
-        "data": _as_inert_json(data),
-        "script": "\n".join(map(read_asset, scripts)),
-    }
+    parts = {"data": _as_inert_json(data), "script": "\n".join(map(read_asset, scripts))}
+    body = _filled(read_asset(template) + read_asset("script.html"), parts)
+    return still(body, heading, styles=styles, allowed=f"script-src 'unsafe-inline'; {allowed}")
+
+
+def still(body: str, heading: str, *, styles: Sequence[str], allowed: str = "") -> str:
+    """A page that needs no script, from the HTML of its body; what the content policy allows is ended by "; "."""
+    style = "\n".join(map(read_asset, styles))
+    parts = {"title": escaped(heading), "style": style, "allowed": allowed, "body": body}
+    return _filled(read_asset("frame.html"), parts)
+
+
+def _filled(page: str, parts: Mapping[str, str]) -> str:
     # One pass: braces inside the data must not be taken for placeholders.
-    page = read_asset("frame.html").replace("{{body}}", read_asset(template))
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
 
 
@@ -62,6 +67,6 @@ def _as_inert_json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _encodable(text: str) -> str:
-    """Text without lone surrogates, which no file can hold; byte-level vocabularies do produce them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def escaped(text: str) -> str:
+    """As HTML, without lone surrogates, which no file can hold; byte-level vocabularies do produce them."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))

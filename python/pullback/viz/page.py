@@ -14,7 +14,7 @@ from .schema import validate_payload
 
 _ORDER = (
     "text", "dom", "model", "state", "groups", "notes", "compare", "layout", "links", "nodes", "labels",
-    "cardparts", "cards", "panel", "grouppanel", "controls", "view", "export", "main",
+    "cardparts", "cards", "attention", "panel", "grouppanel", "controls", "view", "export", "main",
 )  # fmt: skip
 SCRIPTS = tuple(f"{name}.js" for name in _ORDER)
 STYLES = ("base.css", "cards.css", "style.css", "extras.css")

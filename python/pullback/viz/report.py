@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
+
+from .document import escaped, still
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 250, 46, 10, 12, 36
 SERIES = 6  # colours of the style
@@ -29,18 +29,11 @@ def report_page(report: Mapping[str, Any]) -> str:
         body.append(f"<section><h2>{_text(section['title'])}</h2>")
         body += [_part(part) for part in section["parts"]]
         body.append("</section>")
-    style = (files("pullback.viz") / "assets" / "report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{_text(report["title"])}</title>'
-        f"<style>\n{style}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+    return still("\n".join(body) + "\n", report["title"], styles=("base.css", "report.css"))
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+    return escaped(str(value))
 
 
 def _part(part: Mapping[str, Any]) -> str:
@@ -87,7 +80,7 @@ def _tokens(tokens: Sequence[tuple[str, float]]) -> str:
         colour = "var(--s0)" if share >= 0 else "var(--s1)"
         spans.append(
             f'<span style="background:color-mix(in srgb, {colour} {strength}%, transparent)">'
-            f"{_text(token)}<i>{share:+.0%}</i></span>"
+            f"{_text(token)}<i>{f'{share:+.0%}' if abs(share) >= 0.005 else '0%'}</i></span>"
         )
     return f'<p class="tokens">{"".join(spans)}</p>'
 

@@ -21,6 +21,31 @@ MAX_INFLUENCE = 1.001
 
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
 _STRINGS = {"type": "array", "items": {"type": "string"}}
+_INDEX = {"type": "integer", "minimum": 0}
+_ATTENTION = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["layer", "head", "query_pos", "key_pos", "carried", "pattern", "score", "pairs"],
+        "properties": {
+            **dict.fromkeys(("layer", "head", "query_pos", "key_pos"), _INDEX),
+            **dict.fromkeys(("carried", "pattern", "score"), {"type": "number"}),
+            "against": {"type": ["integer", "null"], "minimum": 0},
+            "pairs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["query", "key", "value"],
+                    "properties": {
+                        "query": {"type": "string"},
+                        "key": {"type": "string"},
+                        "value": {"type": "number"},
+                    },
+                },
+            },
+        },
+    },
+}
 _FRACTION_OR_NULL = {"type": ["number", "null"], "minimum": 0, "maximum": MAX_INFLUENCE}
 
 GRAPH_SCHEMA: dict[str, Any] = {
@@ -43,6 +68,7 @@ GRAPH_SCHEMA: dict[str, Any] = {
                     "properties": {"replacement": _NUMBER_OR_NULL, "completeness": _NUMBER_OR_NULL},
                 },
                 "check_max_error": _NUMBER_OR_NULL,
+                "attention": _ATTENTION,
             },
         },
         "qParams": {
@@ -119,6 +145,11 @@ def validate_payload(payload: Any) -> None:
                 f"nodes[{i}].ctx_idx",
                 f"must be a position of the {n_tokens} prompt tokens, got {node['ctx_idx']}",
             )
+    for i, entry in enumerate(payload["metadata"].get("attention", ())):
+        for name in ("query_pos", "key_pos", "against"):
+            if (entry.get(name) or 0) >= n_tokens:
+                reason = f"must be a position of the {n_tokens} prompt tokens, got {entry[name]}"
+                fail("graph payload", f"metadata.attention[{i}].{name}", reason)
     for i, link in enumerate(payload["links"]):
         for end in ("source", "target"):
             if link[end] not in first:

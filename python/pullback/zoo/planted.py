@@ -31,39 +31,9 @@ def load(*, dtype: torch.dtype = torch.float32, device: str | torch.device = "cp
     The caller's random state is left as it was.
     Raises ValueError where this transformer_lens names the weights of a native model otherwise.
     """
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-
     from pullback.zoo.planted_tokenizer import build_tokenizer
 
-    config = TransformerBridgeConfig(
-        n_layers=pw.N_LAYERS,
-        d_model=pw.D_MODEL,
-        n_heads=pw.N_HEADS,
-        d_head=pw.D_HEAD,
-        d_mlp=pw.D_MLP,
-        n_ctx=pw.N_CTX,
-        d_vocab=pw.D_VOCAB,
-        act_fn="relu",
-        normalization_type=None,
-        init_weights=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        # transformer_lens 4.x attaches boot_native while it is imported, where a type checker cannot see it.
-        model = TransformerBridge.boot_native(  # pyright: ignore[reportAttributeAccessIssue]
-            config, tokenizer=build_tokenizer(pw.N_CTX), dtype=dtype, device=device, model_name="planted"
-        )
-    weights = pw.state_dict()
-    parameters = {name.replace("._original_component", ""): p for name, p in model.named_parameters()}
-    if parameters.keys() != weights.keys():
-        differing = sorted(parameters.keys() ^ weights.keys())
-        raise ValueError(
-            f"this transformer_lens builds a native model with other weights ({differing[0]}); 4.3 is known"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    return model.eval()
+    return pw.plan().load("planted", build_tokenizer(pw.N_CTX), dtype=dtype, device=device)
 
 
 def transcoders(*, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> TranscoderSet:

@@ -1,8 +1,7 @@
 """The weights of the planted model, by formula.
 
-The residual stream has named axes; every neuron and head is written down as what it reads and what it writes there.
-At the end the axes are turned into the rows of a Hadamard matrix, so that in the model every direction is dense and a
-transposed or permuted weight cannot go unnoticed. There is no norm.
+Every neuron and head is written down as what it reads and what it writes on named axes of the residual stream
+(`pullback.zoo.by_hand`).
 
     layer 0   MLP, at the subject:      city or state word -> state            (z = 1/2, writes 1 on the state's axis)
               MLP, at "capital", "in":  the word           -> relation
@@ -16,12 +15,9 @@ circuit reads. *Faint* ones write a few hundredths of what the circuit writes to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
+from pullback.zoo.by_hand import Axes, Head, Neuron, Plan, consecutive, ones
 from pullback.zoo.planted_words import ANSWERS, IDS, WORDS
 from pullback.zoo.tinymix.vocab import BOS, STATES
 
@@ -32,45 +28,12 @@ FAINT = 0.02  # share of what the circuit writes to the same axis
 MATCH, SINK = 80.0, 40.0  # attention scores of the wanted key and of <bos>: all else is below exp(-40)
 SEED = 0
 
-Axes = Mapping[int, float]
-"""{axis: weight}"""
-
-
-def _consecutive(*sizes: int) -> list[range]:
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-
-
-TOKEN, POSITION, STATE, ARRIVED, RELATION, CONTEXT, ANSWER = _consecutive(
+TOKEN, POSITION, STATE, ARRIVED, RELATION, CONTEXT, ANSWER = consecutive(
     D_VOCAB, N_CTX, len(STATES), len(STATES), 3, 1, len(ANSWERS)
 )
 IDLE = range(ANSWER.stop, D_MODEL)
 ASKS_CAPITAL, ASKS_STATE, ASKS_CAPITAL_HERE = RELATION
 RELATIONS = {"capital": ASKS_CAPITAL, "in": ASKS_STATE}
-
-
-@dataclass(frozen=True)
-class Neuron:
-    """z = ReLU(sum of reads + bias), written as z times `writes`.
-
-    name: its kind and what it stands for: "state texas", "asks capital", "answer austin", "faint 0", "idle 3".
-    """
-
-    name: str
-    reads: Axes
-    bias: float
-    writes: Axes
-
-
-@dataclass(frozen=True)
-class Head:
-    """Attends from queries to keys by the sum of matched scores, and copies axes.
-
-    matches: (query axes, key axes, score), None as query axes meaning every position. moves: (read, write, weight).
-    """
-
-    matches: Sequence[tuple[list[int] | None, list[int], float]] = ()
-    moves: Sequence[tuple[int, int, float]] = ()
 
 
 # What there is -------------------------------------------------------------------------------------------------------
@@ -85,11 +48,11 @@ def circuit_neurons(layer: int) -> list[Neuron]:
     if layer == 0:
         # CONTEXT is 1/20 everywhere (head 0.0), so a word that is read lifts the sum to 1/2, and no other does.
         states = [
-            Neuron(f"state {s}", _ones([TOKEN[IDS[w]] for w in subject_words(s)], CONTEXT[0]), -0.55, {STATE[n]: 2.0})
+            Neuron(f"state {s}", ones([TOKEN[IDS[w]] for w in subject_words(s)], CONTEXT[0]), -0.55, {STATE[n]: 2.0})
             for n, s in enumerate(STATES)
         ]
         asks = [
-            Neuron(f"asks {w}", _ones([TOKEN[IDS[w]]], CONTEXT[0]), -0.55, {axis: 2.0}) for w, axis in RELATIONS.items()
+            Neuron(f"asks {w}", ones([TOKEN[IDS[w]]], CONTEXT[0]), -0.55, {axis: 2.0}) for w, axis in RELATIONS.items()
         ]
         return [*states, *asks]
     if layer == 2:
@@ -97,7 +60,7 @@ def circuit_neurons(layer: int) -> list[Neuron]:
         return [
             Neuron(
                 f"answer {word}",
-                _ones([ARRIVED[n % len(STATES)], asked[n]]),
+                ones([ARRIVED[n % len(STATES)], asked[n]]),
                 -1.5 - 5 * FAINT,  # five faint contributions reach ARRIVED
                 {ANSWER[n]: 2 * ANSWER_LOGIT},
             )
@@ -111,7 +74,7 @@ def faint_neurons(layer: int) -> list[Neuron]:
     state = dict.fromkeys([*STATE, *ARRIVED], 2 * FAINT)
     answer = {axis: 2 * FAINT * ANSWER_LOGIT * (-1) ** n for n, axis in enumerate(ANSWER)}
     written: list[Axes] = [[state, state], [dict.fromkeys(ARRIVED, 2 * FAINT), answer], [answer, answer]][layer]
-    return [Neuron(f"faint {n}", _ones(TOKEN), -0.5, writes) for n, writes in enumerate(written)]
+    return [Neuron(f"faint {n}", ones(TOKEN), -0.5, writes) for n, writes in enumerate(written)]
 
 
 def idle_neurons(layer: int, n: int, generator: torch.Generator) -> list[Neuron]:
@@ -123,7 +86,7 @@ def idle_neurons(layer: int, n: int, generator: torch.Generator) -> list[Neuron]
         return {axes[c]: weight * (2 * s - 1) for c, s in zip(chosen, signs, strict=True)}
 
     def half_of_the_words() -> Axes:
-        return _ones([TOKEN[w] for w in torch.randperm(D_VOCAB, generator=generator)[: D_VOCAB // 2].tolist()])
+        return ones([TOKEN[w] for w in torch.randperm(D_VOCAB, generator=generator)[: D_VOCAB // 2].tolist()])
 
     return [
         Neuron(
@@ -168,84 +131,18 @@ def heads(layer: int) -> list[Head]:
     return distracting
 
 
-def _ones(axes: range | list[int], *more: int) -> Axes:
-    return dict.fromkeys([*axes, *more], 1.0)
+# Put together --------------------------------------------------------------------------------------------------------
 
 
-# As tensors ----------------------------------------------------------------------------------------------------------
-
-
-def state_dict() -> dict[str, Tensor]:
-    """All weights in float64, named as `TransformerBridge.boot_native` names them."""
-    Q = hadamard(D_MODEL)
-    embedding = torch.zeros(D_VOCAB, D_MODEL, dtype=torch.float64)
-    embedding[range(D_VOCAB), TOKEN] = 1.0
-    positions = torch.zeros(N_CTX, D_MODEL, dtype=torch.float64)
-    positions[range(N_CTX), POSITION] = 1.0
-    unembedding = torch.zeros(D_VOCAB, D_MODEL, dtype=torch.float64)
-    unembedding[[IDS[word] for word in ANSWERS], ANSWER] = 1.0
-    weights = {"tok_embed.weight": embedding @ Q, "pos.weight": positions @ Q, "head.weight": unembedding @ Q}
-    for layer in range(N_LAYERS):
-        weights |= {f"layers.{layer}.mlp.{name}": w for name, w in _mlp(neurons(layer), Q).items()}
-        weights |= {f"layers.{layer}.attn.{name}": w for name, w in _attention(heads(layer), Q).items()}
-    return weights
-
-
-def hadamard(n: int) -> Tensor:
-    """Float[Tensor, 'n n']: Sylvester's matrix over sqrt(n), orthogonal; n is a power of two."""
-    H = torch.ones(1, 1, dtype=torch.float64)
-    while len(H) < n:
-        H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)])
-    return H / n**0.5
-
-
-def _rows(written: list[Axes]) -> Tensor:
-    out = torch.zeros(len(written), D_MODEL, dtype=torch.float64)
-    for row, axes in enumerate(written):
-        out[row, list(axes)] = torch.tensor(list(axes.values()), dtype=torch.float64)
-    return out
-
-
-def _idle_bias(Q: Tensor) -> Tensor:
-    """An output bias that nothing in the circuit reads: bias leaves are not empty."""
-    return _rows([dict.fromkeys(IDLE, 0.05)])[0] @ Q
-
-
-def _mlp(listed: list[Neuron], Q: Tensor) -> dict[str, Tensor]:
-    return {
-        "fc_in.weight": _rows([n.reads for n in listed]) @ Q,
-        "fc_in.bias": torch.tensor([n.bias for n in listed], dtype=torch.float64),
-        "fc_out.weight": (_rows([n.writes for n in listed]) @ Q).T,
-        "fc_out.bias": _idle_bias(Q),
-    }
-
-
-def _attention(listed: list[Head], Q: Tensor) -> dict[str, Tensor]:
-    """One query-key channel per match, one value channel per move."""
-    q, k, v, o = (torch.zeros(N_HEADS, D_HEAD, D_MODEL, dtype=torch.float64) for _ in range(4))
-    b_q = torch.zeros(N_HEADS, D_HEAD, dtype=torch.float64)
-    for h, head in enumerate(listed):
-        for c, (query, key, score) in enumerate(head.matches):
-            if query is None:
-                b_q[h, c] = 1.0
-            else:
-                q[h, c, query] = 1.0
-            k[h, c, key] = score * D_HEAD**0.5
-        for c, (read, write, weight) in enumerate(head.moves):
-            v[h, c, read] = 1.0
-            o[h, c, write] = weight
-
-    def flat(w: Tensor) -> Tensor:
-        return w.reshape(N_HEADS * D_HEAD, D_MODEL) @ Q
-
-    nothing = torch.zeros(N_HEADS * D_HEAD, dtype=torch.float64)
-    return {
-        "q.weight": flat(q),
-        "q.bias": b_q.flatten(),
-        "k.weight": flat(k),
-        "k.bias": nothing.clone(),
-        "v.weight": flat(v),
-        "v.bias": nothing.clone(),
-        "o.weight": flat(o).T,
-        "o.bias": _idle_bias(Q),
-    }
+def plan() -> Plan:
+    """The whole model. Output biases are of what nothing in the circuit reads: bias leaves are not empty."""
+    return Plan(
+        d_model=D_MODEL,
+        d_head=D_HEAD,
+        token=TOKEN,
+        position=POSITION,
+        says=dict(zip((IDS[word] for word in ANSWERS), ANSWER, strict=True)),
+        neurons=[neurons(layer) for layer in range(N_LAYERS)],
+        heads=[heads(layer) for layer in range(N_LAYERS)],
+        bias=dict.fromkeys(IDLE, 0.05),
+    )

@@ -63,6 +63,10 @@ def test_the_authors_example(tau: float, features: list[float], leaf: float) -> 
     assert circuit_of(authors(), gate=Gate(tau)).recovery == leaf / 16
 
 
+def test_the_authors_direct_attribution() -> None:
+    assert authors().total_effects([5]).direct[0, 1:5].tolist() == [1, 2, 8, 4]
+
+
 def by_autograd(graph: Graph, target: int, tau: float) -> Tensor:
     """Nodes as tensors, gates as hooks on them, and one backward pass; leaves are not gated."""
     A, explained = _dense(graph), graph.indptr.diff() > 0

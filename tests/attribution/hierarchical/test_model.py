@@ -61,7 +61,7 @@ def by_the_model(
         return fn
 
     frozen = [(f"blocks.{i}.attn.hook_pattern", torch.Tensor.detach) for i in range(L)]
-    frozen += [(name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(lens.model)]
+    frozen += rec.detached_norms(lens.model)
     edits = [("hook_embed", lambda _t: embed[None]), *frozen, *rec.patch_edits({i: write(i) for i in range(L)}, sites)]
     with torch.enable_grad():
         logits, _ = rec.record(lens.model, tokens[None], [f"blocks.{L - 1}.hook_resid_post"], edits)

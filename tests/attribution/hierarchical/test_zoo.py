@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -52,13 +53,38 @@ def test_errors_can_stay_whatever_they_carry() -> None:
     assert with_errors.graph.check() < 1e-5
 
 
-def test_own_leaves_stay_with_what_they_belong_to() -> None:
+@pytest.mark.parametrize("gate", [Gate(0.05, relative=True), Gate(0.01, "abs", relative=True), Gate(top=3)])
+def test_own_leaves_stay_with_what_they_belong_to_and_have_what_they_carry(gate: Gate) -> None:
     model, sets = zoo.load("tiny-mix"), zoo.transcoders("tiny-mix")
     graph = pb.attribute(model, sets, "dallas is in", attribution_targets="texas")
-    found = circuit_of(graph, gate=Gate(0.05, relative=True))
+    found = circuit_of(graph, gate=gate)
     own = (graph.nodes.kind == k.OWN).nonzero()[:, 0]
-    assert torch.equal(found.kept[own], found.kept[graph.nodes.feature[own]])
+    of = graph.nodes.feature[own]
+    assert torch.equal(found.kept[own], found.kept[of])
     assert 0 < int(found.kept[own].sum()) < len(own)
+    # The share of its target that the own leaf is, of what the target has.
+    carried = torch.tensor([found.attribution[t] / graph.nodes.preactivation[t] for t in of.tolist()])
+    edges = torch.tensor([graph.edge(graph.node_ids()[o], graph.node_ids()[t]) for o, t in zip(own, of, strict=True)])
+    assert torch.allclose(found.attribution[own], carried * edges, rtol=1e-5, atol=1e-7)
+    assert bool((found.attribution[own][~found.kept[own]] == 0).all())
+
+
+def test_attributions_of_a_circuit_add_up_node_by_node() -> None:
+    """What comes into a kept node is its attribution, less what was cut from it; own leaves are part of the sum."""
+    model, sets = zoo.load("exact", dtype=torch.float64), zoo.transcoders("exact", dtype=torch.float64)
+    graph = pb.attribute(model, sets, torch.tensor([1, 5, 2]), attribution_targets=3)
+    whole = circuit_of(graph, gate=Gate(-math.inf))
+    leaves = graph.of_kind(k.EMBEDDING, k.POSITION, k.ERROR, k.BIAS, k.OWN)
+    value = float(graph.nodes.preactivation[whole.target])
+    assert float(whole.attribution[leaves].sum()) == pytest.approx(value, abs=1e-10)
+    assert abs(float(whole.attribution[graph.nodes.kind == k.OWN].sum())) > 1e-3, "biases of encoders are among them"
+    found = circuit_of(graph, gate=Gate(0.02, "abs", relative=True))
+    share = torch.where(found.kept, found.attribution / graph.nodes.preactivation.nan_to_num(1.0), 0)
+    targets = graph.indptr.diff() > 0
+    given = torch.zeros(graph.n_nodes, dtype=torch.float64)
+    given.index_add_(0, graph.sources.long(), share[graph.rows()] * graph.weights)
+    kept = found.kept & ~(targets & (torch.arange(graph.n_nodes) == found.target))
+    assert torch.allclose(found.attribution[kept], given[kept], atol=1e-12)
 
 
 def test_exact_models_have_no_errors_in_their_circuits() -> None:
@@ -102,5 +128,9 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     assert said is not None
     found = names["found"]
     assert len(features_of(found.graph)) == int(said[1])  # pyright: ignore[reportAttributeAccessIssue]
-    assert capsys.readouterr().out.splitlines()[0].endswith(f"0{said[2]}")
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].endswith(f"0{said[2]}")
+    judged = re.search(r"(\.\d+) with the errors of all transcoders kept, (\.\d+) without any", PAGE)
+    assert judged is not None
+    assert re.findall(r"^errors \w+: 0(\S+)$", printed, flags=re.M) == list(judged.groups())
     assert {path.name for path in tmp_path.iterdir()} == {"circuit.html", "circuit.json"}

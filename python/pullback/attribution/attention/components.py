@@ -64,10 +64,8 @@ def _of_layer(local: LocalModel, k: int, pos: int) -> list[tuple[str, str, Tenso
 
 
 def _of_heads(layer: LayerTrace, k: int, pos: int) -> list[tuple[str, str, Tensor]]:
-    w = layer.weights
-    v = w.values(w.ln1.linear(layer.x_pre) / layer.ln1_scale, bias=False)
-    z = (layer.mixing[:, pos, None] @ flow.per_head(layer, v)) @ w.W_O  # (n_heads, 1, d)
-    return [("head", f"{k}_head_{h}_{pos}", write) for h, write in enumerate(z[:, 0])]
+    written = torch.einsum("hte,hed->hd", flow.brought(layer, pos), layer.weights.W_O)
+    return [("head", f"{k}_head_{h}_{pos}", write) for h, write in enumerate(written)]
 
 
 def _of_attention(local: LocalModel, k: int, pos: int) -> list[tuple[str, str, Tensor]]:

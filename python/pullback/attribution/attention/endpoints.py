@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,9 +55,18 @@ def sources_of(local: LocalModel, names: Sequence[str]) -> Sources:
     return Sources(torch.tensor(pos, dtype=torch.long, device=like.device), writes)
 
 
-def reads_of(local: LocalModel, names: Sequence[str]) -> Reads:
-    """How the targets read. Raises ValueError for a name that is neither a feature, active or not, nor a logit."""
-    layers, positions, vectors = zip(*(_read(local, name) for name in names), strict=True)
+Read: TypeAlias = tuple[int, int, Tensor]
+"""Layer, position and vector of one target, as of `Reads`."""
+
+
+def reads_of(local: LocalModel, names: Sequence[str], known: Mapping[str, Read] | None = None) -> Reads:
+    """How the targets read; of directions, whose vectors no name tells, as `known` has it.
+
+    Raises ValueError for a name that is neither known, nor a feature, active or not, nor a logit.
+    """
+    known = known or {}
+    reads = (known[name] if name in known else _read(local, name) for name in names)
+    layers, positions, vectors = zip(*reads, strict=True)
 
     def column(values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, device=local.trace.embed.device)
@@ -95,7 +104,7 @@ def _written(local: LocalModel, name: str) -> tuple[int, dict[int, Tensor]]:
     }
 
 
-def _read(local: LocalModel, name: str) -> tuple[int, int, Tensor]:
+def _read(local: LocalModel, name: str) -> Read:
     t = local.trace
     try:
         layer, feature, pos = (int(word) for word in name.removeprefix("A").split("_"))

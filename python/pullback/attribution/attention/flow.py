@@ -26,11 +26,22 @@ def per_head(layer: LayerTrace, by_kv: Tensor) -> Tensor:
     return by_kv.repeat_interleave(layer.weights.W_O.shape[0] // by_kv.shape[0], dim=0)
 
 
-def mixed(layer: LayerTrace, field: Tensor) -> Tensor:
-    """A field with heads, as its heads hand it on before W_O: (T n, d) -> (n_heads, T, n, d_head)."""
+def brought(layer: LayerTrace, to: int) -> Tensor:
+    """What each head brings to one position from every position, biases apart, before W_O: (n_heads, T, d_head)."""
+    every = torch.arange(len(layer.x_pre), device=layer.x_pre.device)
+    return layer.mixing[:, to, :, None] * per_head(layer, values(layer, layer.x_pre, every))
+
+
+def read(layer: LayerTrace, field: Tensor) -> Tensor:
+    """A field with heads, as its heads read it at each position: (T n, d) -> (n_heads, T, n, d_head)."""
     T = layer.x_pre.shape[0]
     pos = torch.arange(T, device=field.device).repeat_interleave(len(field) // T)
-    v = per_head(layer, values(layer, field, pos)).unflatten(1, (T, -1))
+    return per_head(layer, values(layer, field, pos)).unflatten(1, (T, -1))
+
+
+def mixed(layer: LayerTrace, field: Tensor) -> Tensor:
+    """A field with heads, as its heads hand it on before W_O: (T n, d) -> (n_heads, T, n, d_head)."""
+    v = read(layer, field)
     return (layer.mixing @ v.flatten(2)).view_as(v)
 
 

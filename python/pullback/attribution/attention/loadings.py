@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pullback.attribution.attention import flow
-from pullback.attribution.attention.endpoints import Reads, Sources, reads_of, sources_of
+from pullback.attribution.attention.endpoints import Read, Reads, Sources, reads_of, sources_of
 from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel, local_model
 from pullback.lens import Lens, as_lens
@@ -139,23 +139,41 @@ def _all_edges(graph: Graph) -> list[tuple[str, str]]:
     return [(s, t) for s, t in named if not s.startswith("own_") and not t.startswith("D_")]
 
 
-def _split(local: LocalModel, edges: list[tuple[str, str]], hop: str) -> HeadLoadings:
-    """Sweeps for a few distinct sources or targets at a time: fields have a vector at every position for each."""
-    L, H = local.n_layers, local.trace.layers[0].weights.W_O.shape[0]
-    bypass = local.trace.embed.new_zeros(len(edges))
-    heads = bypass.new_zeros(len(edges), L, H)
-    swept = HOPS.index(hop)  # the end of an edge that a sweep starts at
+class Batch(NamedTuple):
+    """A few distinct sources, or targets, among edges, and all those edges: `which` (e) of them, from source s (e) to
+    target t (e)."""
+
+    which: Tensor
+    sources: Sources
+    reads: Reads
+    s: Tensor
+    t: Tensor
+
+
+def batches(
+    local: LocalModel, edges: list[tuple[str, str]], swept: int, known: Mapping[str, Read] | None = None
+) -> Iterator[Batch]:
+    """Edges by their sources (swept 0) or targets (1), a few of these at a time: fields have a vector at every position
+    for each. `known`: see `reads_of`."""
     for names in _chunks(list(dict.fromkeys(edge[swept] for edge in edges)), _at_a_time(local)):
         chosen = set(names)
         which = [e for e, edge in enumerate(edges) if edge[swept] in chosen]
         ends = [list(dict.fromkeys(edges[e][end] for e in which)) for end in (0, 1)]
         place = [{name: n for n, name in enumerate(part)} for part in ends]
-        s, t = (torch.tensor([place[end][edges[e][end]] for e in which], device=bypass.device) for end in (0, 1))
-        sources, reads = sources_of(local, ends[0]), reads_of(local, ends[1])
+        device = local.trace.embed.device
+        s, t = (torch.tensor([place[end][edges[e][end]] for e in which], device=device) for end in (0, 1))
+        at = torch.tensor(which, device=device)
+        yield Batch(at, sources_of(local, ends[0]), reads_of(local, ends[1], known), s, t)
+
+
+def _split(local: LocalModel, edges: list[tuple[str, str]], hop: str) -> HeadLoadings:
+    L, H = local.n_layers, local.trace.layers[0].weights.W_O.shape[0]
+    bypass = local.trace.embed.new_zeros(len(edges))
+    heads = bypass.new_zeros(len(edges), L, H)
+    for which, sources, reads, s, t in batches(local, edges, HOPS.index(hop)):
         parts = (_by_last if hop == "last" else _by_first)(local, sources, reads, s, t)
-        at = torch.tensor(which, device=bypass.device)
-        bypass[at] = _by_none(local, sources, reads, s, t)
-        heads[at] = torch.stack(parts, 1)
+        bypass[which] = _by_none(local, sources, reads, s, t)
+        heads[which] = torch.stack(parts, 1)
     return HeadLoadings(edges, bypass.cpu(), heads.cpu(), hop)
 
 

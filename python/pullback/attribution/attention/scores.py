@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pullback.attribution.attention.components import COMPONENT_KINDS, components
 from pullback.attribution.local import LocalModel, local_model
-from pullback.lens import as_lens
+from pullback.lens import Lens, as_lens
 from pullback.lens.scores import HeadScores, Projection, head_scores
 from pullback.ops import top_pullbacks
 from pullback.transcoders import LayeredDictionary
@@ -164,6 +164,13 @@ def qk_attribution(
     """
     lens = as_lens(model)
     local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
+    return qk_of(lens, local, layer, head, query_pos, key_pos, against=against)
+
+
+def qk_of(
+    lens: Lens, local: LocalModel, layer: int, head: int, query_pos: int, key_pos: int, *, against: int | None = None
+) -> QKAttribution:
+    """`qk_attribution` of a prompt that has been read: for many scores of one."""
     layer, head = _within("layer", layer, local.n_layers), _within("head", head, lens.n_heads)
     t, s = (_within(name, p, local.n_pos) for name, p in (("query_pos", query_pos), ("key_pos", key_pos)))
     other = None if against is None else _within("against", against, local.n_pos)

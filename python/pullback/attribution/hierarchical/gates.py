@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
+from pullback.attribution import nodes as k
 from pullback.attribution.effects import inverses
 from pullback.ops.edges import csr_flow
 
@@ -62,7 +63,8 @@ class Gate:
 
 def gated(graph: Graph, start: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     """Attribution of every node to what is explained, (n_nodes) float64, zero where the gate cut it; and the same with
-    leaves left as they came, whose sum is what the target receives through kept nodes.
+    leaves left as they came, whose sum is what the target receives through kept nodes. An own leaf is not gated: it has
+    what it adds through its target, which is 0 where that was cut.
 
     `start` (n_nodes) is what the target is made of: of one node its value, of a difference two values of either sign, 0
     elsewhere. These nodes are not gated. Raises ValueError for edges that are not finite.
@@ -78,7 +80,7 @@ class _Passes:
         self.whole, self.free = float(self.start.sum()), self.start != 0
         layer = graph.nodes.layer
         self.runs = [(int(layer[run.targets[0]]), run) for run in inf.runs_of(graph, graph.weights, inverses(graph))]
-        leaf = graph.indptr.diff() == 0
+        leaf = (graph.indptr.diff() == 0) & ~graph.of_kind(k.OWN)  # which are no choice: they are part of their targets
         self.leaves = [(at, (leaf & (layer == at)).nonzero()[:, 0]) for at in layer[leaf].unique().tolist()]
 
     def __call__(self, gate: Gate) -> tuple[Tensor, Tensor]:

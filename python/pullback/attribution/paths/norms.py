@@ -11,12 +11,11 @@ from torch import Tensor
 from pullback.attribution import targets as at
 from pullback.attribution.heads import Heads
 from pullback.attribution.local import LocalModel
+from pullback.attribution.pullbacks.norms import ratio
 from pullback.attribution.targets import Targets, vectors_at_stream
 from pullback.lens import Norm
 from pullback.lens.depth import before_block
 from pullback.lens.weights import NO_NORM
-
-NORMS = ("frozen", "ratio")
 
 
 class FrozenNorms:
@@ -120,13 +119,9 @@ class RatioNorms(FrozenNorms):
 
 
 def norms_of(local: LocalModel, ln: str) -> FrozenNorms:
-    """Raises ValueError for a mode that is not in NORMS."""
-    if ln not in NORMS:
-        raise ValueError(f"paths: ln must be one of {', '.join(NORMS)}, got {ln!r}")
+    """By the names of `pullbacks.norms`."""
     return FrozenNorms(local) if ln == "frozen" else RatioNorms(local)
 
 
 def _scaled(v: Tensor, normed: Tensor, x: Tensor) -> Tensor:
-    before = torch.linalg.vecdot(v, x)
-    ratio = torch.linalg.vecdot(v, normed) / before
-    return v * torch.where(before == 0, 0, ratio)[:, None]
+    return v * ratio(torch.linalg.vecdot(v, normed), torch.linalg.vecdot(v, x))[:, None]

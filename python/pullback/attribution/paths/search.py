@@ -12,11 +12,12 @@ from pullback.attribution import nodes as k
 from pullback.attribution.local import LocalModel
 from pullback.attribution.paths.filters import FeatureFilter, any_matches
 from pullback.attribution.paths.nodes import HEAD, Columns, PathNodes
-from pullback.attribution.paths.norms import NORMS, FrozenNorms
+from pullback.attribution.paths.norms import FrozenNorms
 from pullback.attribution.paths.readings import Readings
 from pullback.attribution.paths.roots import Root
 from pullback.attribution.paths.sources import Candidates, Sources
 from pullback.attribution.paths.steps import readings_of
+from pullback.attribution.pullbacks.norms import RULES
 
 MOST_PATHS = 1 << 22  # that a search without a limit may come to at one length
 WORKED_AT = 1 << 24  # contributions of heads computed at a time
@@ -44,8 +45,8 @@ class SearchSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"paths: {name} must be at least 1, or None for no limit; got {value}")
-        if self.ln not in NORMS:
-            raise ValueError(f"paths: ln must be one of {', '.join(NORMS)}, got {self.ln!r}")
+        if self.ln not in RULES:
+            raise ValueError(f"paths: ln must be one of {', '.join(RULES)}, got {self.ln!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback.attribution.pullbacks.norms import NormRule
 from pullback.attribution.pullbacks.reads import Reads
-from pullback.attribution.weights.wiring import Head, Wiring
+from pullback.attribution.weights.wiring import Head, Wiring, heads_of
 from pullback.lens import Lens, Trace
 from pullback.lens.depth import at_mlp, before_block, block_of
 from pullback.lens.weights import NO_NORM
@@ -19,10 +19,7 @@ def as_chain(lens: Lens, heads: Sequence[Any]) -> list[Head]:
     """One head (layer, head), or several in the order in which the stream passes them. Raises ValueError for heads that
     the model does not have, and for a chain that does not go upwards."""
     one = len(heads) == 2 and all(isinstance(number, int) for number in heads)
-    chain = [(int(layer), int(head)) for layer, head in ([heads] if one else heads)]
-    wrong = [(layer, head) for layer, head in chain if not (0 <= layer < lens.n_layers and 0 <= head < lens.n_heads)]
-    if wrong:
-        raise ValueError(f"pullback: no heads {wrong}; the model has {lens.n_layers} layers of {lens.n_heads}")
+    chain = heads_of(lens, [heads] if one else heads, "pullback")
     if any(below[0] >= above[0] for below, above in zip(chain, chain[1:], strict=False)):
         raise ValueError(
             f"pullback: heads {chain} form no chain: each reads what the one before it wrote, so layers must ascend"

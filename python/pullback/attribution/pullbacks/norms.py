@@ -36,16 +36,19 @@ class Frozen:
 
 
 class Ratio:
-    """As the code of Dunefsky et al. has it: the direction is v itself, and the factor <v, norm(x)> / <v, x>, 0 where
-    that has no value. It holds centring and bias, differs from direction to direction, and is anything, of either sign,
-    where <v, x> is near 0."""
+    """As the code of Dunefsky et al. has it: the direction is v itself, and the factor a `ratio`. It holds centring and
+    bias, differs from direction to direction, and is anything, of either sign, where <v, x> is near 0."""
 
     def direction(self, norm: Norm, v: Tensor) -> Tensor:  # noqa: ARG002
         return v
 
     def factor(self, norm: Norm, v: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-        before = v @ x.T
-        return ((v @ norm(x, scale).T) / before).where(before != 0, before.new_zeros(()))
+        return ratio(v @ norm(x, scale).T, v @ x.T)
+
+
+def ratio(behind: Tensor, before: Tensor) -> Tensor:
+    """<v, norm(x)> over <v, x>; 0 where that has no value."""
+    return (behind / before).where(before != 0, before.new_zeros(()))
 
 
 RULES: dict[str, NormRule] = {"frozen": Frozen(), "ratio": Ratio()}

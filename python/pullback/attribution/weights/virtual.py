@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pullback.attribution.weights.wiring import Head, Wiring
+from pullback.attribution.weights.wiring import Head, Wiring, heads_of
 from pullback.ops import top_pullbacks
 from pullback.transcoders import LayeredDictionary
 
@@ -125,18 +126,11 @@ def _others(wiring: Wiring, layer: int, direction: str, layers: Sequence[int] | 
 
 
 def _heads(wiring: Wiring, heads: Sequence[Head] | str) -> list[Head]:
-    every = [(layer, head) for layer in range(wiring.lens.n_layers) for head in range(wiring.lens.n_heads)]
-    if isinstance(heads, str):
-        if heads != "all":
-            raise ValueError(f"virtual_weights: heads must be (layer, head) pairs or 'all', got {heads!r}")
-        return every
-    chosen = [(int(layer), int(head)) for layer, head in heads]
-    wrong = [head for head in chosen if head not in every]
-    if wrong:
-        raise ValueError(
-            f"virtual_weights: no heads {wrong}; the model has {wiring.lens.n_layers} layers of {wiring.lens.n_heads}"
-        )
-    return chosen
+    if not isinstance(heads, str):
+        return heads_of(wiring.lens, heads, "virtual_weights")
+    if heads != "all":
+        raise ValueError(f"virtual_weights: heads must be (layer, head) pairs or 'all', got {heads!r}")
+    return list(itertools.product(range(wiring.lens.n_layers), range(wiring.lens.n_heads)))
 
 
 class _Best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ from pullback.transcoders import LayeredDictionary
 
 Head = tuple[int, int]
 """(layer, head)"""
+
+
+def heads_of(lens: Lens, asked: Iterable[Any], what: str) -> list[Head]:
+    """Heads as pairs of numbers. Raises ValueError, in the name of `what`, for those that the model does not have."""
+    heads = [(int(layer), int(head)) for layer, head in asked]
+    wrong = [(layer, head) for layer, head in heads if not (0 <= layer < lens.n_layers and 0 <= head < lens.n_heads)]
+    if wrong:
+        raise ValueError(f"{what}: no heads {wrong}; the model has {lens.n_layers} layers of {lens.n_heads}")
+    return heads
 
 
 class Wiring:

@@ -12,9 +12,9 @@ from pullback._util.statistics import spearman
 from pullback.attribution import Graph
 from pullback.attribution.local import local_model
 from pullback.causal.ablation import Ablation
-from pullback.causal.curves import graph_scores
 from pullback.causal.margin import Margin, margin_of
 from pullback.causal.nodes import NodeSet
+from pullback.causal.rankings import graph_scores
 from pullback.causal.scores.methods import METHODS, Problem
 from pullback.causal.scores.patches import Patches
 from pullback.lens import as_lens

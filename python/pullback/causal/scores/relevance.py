@@ -21,9 +21,7 @@ def relevance_edits(lens: Lens) -> list[tuple[str, rec.Edit]]:
     Raises ValueError for a model whose MLPs show no pre-activations.
     """
     names = rec.hook_names(lens.model)
-    edits: list[tuple[str, rec.Edit]] = [
-        (name, lambda s: s.detach().clone()) for name, _ in rec.exact_norms(lens.model)
-    ]
+    edits = rec.detached_norms(lens.model)
     for i in range(lens.n_layers):
         edits.append((f"blocks.{i}.attn.hook_pattern", torch.Tensor.detach))
         factors = [f"blocks.{i}.mlp.{hook}" for hook in ("hook_pre", *(["hook_pre_linear"] if lens.gated else []))]

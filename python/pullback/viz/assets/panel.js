@@ -114,6 +114,7 @@ function overview() {
     h("section", { id: "hint" }, hint),
     ...(graph.compared ? comparison() : []),
     list("Outputs", logits, (n) => bar(n.probability, n.probability)),
+    attentionList(),
     list("Most influential features", top, () => null),
   ].filter(Boolean);
 }

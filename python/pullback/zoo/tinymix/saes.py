@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pullback.training import TrainConfig
     from pullback.transcoders import TranscoderSet
 
-N_STEPS = 500
-LARGEST_FVU = 0.15
+N_STEPS = 1500
+LARGEST_FVU = 0.12
 HOOK = "hook_attn_out"
 
 
