@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Search, list the paths, write their graph."""
+    import torch
+
     from pullback.attribution import greedy_paths
     from pullback.lens import as_lens
 
@@ -58,9 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if root is None:
         logits = lens.logits(lens.to_tokens(args.prompt)[None])[0]
         there = -len(logits) <= args.position < len(logits)  # else the search says what is wrong
-        likeliest = logits[args.position if there else -1].argmax()
-        print(f"to the likeliest token, '{lens.to_str_tokens(likeliest)[0]}'")
-        root = int(likeliest)
+        root = int(logits[args.position if there else -1].argmax())
     paths = greedy_paths(
         lens,
         open_set(args),
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     )
     for path in paths:
         print(path)
+    if isinstance(root, int):
+        print(f"the root is the likeliest token, '{lens.to_str_tokens(torch.tensor(root))[0]}'")
     if args.capped:
         return
     graph = paths.graph()
