@@ -244,8 +244,8 @@ def _circuits(report: dict[str, Any]) -> dict[str, Any]:
     if report["circuits"]:
         of = report["circuits"][0]["faithfulness"]
         text += (
-            f" The curves are of circuits of the best nodes, everything else {REST[of['ablation']]}: 1 like the whole "
-            f"model, 0 like the empty circuit; {ERRORS[of['errors']]}."
+            f" The curves are of circuits of the best nodes, everything else {REST[of['ablation']]}; "
+            f"{ERRORS[of['errors']]}. They measure the difference of two tokens, 1 like the whole model."
         )
     parts: list[dict[str, Any]] = [{"text": text}]
     for one in report["circuits"]:
@@ -275,7 +275,7 @@ def _circuit(one: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     columns = ["layer", "feature", "at", "share", "reads", "raises directly"]
     return [
-        {"heading": f"{one['pair'][0].strip()} against {one['pair'][1].strip()}"},
+        {"heading": f"Key {one['key']}"},
         {"tokens": list(zip(one["tokens"], one["token_shares"], strict=True))},
         {"text": text},
         {"text": "Heads (layer.head), with their shares:"},
@@ -302,7 +302,7 @@ def _curves(one: dict[str, Any]) -> list[dict[str, Any]]:
         foretold.append({"name": name, "x": curve["sizes"], "y": curve["recovery"]})
     sizes = alone[0]["x"]
     alone.append({"name": "no node kept", "x": [sizes[0], sizes[-1]], "y": [empty / full] * 2, "dashed": True})
-    axes = {"x": f"share of {one['faithfulness_nodes']} nodes kept, all others at zero", "log": True}
+    axes = {"x": f"share of {one['faithfulness_nodes']} nodes kept", "log": True}
     axes["y"] = f"share of the difference {one['pair'][0].strip()} - {one['pair'][1].strip()}"
     return [
         {"title": "Measured: the model with these nodes alone", "series": alone} | axes,

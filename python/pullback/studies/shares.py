@@ -76,10 +76,15 @@ def token_shares(graph: Graph) -> list[float]:
 
 
 def curves_of(
-    lens: Lens, sets: LayeredDictionary, graph: Graph, pair: tuple[int, int], ablation: Ablation, errors: str
+    lens: Lens,
+    sets: LayeredDictionary,
+    graph: Graph,
+    pair: tuple[int, int],
+    ablation: Ablation | None = None,
+    errors: str = "nodes",
 ) -> Curves:
     """Faithfulness of growing circuits of one prompt, on the difference of two tokens: nodes ranked by hierarchical
-    attribution, and by what they do along all paths."""
+    attribution, and by what they do along all paths. ablation, errors: as of `faithfulness_curves`."""
     margin = Margin(*pair)
     scores = {"hierarchical": hierarchical_scores(graph, margin), "all paths": graph_scores(graph, margin)}
     return faithfulness_curves(lens, sets, graph, scores, margin=margin, ablation=ablation, errors=errors)
