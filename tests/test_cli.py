@@ -238,3 +238,20 @@ def test_several_values_make_a_grid_of_runs(tmp_path: Path, capsys: pytest.Captu
     assert load_transcoders(out / runs[3]["run"])[1].activation.k == 8
     assert cli.main(train) == 2
     assert "holds transcoders already" in capsys.readouterr().err
+
+
+def test_a_layer_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "prompts.txt"
+    data.write_text(PROMPT)
+    assert cli.main(["cache", "tiny-mix", "--data", str(data), "--out", str(tmp_path / "c"), "--layers", "1", "9"]) == 2
+    assert "layers must be among 0..3 of this model, got [1, 9]" in capsys.readouterr().err
+
+
+def test_a_slip_in_a_name_of_the_zoo_asks_no_hub(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["intervene", "tiny-mixx", PROMPT]) == 2
+    assert "did you mean 'tiny-mix'?" in capsys.readouterr().err
+
+
+def test_the_command_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["intervene", "tiny-mix", PROMPT, "--scale", "1_9999_8=-2"]) == 2
+    assert capsys.readouterr().err == "pullback intervene: feature 9999 is out of range; layer 1 has features 0..1023\n"

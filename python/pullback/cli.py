@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"pullback {args.command}: {error}", file=sys.stderr)
+        said = str(error).removeprefix(f"{args.command}: ")
+        print(f"pullback {args.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\npullback {args.command}: interrupted; what was written before is intact", file=sys.stderr)

@@ -43,6 +43,7 @@ def test_one_command_writes_a_page_and_its_figures(
         assert ends[0] != pytest.approx(1, abs=1e-3), "all features without what transcoders miss"
         assert "at its mean over the prompts" in page
         assert "go from every circuit" in page
+        assert "nodes kept, all others at their means" in page
     else:
         assert (curves["ablation"], curves["errors"]) == ("zero", "nodes")
         assert ends == pytest.approx([1, 1], abs=1e-3)

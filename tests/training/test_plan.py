@@ -59,3 +59,5 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert first == second
     assert main([*cross_layer, "--parallel", "layers"]) != 0
     assert "have common residuals in every step" in capsys.readouterr().err
+    assert main(["plan", "gpt2-small", "--parallel", "2x3", "--processes", "5"]) != 0
+    assert "2x3 is for 6 processes, --processes says 5" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from torch import Tensor
 from pullback.causal.intervene import held, run_from
 from pullback.causal.places import Intervention, anchored, parsed, placed
 from pullback.lens import Lens, as_lens, trace
+from pullback.lens.tokens import continuation
 from pullback.transcoders import LayeredDictionary
 
 
@@ -86,7 +87,7 @@ def generate(
         tokens = torch.cat([tokens, choose(seen[-1])])
         if int(tokens[-1]) == end:
             break
-    return Generated(tokens, torch.stack(seen), "".join(lens.to_str_tokens(tokens[len(tokens) - len(seen) :])))
+    return Generated(tokens, torch.stack(seen), continuation(lens, tokens, len(tokens) - len(seen)))
 
 
 @dataclass(frozen=True)

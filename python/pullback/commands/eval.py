@@ -26,10 +26,11 @@ def run(args: argparse.Namespace) -> None:
     from pullback.training.command import read_prompts
     from pullback.transcoders import load_transcoders
 
+    prompts = read_prompts(args.data)
     report = evaluate(
         open_model(args.model),
         open_set(args),
-        read_prompts(args.data),
+        prompts,
         compare=None if args.compare is None else {args.compare: load_transcoders(args.compare, lazy=args.lazy)},
         per_layer=args.per_layer,
         verbose=True,

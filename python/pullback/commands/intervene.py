@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from pullback.causal import generate, intervene
     from pullback.lens import as_lens
 
-    lens, sets = as_lens(open_model(args.model)), open_set(args)
     wanted = _interventions(args.set, args.scale)
+    lens, sets = as_lens(open_model(args.model)), open_set(args)
     freeze = None if args.freeze == "none" else args.freeze
     before = lens.logits(lens.to_tokens(args.prompt)[None])[0, -1]
     after = intervene(lens, sets, args.prompt, wanted, freeze=freeze)[-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 ZOO = ("exact", "planted", "tiny-mix")
@@ -10,13 +12,13 @@ MODEL_HELP = "a model of the zoo (tiny-mix, planted, exact), or a local director
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there are any: "(default: None)" says nothing."""
+    """Defaults where there are any: "(default: None)" says nothing, nor does that of a switch."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
         if isinstance(default, list):
             default = " ".join(map(str, default)) or None
-        if default in (None, False) or action.nargs == 0:
+        if default is None or action.nargs == 0:
             return action.help
         return f"{action.help} (default: {default})"
 
@@ -34,6 +36,8 @@ def open_model(name: str) -> Any:
 
     if name in ZOO:
         return zoo.load(name)
+    if not Path(name).exists() and (meant := get_close_matches(name, ZOO, n=1, cutoff=0.8)):
+        raise ValueError(f"no model '{name}'; the zoo has {', '.join(ZOO)}: did you mean '{meant[0]}'?")
     try:
         return open_transformers(name)
     except ValueError as error:

@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--parameters", type=float, default=None, help="of another model, without embeddings")
     parser.add_argument("--k", type=int, default=32, help="features active per token")
     parser.add_argument("--cross-layer", action="store_true", help="features write to all later layers")
-    parser.add_argument("--processes", type=int, default=1, help="as many GPUs")
+    parser.add_argument("--processes", type=int, default=None, help="as many GPUs (default: 1, or those of a 4x2)")
     divisions = "layers, features, data, or 4x2 (default: layers; of a cross-layer one, features)"
     parser.add_argument("--parallel", default=None, help=divisions)
     parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")

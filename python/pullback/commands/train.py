@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
         "--cache", type=Path, default=None, help="folder of cached activations: used, or made of --data"
     )
     parser.add_argument("--checkpoint", type=Path, default=None, help="folder for checkpoints and log.jsonl")
-    parser.add_argument("--checkpoint-every-tokens", type=int, default=None, help="(default: a tenth of the run)")
+    every = "tokens from one to the next (default: a tenth of the run)"
+    parser.add_argument("--checkpoint-every-tokens", type=int, default=None, help=every)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     parser.add_argument("--tensorboard", type=Path, default=None, help="folder for TensorBoard")
     parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")

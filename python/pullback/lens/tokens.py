@@ -103,6 +103,16 @@ def tokenize_chat(lens: Lens, messages: Sequence[Mapping[str, str]]) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def continuation(lens: Lens, tokens: Tensor, start: int) -> str:
+    """What the tokens from `start` on add to the text before them, spaces in front of words included."""
+    tokenizer = getattr(lens.model, "tokenizer", None)
+    if tokenizer is None:
+        return "".join(to_str_tokens(lens, tokens[start:]))
+    before, whole = (tokenizer.decode(part.tolist()) for part in (tokens[:start], tokens))
+    # Where new bytes change a character at the seam, they are decoded alone.
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens[start:].tolist())
+
+
 def to_str_tokens(lens: Lens, tokens: Tensor) -> list[str]:
     """One string per id, `<id>` where there is no tokenizer."""
     ids = [int(t) for t in tokens.reshape(-1)]

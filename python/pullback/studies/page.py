@@ -255,8 +255,9 @@ def _circuits(report: dict[str, Any]) -> dict[str, Any]:
 
 def _circuit(one: dict[str, Any]) -> list[dict[str, Any]]:
     found, check = one["circuit"], one["check"]
+    ranked = "features and errors" if one["faithfulness"]["errors"] == "nodes" else "features"
     text = (
-        f"The circuit has {found['n_features']} features of {one['faithfulness_nodes']} features and errors, and "
+        f"The circuit has {found['n_features']} features of {one['faithfulness_nodes']} {ranked}, and "
         f"{found['edges']} edges of {one['edges']}; {found['recovery']:.0%} of the margin of {check['margin']:.2f} "
         f"comes through it. Ablating its features takes {check['dropped']:.0%} of the margin, as many random ones of "
         f"this prompt {check['spared']:.0%} ± {check['spread']:.0%} in {len(check['control'])} draws."
@@ -302,7 +303,8 @@ def _curves(one: dict[str, Any]) -> list[dict[str, Any]]:
         foretold.append({"name": name, "x": curve["sizes"], "y": curve["recovery"]})
     sizes = alone[0]["x"]
     alone.append({"name": "no node kept", "x": [sizes[0], sizes[-1]], "y": [empty / full] * 2, "dashed": True})
-    axes = {"x": f"share of {one['faithfulness_nodes']} nodes kept", "log": True}
+    others = {"zero": "at zero", "mean": "at their means"}[measured["ablation"]]
+    axes = {"x": f"share of {one['faithfulness_nodes']} nodes kept, all others {others}", "log": True}
     axes["y"] = f"share of the difference {one['pair'][0].strip()} - {one['pair'][1].strip()}"
     return [
         {"title": "Measured: the model with these nodes alone", "series": alone} | axes,

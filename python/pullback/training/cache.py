@@ -17,7 +17,7 @@ from pullback._util.atomic import atomic_path
 from pullback._util.version import version
 from pullback.training import shards
 from pullback.training.cached import CachedActivations
-from pullback.training.harvest import Harvested, Harvester, Position
+from pullback.training.harvest import Harvested, Harvester, Position, chosen_layers
 from pullback.training.masks import Excluded
 from pullback.training.source import Tokens, is_packed, token_batches
 
@@ -80,7 +80,7 @@ def cache_activations(
         if value is not None and value < 1:
             raise ValueError(f"cache_activations: {name} must be at least 1 or None, got {value}")
     lens = as_lens(model)
-    chosen = list(range(lens.n_layers)) if layers is None else sorted(set(layers))
+    chosen = chosen_layers(lens, layers)
     excluded = Excluded.chosen(
         lens,
         exclude_bos=exclude_bos,

@@ -6,6 +6,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def run_train(
     if args.cache is not None:
         train_on_cache(_cache(args, args.cache, open_model), **which, **where)
     else:
-        train(open_model(), read_tokens(args, args.data), **which, **where)
+        tokens = read_tokens(args, args.data)  # what is wrong with the file is said before the model is opened
+        train(open_model(), tokens, **which, **where)
     if not speaks():
         return
     if len(configs) > 1:
@@ -95,21 +97,32 @@ def run_plan(args: Namespace) -> None:
         raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
     known = MODELS.get(args.model) or Model(*given)
     dictionary = Dictionary(known.n_layers, known.d_model, args.d_sae, args.k, args.cross_layer)
-    batch, processes = args.train_batch_size_tokens, args.processes
-    parallel = _parallel(args.parallel) or ("features" if args.cross_layer else "layers")
+    batch, parallel = args.train_batch_size_tokens, _parallel(args.parallel)
+    parallel = parallel or ("features" if args.cross_layer else "layers")
+    divided = None if isinstance(parallel, str) else prod(parallel)
+    processes = args.processes or divided or 1
     TrainConfig(d_sae=args.d_sae, k=args.k, cross_layer=args.cross_layer, parallel=parallel)  # refuses what cannot be
+    if divided not in (None, processes):
+        raise ValueError(f"--parallel {args.parallel} is for {divided} processes, --processes says {processes}")
     found = costs(dictionary, known.parameters, batch=batch, processes=processes, parallel=parallel)
     hours = found.seconds() * args.training_tokens / batch * processes / 3600
     machine = f"{H100.flops / 1e12:.0f} TFLOP/s, {H100.bandwidth / 1e12:.1f} TB/s, network {H100.link / 1e9:.0f} GB/s"
     lines = {
-        "weights": f"{dictionary.weights / 1e9:.2f}e9",
-        "memory of each process": f"{found.trained / 1e9:.1f} GB of weights and moments, {found.buffer / 1e9:.1f} GB "
-        f"of rows to be mixed, {2 * known.parameters / 1e9:.1f} GB of the model in 16 bit",
-        "a step of each": f"{found.flops / 1e12:.1f} TFLOP; {found.traffic / 1e9:.1f} GB of weights and moments read "
-        f"and written; received: {found.rows / 1e6:,.0f} MB of rows, {found.exchange / 1e6:,.0f} MB inside the step",
-        "the run": f"at least {hours:,.2f} GPU-hours for {args.training_tokens:,} tokens ({machine} sustained)",
+        "weights": _amount(dictionary.weights),
+        "memory of each process": f"{_amount(found.trained)}B of weights and moments, {_amount(found.buffer)}B of rows "
+        f"to be mixed, {_amount(2 * known.parameters)}B of the model in 16 bit",
+        "a step of each": f"{_amount(found.flops)}FLOP; {_amount(found.traffic)}B of weights and moments read and "
+        f"written; received: {_amount(found.rows)}B of rows, {_amount(found.exchange)}B inside the step",
+        "the run": f"at least {float(f'{hours:.3g}'):,} GPU-hours for {args.training_tokens:,} tokens "
+        f"({machine} sustained)",
     }
     print("\n".join(f"{name}: {said}" for name, said in lines.items()))
+
+
+def _amount(value: float) -> str:
+    """Three digits and a prefix, to be followed by a unit: 55.8 G."""
+    size = next((n for n in range(4, 0, -1) if value >= 1000**n), 0)
+    return f"{value / 1000**size:.3g} {['', 'k', 'M', 'G', 'T'][size]}"
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:
@@ -133,9 +146,10 @@ def _cache(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivati
 
 
 def _made(args: Namespace, path: Path, open_model: OpenModel) -> CachedActivations:
+    tokens = read_tokens(args, args.data)
     return cache_activations(
         open_model(),
-        read_tokens(args, args.data),
+        tokens,
         path,
         layers=args.layers,
         hook_name=args.hook_name,
@@ -155,6 +169,8 @@ def run_sweep(args: Namespace, open_model: OpenModel) -> None:
 
     if args.eval_prompts < 1:
         raise ValueError(f"--eval-prompts must be at least 1, got {args.eval_prompts}")
+    tokens = read_tokens(args, args.data)
+    held_out = read_tokens(args, args.eval_data or args.data)
     lens = as_lens(open_model())
     config = TrainConfig(
         d_sae=args.d_sae,
@@ -172,10 +188,10 @@ def run_sweep(args: Namespace, open_model: OpenModel) -> None:
     )
     found = sweep(
         lens,
-        read_tokens(args, args.data),
+        tokens,
         args.out,
         config,
-        evaluation=_first_prompts(lens, read_tokens(args, args.eval_data or args.data), args),
+        evaluation=_first_prompts(lens, held_out, args),
         kinds=args.kinds,
         architectures=args.architectures,
         k=args.k,

@@ -23,6 +23,14 @@ from pullback.training.source import Batch
 EMPTY_BATCHES = 1000
 
 
+def chosen_layers(lens: Any, layers: Iterable[int] | None) -> list[int]:
+    """The layers to read, ascending; None: all. Raises ValueError for layers that the model does not have, or none."""
+    chosen = list(range(lens.n_layers)) if layers is None else sorted(set(layers))
+    if not chosen or not all(0 <= layer < lens.n_layers for layer in chosen):
+        raise ValueError(f"layers must be among 0..{lens.n_layers - 1} of this model, got {chosen}")
+    return chosen
+
+
 class Position(NamedTuple):
     """How far a source of prompts has been read."""
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pullback.training.checkpoint import Checkpoints
 from pullback.training.config import TrainConfig
+from pullback.training.harvest import chosen_layers
 from pullback.training.loggers import LoggingConfig
 from pullback.training.loop import announce, fit
 from pullback.training.masks import Excluded
@@ -104,7 +105,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
     every = given_configs("train", config, configs, (*SHARED, *SHARED_READING))
     config = every[0]
     lens = as_lens(model)
-    layers = chosen_layers(lens, config)
+    layers = chosen_layers(lens, config.layers)
     device = torch.device(config.device) if config.device else lens.device
     widths = dict.fromkeys(layers, (lens.d_model, lens.d_model))
     readings = {layer: lens.reading(layer) for layer in layers}
@@ -193,17 +194,6 @@ def train_on_activations(
     run = PerLayerRun(config, {0: step})
     fit([run], chain([first], batches), verbose=verbose)
     return run.transcoder(0)
-
-
-def chosen_layers(lens: Any, config: TrainConfig) -> list[int]:
-    """The layers to train, ascending. Raises ValueError for layers that the model does not have."""
-    layers = list(range(lens.n_layers)) if config.layers is None else sorted(set(config.layers))
-    wrong = [layer for layer in layers if not 0 <= layer < lens.n_layers]
-    if wrong or not layers:
-        raise ValueError(
-            f"TrainConfig: layers must be among 0..{lens.n_layers - 1} of this model, got {list(config.layers or [])}"
-        )
-    return layers
 
 
 def opened(team: Team, path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:

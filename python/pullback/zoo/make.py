@@ -2,7 +2,7 @@
 
     python -m pullback.zoo.make tiny-mix --out DIR                   the model (about three minutes, one CPU thread)
     python -m pullback.zoo.make tiny-mix --out DIR --transcoders     the transcoders of the model in DIR (four minutes)
-    python -m pullback.zoo.make tiny-mix --out DIR --saes            of its attention outputs (three minutes)
+    python -m pullback.zoo.make tiny-mix --out DIR --saes            autoencoders of attention outputs (three minutes)
 
 The same seed, torch version, processor family and thread count give the same weights. An interrupted model run
 continues when the same command is given again.

@@ -19,6 +19,7 @@ from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
 from pullback.training.evaluation import Report, evaluate
 from pullback.training.from_cache import train_on_cache
+from pullback.training.harvest import chosen_layers
 from pullback.training.run import Trained
 from pullback.training.several import given_configs
 from pullback.training.source import Batch, Tokens, token_batches
@@ -26,7 +27,6 @@ from pullback.training.sweep.grid import KINDS, Arm, grid
 from pullback.training.sweep.published import published_curves
 from pullback.training.sweep.record import Record
 from pullback.training.team import is_launched
-from pullback.training.trainer import chosen_layers
 from pullback.viz import pareto
 from pullback.viz.sweep import sweep_page
 
@@ -99,7 +99,7 @@ def sweep(
         )
     values = {"k": k, "l1_coefficient": l1_coefficient, "l0_coefficient": l0_coefficient}
     arms = grid(config, kinds, architectures, values, seeds)
-    layers = chosen_layers(lens, config)
+    layers = chosen_layers(lens, config.layers)
     named = evaluation if isinstance(evaluation, Mapping) else {"tokens": evaluation}
     measured_on = {name: list(token_batches(lens, source, batch_size=32)) for name, source in named.items()}
     for name, batches in measured_on.items():

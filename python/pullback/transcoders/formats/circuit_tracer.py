@@ -95,7 +95,7 @@ def _check(sets: TranscoderSet | CrossLayerTranscoder) -> None:
         if not isinstance(transcoder.activation, ReLU | JumpReLU):
             raise ValueError(
                 f"layer {layer}: circuit-tracer runs a local set with {transcoder.activation!r} as ReLU; pass "
-                "calibrate={layer: inputs} to write thresholds in its place"
+                "calibrate={layer: inputs}, or --calibrate FILE, to write thresholds in its place"
             )
     kinds = {(tc.d_in, tc.d_sae, tc.d_out, tc.hook_in, tc.hook_out) for tc in sets.values()}
     if len(kinds) > 1 or sets[0].d_in != sets[0].d_out:

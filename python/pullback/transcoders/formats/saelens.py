@@ -231,6 +231,6 @@ def _architecture(layer: int, transcoder: Transcoder) -> str:
             )
         return "jumprelu" if is_autoencoder else "jumprelu_skip_transcoder" if skip else "jumprelu_transcoder"
     raise ValueError(
-        f"layer {layer}: SAELens has no transcoder with {activation!r}; pass calibrate={{layer: inputs}} to write "
-        "thresholds in its place"
+        f"layer {layer}: SAELens has no transcoder with {activation!r}; pass calibrate={{layer: inputs}}, or "
+        "--calibrate FILE, to write thresholds in its place"
     )
