@@ -35,6 +35,7 @@ def folder(tmp_path: Path, graph: pb.Graph) -> Path:
     (tmp_path / "broken.safetensors").write_bytes(b"short")
     (tmp_path / "plain.json").write_text(json.dumps(payloads.capital()))
     (tmp_path / "graph-metadata.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("")
     return tmp_path
 
@@ -46,6 +47,7 @@ def test_graphs_of_a_folder(folder: Path, graph: pb.Graph) -> None:
     assert len(native["nodes"]) == graph.n_nodes
     assert native["metadata"]["slug"] == "native"
     assert shelf.payload("plain.json") == payloads.capital()
+    assert [shelf.prompt(name) for name in shelf.names()] == [graph.meta["prompt"], ""]
     assert not shelf.has_cards
     assert shelf.card(0, 0) is None
 

@@ -15,7 +15,7 @@ from pullback._util.atomic import atomic_save
 MOST_EDGES = 200_000
 NOTES = ".notes.json"
 # Files that lie beside graphs and are none.
-NOT_GRAPHS = ("graph-metadata.json",)
+NOT_GRAPHS = ("graph-metadata.json", "run.json")
 
 
 class GraphFolder:
@@ -41,6 +41,11 @@ class GraphFolder:
         """Paths below the folder, with / between the parts, in order."""
         found = (path for path in self.folder.rglob("*") if _is_graph(path) and not _hidden(path, self.folder))
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def prompt(self, name: str) -> str:
+        """The prompt of a saved graph, from the head of its file; of JSON, which would have to be read whole, ""."""
+        head = _header(self.folder / name) if name.endswith(".safetensors") else {}
+        return json.loads(head.get("meta", "{}")).get("prompt", "")
 
     def payload(self, name: str) -> dict[str, Any]:
         """The graph as JSON with the saved notes in its qParams; pruned where it is too large for a page."""
@@ -74,13 +79,17 @@ def _is_graph(path: Path) -> bool:
 
 def _is_native(path: Path) -> bool:
     """Transcoders are safetensors too: the header says what a file is."""
+    return _header(path).get("format") == "pullback-graph"
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; of another, nothing."""
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 2**24)))
-        return header.get("__metadata__", {}).get("format") == "pullback-graph"
+            return json.loads(file.read(min(length, 2**24))).get("__metadata__", {})
     except (OSError, ValueError, struct.error):
-        return False
+        return {}
 
 
 def _hidden(path: Path, folder: Path) -> bool:

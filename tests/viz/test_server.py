@@ -32,6 +32,9 @@ class Memory:
     def names(self) -> list[str]:
         return list(self.graphs)
 
+    def prompt(self, name: str) -> str:
+        return "a <prompt>" if name == "one.json" else ""
+
     def payload(self, name: str) -> dict[str, Any]:
         graph = self.graphs[name]
         return graph | {"qParams": graph["qParams"] | dict(self.saved.get(name, {}))}
@@ -84,6 +87,7 @@ def test_lists_graphs_and_opens_them(server: GraphServer) -> None:
     status, text, headers = ask(server, "/")
     assert status == 200
     assert 'href="/graph/one.json"' in text
+    assert text.count("<p>a &lt;prompt&gt;</p>") == 1
     assert 'href="/graph/sub%2Ftwo%20%26%20%3C3%3E.json">sub/two &amp; &lt;3&gt;.json</a>' in text
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     status, text, _ = ask(server, "/graph/sub%2Ftwo%20%26%20%3C3%3E.json")

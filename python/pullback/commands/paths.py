@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
     if root is None:
         logits = lens.logits(lens.to_tokens(args.prompt)[None])[0]
         there = -len(logits) <= args.position < len(logits)  # else the search says what is wrong
-        root = int(logits[args.position if there else -1].argmax())
+        likeliest = logits[args.position if there else -1].argmax()
+        print(f"to the likeliest token, '{lens.to_str_tokens(likeliest)[0]}'")
+        root = int(likeliest)
     paths = greedy_paths(
         lens,
         open_set(args),

@@ -33,6 +33,10 @@ class Shelf(Protocol):
         """The graphs there are now."""
         ...
 
+    def prompt(self, name: str) -> str:
+        """What the list says of a graph besides its name; "" is nothing."""
+        ...
+
     def payload(self, name: str) -> dict[str, Any]:
         """A graph as JSON, with the notes that were saved for it in its qParams."""
         ...
@@ -107,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         shelf = self.server.shelf
         match url.path.split("/")[1:]:
             case [""]:
-                self._send_page(_list(shelf.names()), POLICY)
+                self._send_page(_list({name: shelf.prompt(name) for name in shelf.names()}), POLICY)
             case ["graph", name]:
                 known = self._known(name)
                 served = {"notes": f"/notes/{quote(known, safe='')}"} | ({"cards": "/cards"} if shelf.has_cards else {})
@@ -190,22 +194,23 @@ def _notes(body: bytes) -> dict[str, Any]:
     return {key: sent["qParams"][key] for key in NOTES if key in sent["qParams"]}
 
 
-def _list(names: list[str]) -> str:
+def _list(prompts: dict[str, str]) -> str:
     page = read_asset("list.html")
     for part, text in {
-        "none": "hidden" if names else "",
-        "some": "" if names else "hidden",
-        "two": "" if len(names) > 1 else "hidden",
-        "rows": "\n".join(map(_row, names)),
+        "none": "hidden" if prompts else "",
+        "some": "" if prompts else "hidden",
+        "two": "" if len(prompts) > 1 else "hidden",
+        "rows": "\n".join(_row(*one) for one in prompts.items()),
     }.items():
         page = page.replace(f"{{{{{part}}}}}", text)
     return page
 
 
-def _row(name: str) -> str:
+def _row(name: str, prompt: str) -> str:
     shown, address = html.escape(name), quote(name, safe="")
     sides = "".join(
         f'<td><input type="radio" name="{side}" value="{shown}" aria-label="{shown} as {side.upper()}" required></td>'
         for side in "ab"
     )
-    return f'<tr><td><a href="/graph/{address}">{shown}</a></td>{sides}</tr>'
+    said = f"<p>{html.escape(prompt)}</p>" if prompt else ""
+    return f'<tr><td><a href="/graph/{address}">{shown}</a>{said}</td>{sides}</tr>'
