@@ -102,8 +102,10 @@ def test_random_features_are_as_many_active_ones_that_are_not_chosen(
 def test_features_of_attention_are_ablated_beside_those_of_mlps(tiny: tuple[Lens, pb.TranscoderSet]) -> None:
     lens, sets = tiny
     W = torch.randn(64, lens.d_model, generator=torch.Generator().manual_seed(0)) / 9
-    hooks = {"hook_in": "hook_attn_out", "hook_out": "hook_attn_out"}
-    sae = pb.Transcoder(W, torch.zeros(64), W, torch.zeros(lens.d_model), activation=pb.TopK(4), **hooks)
+    site = "hook_attn_out"
+    sae = pb.Transcoder(
+        W, torch.zeros(64), W, torch.zeros(lens.d_model), activation=pb.TopK(4), hook_in=site, hook_out=site
+    )
     d = Dictionaries(lens, {"mlp": sets, "attention": pb.TranscoderSet({1: sae})})
     assert d.place(4 * 1024 + 7)[0].kind == "attention"
     test = split(open_behaviour("brackets", lens), lens.d_vocab, 4).test

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pullback import cli
+from pullback.studies.page import html
 
 
 @pytest.mark.parametrize("name", ["greater-than", "brackets"])
@@ -35,6 +36,7 @@ def test_one_command_writes_a_page_and_its_figures(
     headings = ["Prompts", "Causal check", "Heads and layers", "Circuits of single prompts", "What falls short"]
     assert all(f"<h2>{heading}</h2>" in page for heading in headings)
     assert not re.search(r"(src|href)=|url\(|<script", page), "nothing is fetched"
+    assert "Circuits of single prompts" not in html(report | {"circuits": []})
     curves = report["circuits"][0]["faithfulness"]
     ends = [orders["signed"]["faithfulness"][-1] for orders in curves["curves"].values()]
     if chosen:

@@ -136,6 +136,7 @@ def circuit_report(
     curves = curves_of(lens, sets, graph, pair, ablation, errors)
     return {
         "tokens": graph.meta["str_tokens"],
+        "key": prompts.keys[row],
         "pair": lens.to_str_tokens(torch.tensor(pair)),
         "token_shares": token_shares(graph),
         "nodes": graph.n_nodes,

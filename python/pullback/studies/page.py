@@ -25,7 +25,9 @@ def html(report: dict[str, Any]) -> str:
         sections += [_years(report["years"]), _thresholds(report["years"])]
     sections += [_sizes(report), _check(report)]
     sections += [_features(check) for check in report["checks"]]
-    sections += [_shares(report["shares"]), _circuits(report)]
+    sections.append(_shares(report["shares"]))
+    if report["circuits"]:
+        sections.append(_circuits(report["circuits"]))
     if "years" in report:
         sections.append(_paths(report["years"]["paths"]))
         if "reference" in report["years"]:
@@ -232,23 +234,20 @@ ERRORS = {
 }
 
 
-def _circuits(report: dict[str, Any]) -> dict[str, Any]:
+def _circuits(circuits: list[dict[str, Any]]) -> dict[str, Any]:
+    found, curves = circuits[0]["circuit"], circuits[0]["faithfulness"]
     text = (
         "Single prompts whose margin is near the mean. Each token's share of the margin is what its embedding, errors "
         "and biases contribute along all paths of the attribution graph. The circuit is what hierarchical attribution "
-        f"leaves: nodes that carry at least {report['circuits'][0]['circuit']['tau']:.0%} of the margin through others "
+        f"leaves: nodes that carry at least {found['tau']:.0%} of the margin through others "
         "that do. The share of a feature, and of a head, is what comes through it along these paths; one path can lead "
         "through several of them, so shares do not sum to 1. What a feature of layer 0 reads are the tokens whose "
-        "embeddings it reads most, at its own position or through the head that brings it more."
+        "embeddings it reads most, at its own position or through the head that brings it more. The curves are of "
+        f"circuits of the best nodes, everything else {REST[curves['ablation']]}; {ERRORS[curves['errors']]}. They "
+        "measure the difference of two tokens, 1 like the whole model."
     )
-    if report["circuits"]:
-        of = report["circuits"][0]["faithfulness"]
-        text += (
-            f" The curves are of circuits of the best nodes, everything else {REST[of['ablation']]}: 1 like the whole "
-            f"model, 0 like the empty circuit; {ERRORS[of['errors']]}."
-        )
     parts: list[dict[str, Any]] = [{"text": text}]
-    for one in report["circuits"]:
+    for one in circuits:
         parts += _circuit(one)
     return {"title": "Circuits of single prompts", "parts": parts}
 
@@ -276,7 +275,7 @@ def _circuit(one: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     columns = ["layer", "feature", "at", "share", "reads", "raises directly"]
     return [
-        {"heading": f"{one['pair'][0].strip()} against {one['pair'][1].strip()}"},
+        {"heading": f"Key {one['key']}"},
         {"tokens": list(zip(one["tokens"], one["token_shares"], strict=True))},
         {"text": text},
         {"text": "Heads (layer.head), with their shares:"},

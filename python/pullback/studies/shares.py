@@ -84,7 +84,7 @@ def curves_of(
     errors: str = "nodes",
 ) -> Curves:
     """Faithfulness of growing circuits of one prompt, on the difference of two tokens: nodes ranked by hierarchical
-    attribution, and by what they do along all paths."""
+    attribution, and by what they do along all paths. ablation, errors: as of `faithfulness_curves`."""
     margin = Margin(*pair)
     scores = {"hierarchical": hierarchical_scores(graph, margin), "all paths": graph_scores(graph, margin)}
     return faithfulness_curves(lens, sets, graph, scores, margin=margin, ablation=ablation, errors=errors)
