@@ -117,7 +117,7 @@ def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.Captu
     ("arguments", "sentence"),
     [
         (["--out", "circuit.png"], "--out takes files that end in .html and .json, got 'circuit.png'"),
-        (["--top", "-1"], "top must be 0 or more nodes of a layer, got -1"),
+        (["--top", "-1"], "top must be 0 or more nodes of a site, got -1"),
         (["--target", "the capital"], "the target 'the capital' is 2 tokens; a target must be one token"),
         (["--target-difference", "austin", "austin"], "a difference of logits needs different tokens"),
         (["--target-feature", "9", "0", "0"], "there are transcoders at layers [0, 1, 2, 3] only"),

@@ -17,6 +17,7 @@ from pullback.lens import as_lens
 from tests import models
 from tests.attribution.test_identities import _dense, tokens_of
 
+SITE = "blocks.0.hook_mlp_out"
 LEAVES = (k.EMBEDDING, k.POSITION, k.ERROR, k.BIAS, k.OWN)
 
 
@@ -108,11 +109,13 @@ def test_without_a_gate_leaves_sum_to_the_target_and_all_effects_are_found() -> 
 
 def test_modes_thresholds_and_counts() -> None:
     attribution = torch.tensor([3.0, -5.0, 0.2])
-    assert Gate(1).keeps(attribution, 0, 10).tolist() == [True, False, False]
-    assert Gate(1, "abs").keeps(attribution, 0, 10).tolist() == [True, True, False]
-    assert Gate(0.4, "abs", relative=True).keeps(attribution, 0, -10).tolist() == [False, True, False]
-    assert Gate({1: 4.0}).keeps(attribution, 1, 10).tolist() == [False] * 3
-    assert Gate({1: 4.0}).keeps(attribution, 0, 10).tolist() == [True] * 3
-    assert Gate(top=1).keeps(attribution, 0, 10).tolist() == [True, False, False]
+    assert Gate(1).keeps(attribution, SITE, 10).tolist() == [True, False, False]
+    assert Gate(1, "abs").keeps(attribution, SITE, 10).tolist() == [True, True, False]
+    assert Gate(0.4, "abs", relative=True).keeps(attribution, SITE, -10).tolist() == [False, True, False]
+    assert Gate({0: 4.0}).keeps(attribution, SITE, 10).tolist() == [False] * 3
+    assert Gate({0: 4.0, SITE: -9.0}).keeps(attribution, SITE, 10).tolist() == [True] * 3, "the site goes first"
+    assert Gate({0: 4.0}).keeps(attribution, "hook_embed", 10).tolist() == [True] * 3
+    assert Gate({1: 4.0}).keeps(attribution, SITE, 10).tolist() == [True] * 3
+    assert Gate(top=1).keeps(attribution, SITE, 10).tolist() == [True, False, False]
     with pytest.raises(ValueError, match="mode must be"):
         Gate(mode="both")

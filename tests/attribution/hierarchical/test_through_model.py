@@ -145,8 +145,11 @@ def linear(lens: Lens, target: Any, *, saes: bool = True) -> pb.Graph:
     return pb.attribute(lens, sets, tokens_of(5), attribution_targets=target, attention_saes=of_attention)
 
 
+BY_SITE = {1: 0.1, "blocks.1.hook_attn_out": 0.02, "blocks.2.hook_attn_out": 0.3}
+
+
 @pytest.mark.parametrize(
-    "gate", [Gate(-math.inf), Gate(0.0), Gate(0.05), Gate(0.3, "abs"), Gate(0.01, relative=True), Gate({1: 0.1})]
+    "gate", [Gate(-math.inf), Gate(0.0), Gate(0.05), Gate(0.3, "abs"), Gate(0.01, relative=True), Gate(BY_SITE)]
 )
 @pytest.mark.parametrize(
     ("what", "saes"), [("logit", False), ("feature", False), ("logit", True), ("attention feature", True)]

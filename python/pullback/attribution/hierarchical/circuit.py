@@ -18,7 +18,7 @@ from pullback.attribution.build import attribute
 from pullback.attribution.effects import values
 from pullback.attribution.graph import Graph
 from pullback.attribution.hierarchical.attention import Attended, attended
-from pullback.attribution.hierarchical.gates import Gate, gated
+from pullback.attribution.hierarchical.gates import Gate, Thresholds, gated
 from pullback.attribution.hierarchical.standard import ungated
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
@@ -98,7 +98,7 @@ def hierarchical(
     prompt: Prompt,
     target: Asked = None,
     *,
-    tau: float | Mapping[int, float] = 0.1,
+    tau: Thresholds = 0.1,
     mode: str = "signed",
     relative: bool = False,
     top: int | None = None,

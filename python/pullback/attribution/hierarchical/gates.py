@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,29 +18,35 @@ from torch import Tensor
 from pullback.attribution import influence as inf
 from pullback.attribution import nodes as k
 from pullback.attribution.effects import inverses
+from pullback.lens.depth import at_attention, block_of
 from pullback.ops.edges import csr_flow
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
 
 MODES = ("signed", "abs")
+EMBED, POS_EMBED = -1, -2
+Thresholds: TypeAlias = float | Mapping[int | str, float]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What of a layer is kept: attributions above a threshold, or the largest few.
+    """What of a site is kept: attributions above a threshold, or the largest few.
+
+    Sites are where nodes write: blocks.{l}.hook_mlp_out and hook_attn_out, hook_embed, hook_pos_embed.
 
     Attributes:
-        tau: the threshold; or one for each layer, where a layer that is not named keeps all (-inf).
+        tau: the threshold; or one for each layer or site, where the site goes first, and one that is not named keeps
+            all (-inf).
         mode: "signed" compares the attribution, so negative ones are cut; "abs" its absolute value.
         relative: tau counts in units of the target's absolute value.
-        top: keep so many nodes of a layer instead, tau aside.
+        top: keep so many nodes of a site instead, tau aside.
 
     Raises:
         ValueError: another mode, or a `top` that is negative.
     """
 
-    tau: float | Mapping[int, float] = 0.1
+    tau: Thresholds = 0.1
     mode: str = "signed"
     relative: bool = False
     top: int | None = None
@@ -49,16 +55,22 @@ class Gate:
         if self.mode not in MODES:
             raise ValueError(f"hierarchical: mode must be 'signed' or 'abs', got {self.mode!r}")
         if self.top is not None and self.top < 0:
-            raise ValueError(f"hierarchical: top must be 0 or more nodes of a layer, got {self.top}")
+            raise ValueError(f"hierarchical: top must be 0 or more nodes of a site, got {self.top}")
 
-    def keeps(self, attribution: Tensor, layer: int, target: float) -> Tensor:
-        """Mask over the attributions of nodes of one layer, on a target of this value."""
+    def keeps(self, attribution: Tensor, site: str, target: float) -> Tensor:
+        """Mask over the attributions of nodes of one site, on a target of this value."""
         size = attribution.abs() if self.mode == "abs" else attribution
         if self.top is not None:
             best = torch.argsort(size, descending=True, stable=True)[: self.top]
             return torch.zeros_like(size, dtype=torch.bool).index_fill_(0, best, True) & (attribution != 0)
-        tau = self.tau.get(layer, -math.inf) if isinstance(self.tau, Mapping) else self.tau
+        tau = self._threshold(site)
         return size > (tau * abs(target) if self.relative else tau)
+
+    def _threshold(self, site: str) -> float:
+        if not isinstance(self.tau, Mapping):
+            return self.tau
+        layer = int(site.split(".")[1]) if site.startswith("blocks.") else -1
+        return self.tau.get(site, self.tau.get(layer, -math.inf))
 
 
 def gated(graph: Graph, start: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
@@ -78,22 +90,39 @@ class _Passes:
     def __init__(self, graph: Graph, start: Tensor) -> None:
         self.start = start.double()
         self.whole, self.free = float(self.start.sum()), self.start != 0
-        layer = graph.nodes.layer
-        self.runs = [(int(layer[run.targets[0]]), run) for run in inf.runs_of(graph, graph.weights, inverses(graph))]
+        at = written_at(graph)
+        runs = inf.runs_of(graph, graph.weights, inverses(graph))
+        self.runs = [(site_of(int(at[run.targets[0]])), run) for run in runs]
         leaf = (graph.indptr.diff() == 0) & ~graph.of_kind(k.OWN)  # which are no choice: they are part of their targets
-        self.leaves = [(at, (leaf & (layer == at)).nonzero()[:, 0]) for at in layer[leaf].unique().tolist()]
+        self.leaves = [(site_of(depth), (leaf & (at == depth)).nonzero()[:, 0]) for depth in at[leaf].unique().tolist()]
 
     def __call__(self, gate: Gate) -> tuple[Tensor, Tensor]:
         total = self.start.clone()
-        for layer, run in self.runs:
-            cut = ~gate.keeps(total[run.targets], layer, self.whole) & ~self.free[run.targets]
+        for site, run in self.runs:
+            cut = ~gate.keeps(total[run.targets], site, self.whole) & ~self.free[run.targets]
             total[run.targets[cut]] = 0.0
             csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
         inf.must_be_finite(total)
         kept = total.clone()
-        for layer, leaves in self.leaves:
-            kept[leaves[~gate.keeps(total[leaves], layer, self.whole)]] = 0.0
+        for site, leaves in self.leaves:
+            kept[leaves[~gate.keeps(total[leaves], site, self.whole)]] = 0.0
         return kept, total
+
+
+def written_at(graph: Graph) -> Tensor:
+    """The depth at which each node writes, (n_nodes); EMBED and POS_EMBED where the stream starts."""
+    n = graph.nodes
+    by_attention = graph.of_kind(k.BIAS) & (n.feature == k.BIAS_KINDS.index("attn"))
+    inside = torch.where(by_attention, at_attention(n.layer), n.depth)
+    start = torch.where(n.kind == k.POSITION, POS_EMBED, EMBED)
+    return torch.where(n.layer < 0, start, inside)
+
+
+def site_of(depth: int) -> str:
+    if depth < 0:
+        return "hook_embed" if depth == EMBED else "hook_pos_embed"
+    layer = block_of(depth)
+    return f"blocks.{layer}.hook_{'attn' if depth == at_attention(layer) else 'mlp'}_out"
 
 
 def entry_thresholds(graph: Graph, start: Tensor, mode: str = "signed", levels: int = 48) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback.attribution import nodes as k
 from pullback.attribution.graph import Graph
-from pullback.attribution.hierarchical.gates import Gate, gated
+from pullback.attribution.hierarchical.gates import Gate, gated, site_of, written_at
 
 
 def ungated(graph: Graph, start: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
@@ -19,12 +19,11 @@ def ungated(graph: Graph, start: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     _, total = gated(graph, start, everything)
     own, explained = graph.nodes.kind == k.OWN, graph.indptr.diff() > 0
     keep = start != 0
-    for depth in graph.nodes.depth.unique():
+    at = written_at(graph)
+    for depth in at.unique().tolist():
         for competing in (explained & ~keep, ~explained & ~own):
-            here = (competing & (graph.nodes.depth == depth)).nonzero()[:, 0]
-            if len(here):
-                layer = int(graph.nodes.layer[here[0]])
-                keep[here] = gate.keeps(total[here], layer, float(start.sum()))
+            here = (competing & (at == depth)).nonzero()[:, 0]
+            keep[here] = gate.keeps(total[here], site_of(depth), float(start.sum()))
     keep[own] = keep[graph.nodes.feature[own]]
     reached = keep | (~explained & ~own)
     through = torch.zeros_like(total)

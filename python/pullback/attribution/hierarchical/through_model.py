@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pullback.attribution.asked import Asked
-from pullback.attribution.hierarchical.backward import Attributions, Backward, Keeps
-from pullback.attribution.hierarchical.gates import Gate
+from pullback.attribution.hierarchical.backward import Attributions, Backward
+from pullback.attribution.hierarchical.gates import Gate, Thresholds
 from pullback.attribution.hierarchical.live import LivePass, live_pass
 from pullback.attribution.hierarchical.model_attribution import Edges, ModelAttribution
 from pullback.attribution.hierarchical.scalars import ScalarOf, scalar_of
@@ -34,7 +33,7 @@ def attribute_through_model(
     attention_saes: LayeredDictionary | None = None,
     attention_scores: Iterable[int] = (),
     method: str = "hierarchical",
-    tau: float | Mapping[int | str, float] = 0.1,
+    tau: Thresholds = 0.1,
     mode: str = "signed",
     relative: bool = False,
     top: int | None = None,
@@ -59,8 +58,7 @@ def attribute_through_model(
         method: "hierarchical" cuts every candidate that carries too little, as the gradient comes to it, and so all
             that goes through it; "standard" cuts nothing: total effects; "direct" detaches every candidate from those
             below.
-        tau, mode, relative, top: of the gate, see `Gate`; `top` is of each site, and tau may be given by layer or by
-            site, where the site goes first, and what has none keeps all.
+        tau, mode, relative, top: of the gate, see `Gate`.
         edges: find the direct effects on the target and on each kept candidate too, a backward pass for each.
         sites: hooks whose activations a target function reads, as `run.at[site]`.
         strict: False accepts dictionaries of a fine-tuned sibling.
@@ -81,7 +79,7 @@ def attribute_through_model(
     layers = sorted(set(attention_scores))
     if layers and not 0 <= layers[0] <= layers[-1] < lens.n_layers:
         raise ValueError(f"through the model: attention_scores names layers 0..{lens.n_layers - 1}, got {layers}")
-    gate = Gate(0.0 if isinstance(tau, Mapping) else tau, mode, relative, top)
+    gate = Gate(tau, mode, relative, top)
     base = trace(lens, lens.to_tokens(prompt))
 
     def run(*, cut: bool) -> LivePass:
@@ -93,21 +91,12 @@ def attribute_through_model(
     if not (layers or callable(target)):  # these are linear in what is frozen, and a function need not be
         _must_add_up(lens, value, found, direct=method == "direct")
     if method == "hierarchical":
-        found = backward(scalar, _keeps(gate, tau, value))
+        found = backward(scalar, lambda site, attribution: gate.keeps(attribution, site, value))
     result = ModelAttribution.of(live, value, found)
     if not edges:
         return result
     between = live if method == "direct" else run(cut=True)
     return replace(result, edges=_edges(between, scalar_of(between, target), result.kept, verbose))
-
-
-def _keeps(gate: Gate, tau: float | Mapping[int | str, float], target: float) -> Keeps:
-    def keeps(site: str, attribution: Tensor) -> Tensor:
-        layer = int(site.split(".")[1])
-        own = tau.get(site, tau.get(layer, -math.inf)) if isinstance(tau, Mapping) else tau
-        return replace(gate, tau=own).keeps(attribution, layer, target)
-
-    return keeps
 
 
 def _must_add_up(lens: Lens, value: float, found: Attributions, *, direct: bool) -> None:
