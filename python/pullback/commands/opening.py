@@ -74,7 +74,7 @@ def attention_saes(parser: argparse.ArgumentParser) -> None:
         "--attention-saes",
         default=None,
         metavar="SET",
-        help="autoencoders of attention outputs, whose features become nodes: a folder, hub id; 'zoo': tiny-mix's own",
+        help="autoencoders of attention outputs, whose features count too: a folder, hub id; 'zoo': tiny-mix's own",
     )
 
 

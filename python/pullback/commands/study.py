@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pullback.commands.opening import MODEL_HELP, command, open_model, open_set
+from pullback.commands.opening import MODEL_HELP, attention_saes, command, open_model, open_saes, open_set
 
 NAMES = ("greater-than", "ioi", "induction", "brackets")
 ABLATIONS, ERRORS = ("zero", "mean"), ("nodes", "kept", "dropped")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", default="tiny-mix", help=MODEL_HELP)
     add("--transcoders", default=None, help="folder or hub id of a set (default: the zoo's own)")
     add("--lazy", action="store_true", help="leave the weights of --transcoders in their files")
-    add("--attention", default=None, help="folder or hub id of autoencoders of attention outputs (hook_attn_out)")
+    attention_saes(parser)
     add("--out", type=Path, default=Path("study-out"), help="folder for the page and its JSON")
     add("--n", type=int, default=64, help="prompts that are tested")
     add("--examples", type=int, default=2, help="prompts whose circuit is found")
@@ -47,19 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the study, say what it found, write the page."""
     from pullback.studies import Options, run_study
-    from pullback.transcoders import load_transcoders
 
     if args.name != "greater-than" and (args.layer is not None or args.reference):
         raise ValueError("--layer and --reference are for greater-than")
     names = ("n", "examples", "draws", "seed", "layer", "reference", "ablation", "errors")
     options = Options(**{name: getattr(args, name) for name in names})
-    attention = None if args.attention is None else load_transcoders(args.attention, lazy=args.lazy)
     report = run_study(
         args.name,
         open_model(args.model),
         open_set(args),
         args.out,
-        attention=attention,
+        attention=open_saes(args),
         options=options,
         verbose=True,
     )
