@@ -234,9 +234,9 @@ def test_a_position_of_its_own_for_the_whole_graph() -> None:
             assert row(graph, node) == pytest.approx(row(shorter, node), abs=1e-9)
 
 
-def test_the_example_of_the_documentation_runs() -> None:
+def test_the_examples_of_the_documentation_run() -> None:
     text = (Path(__file__).parents[2] / "docs" / "ATTRIBUTION.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    of_targets, of_attention = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     names: dict[str, Any] = {
         "pb": pb,
         "model": pb.zoo.load("tiny-mix"),
@@ -244,8 +244,10 @@ def test_the_example_of_the_documentation_runs() -> None:
         "prompt": "the capital of the state containing dallas is",
         "probe": torch.ones(128),
     }
-    exec(compile(example, "ATTRIBUTION.md", "exec"), names)
+    exec(compile(of_targets, "ATTRIBUTION.md", "exec"), names)
     assert sorted(names["graph"].labels().values()) == ["austin", "austin - sacramento", "is a city", "texas"]
+    exec(compile(of_attention, "ATTRIBUTION.md", "exec"), names)
+    assert bool(names["graph"].of_kind(k.ATTENTION_FEATURE).any())
 
 
 @pytest.mark.parametrize(

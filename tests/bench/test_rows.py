@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def test_reasons_do_not_tell_where_things_lie() -> None:
 
 def test_neighbours_count_only_others() -> None:
     look = environment.Neighbours()
-    sum(range(300_000))
+    until = time.perf_counter() + 0.3  # the system counts in hundredths of a second
+    while time.perf_counter() < until:
+        sum(range(10_000))
     assert 0 <= look.cores() <= environment.cores() * 1.5
     assert look.cores(own_elsewhere=1e9) == 0
 
