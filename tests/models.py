@@ -147,6 +147,7 @@ def random_set(
     d_sae: int = 40,
     k: int = 6,
     hook_in: str = "mlp.hook_in",
+    hook_out: str = "hook_mlp_out",
     skip: bool = False,
     activation: str = "topk",
 ) -> TranscoderSet:
@@ -168,6 +169,7 @@ def random_set(
                 draw(d, d) if skip else None,
                 activation=acts[activation],
                 hook_in=hook_in,
+                hook_out=hook_out,
                 reading=lens.reading(layer),
             )
             for layer in (range(lens.n_layers) if layers is None else layers)
@@ -177,22 +179,7 @@ def random_set(
 
 def random_saes(lens: Any, seed: int = 7, **options: Any) -> TranscoderSet:
     """Random autoencoders of attention outputs, with the options of `random_set`."""
-    own = random_set(lens, seed, hook_in="hook_attn_out", **options)
-    return TranscoderSet(
-        {
-            layer: Transcoder(
-                tc.W_enc,
-                tc.b_enc,
-                tc.W_dec,
-                tc.b_dec,
-                activation=tc.activation,
-                hook_in="hook_attn_out",
-                hook_out="hook_attn_out",
-                reading=tc.reading,
-            )
-            for layer, tc in own.items()
-        }
-    )
+    return random_set(lens, seed, hook_in="hook_attn_out", hook_out="hook_attn_out", **options)
 
 
 def random_clt(
