@@ -157,6 +157,8 @@ def test_tables_and_positions() -> None:
     product_ = table.pullback * table.activation * table.coefficient
     assert table.attribution.tolist() == pytest.approx(product_.tolist())
     assert repr(found) == f"InputAttribution(2 targets, {len(found.pos)} of: features of layer 0)"
+    with pytest.raises(ValueError, match="can be sources, not targets"):
+        pb.input_attribution(lens, sets, TOKENS, pb.FeatureTarget(2, 3, 1, attention=True), 0)
     with pytest.raises(ValueError, match="which has 5 tokens"):
         pb.input_attribution(lens, sets, TOKENS, (2, 3), 0, position=5)
     rotary = build("llama")

@@ -83,6 +83,8 @@ def is_features(wanted: Any) -> TypeGuard[tuple[int, FeatureIds]]:
 def _read(wiring: Wiring, target: Target) -> Reads:
     lens = wiring.lens
     if isinstance(target, FeatureTarget):
+        if target.attention:
+            raise ValueError(f"pullback: {target!r}: features of attention outputs can be sources, not targets")
         one = reads(wiring, (target.layer, [target.feature]))
         return Reads(one.vectors, one.norm, one.depth, one.labels, [target.position])
     if isinstance(target, LogitTarget):
