@@ -48,7 +48,7 @@ class Explained:
         for (kind, layer), acts in local.active.items():
             above = positions[depths > WRITTEN[kind](layer)]
             if len(above):
-                start = getattr(layout, kind)[layer].start - first
+                start = layout.of_kind(kind)[layer].start - first
                 inside[start : start + acts.nnz] |= (acts.rows() <= int(above.max())).cpu()
         return inside.nonzero()[:, 0]
 

@@ -47,7 +47,7 @@ class Layout:
         self.features: dict[int, slice] = {}
         self.attn_features: dict[int, slice] = {}
         for (kind, layer), active in acts.items():
-            getattr(self, kind)[layer] = slice(end, end + active.nnz)
+            self.of_kind(kind)[layer] = slice(end, end + active.nnz)
             end += active.nnz
         self.all_features = slice(self.position.stop, end)
 
@@ -67,9 +67,12 @@ class Layout:
         """Sources that write to the stream below a depth (`lens.depth`), in their order, by kind and layer."""
         found = {("embedding", -1): self.embedding, ("position", -1): self.position}
         for kind, written in WRITTEN.items():
-            spans: dict[int, slice] = getattr(self, kind)
-            found |= {(kind, layer): span for layer, span in spans.items() if written(layer) < depth}
+            found |= {(kind, layer): span for layer, span in self.of_kind(kind).items() if written(layer) < depth}
         return found
+
+    def of_kind(self, kind: str) -> dict[int, slice]:
+        """Sources of one kind of `WRITTEN`, by layer."""
+        return getattr(self, kind)
 
     def counts_in_scores(self) -> Tensor:
         """Mask of the sources that circuit-tracer knows, (n_sources): no positions, no biases."""

@@ -106,7 +106,7 @@ class Reader:
         row = slice(int(acts.indptr[pos]), int(acts.indptr[pos + 1]))
         hit = (acts.indices[row] == feature).nonzero()
         if len(hit):
-            first = getattr(local.layout, kind)[layer].start - local.layout.all_features.start
+            first = local.layout.of_kind(kind)[layer].start - local.layout.all_features.start
             return first + row.start + int(hit[0, 0])
         where = torch.tensor([pos], device=self.lens.device)
         ids = torch.tensor([feature], device=self.lens.device)
