@@ -61,7 +61,7 @@ class CircuitRunner:
         nodes.must_fit(self.local)
         if ablation is None:
             ablation = Ablation.zero(lens, self.local.sets, attention_saes=self.local.attention.saes)
-        if bool(nodes.attention.any()) and ablation.attention is None:
+        if self.local.attention.saes is not None and ablation.attention is None:
             raise ValueError("circuits: the ablation says nothing of features of attention; give it attention_saes too")
         self.ablation = ablation
         self.ablation.must_fit(self.local.n_pos)
