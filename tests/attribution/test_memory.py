@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 
 import pytest
@@ -33,9 +35,12 @@ def growth():
 
     def measure(f) -> int:
         try:
+            # What the C library kept of memory freed before goes back first: used again, it would not be seen to grow.
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # the peak starts again from here
-        except OSError:
+        except (OSError, AttributeError):
             pytest.skip("this system does not measure a process's peak anew")
         before = _status("VmRSS")
         f()
@@ -91,8 +96,7 @@ def test_what_a_prompt_and_a_batch_take_is_not_more_than_estimated(growth):
     attribute(lens, sets, tokens[:5])
     estimate = pb.memory_estimate(lens, sets, tokens, batch_size=128)
     taken = growth(lambda: attribute(lens, sets, tokens, batch_size=128))
-    # What the C library kept of memory freed before is not seen to grow again: the lower bound is loose.
-    assert 0.2 * estimate.edges < taken < 1.2 * (estimate.edges + estimate.batch + estimate.prompt)
+    assert 0.5 * estimate.edges < taken < 1.2 * (estimate.edges + estimate.batch + estimate.prompt)
     local = local_model(lens, sets, tokens)
     batch, last = 1024, sum(acts.nnz for acts in local.acts.values()) - 1
     targets = feature_batch(local, torch.full((batch,), last))  # of the highest layer, at the last position
