@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from pullback.lens import LayerTrace
+from pullback.ops.frozen import mix_back, spread_heads
+
+SHORT = 32  # positions up to which patterns are multiplied where gradients lie; for more, products pay for their copies
 
 
 class Heads:
@@ -31,6 +34,8 @@ class Heads:
         # What a head reads at a source (Q, T, 1), and what of it stands at a target (Q, n_heads, T_dst, T_src).
         self.read_scale = 1 / layer.ln1_scale
         self.mixing = layer.mixing.to(dtype)
+        # On a CPU, single vectors are spread in the precision of the trace, which holds its pattern anyway.
+        self.spreading = layer.mixing if layer.mixing.device.type == "cpu" else self.mixing
         self.shapes = Shapes(self.mixing)
 
     def add_pullback(self, R: Tensor) -> None:
@@ -38,6 +43,19 @@ class Heads:
         Q, H, (rows, n, d) = self.n_prompts, self.n_heads, R.shape
         P, flat = rows // Q, R.view(rows * n, d)
         at_z = self._times(flat, self.to_z.T)
+        if P <= SHORT and at_z.dtype in (torch.float32, torch.float64):
+            at_v = mix_back(at_z.view(Q, P, n, H, -1), self.mixing, self.read_scale[..., 0], self.n_kv)
+        else:
+            at_v = self._mixed_back(at_z, Q, P, n)
+        at_v = at_v.view(rows * n, -1)
+        if R.dtype == at_v.dtype:
+            flat.addmm_(at_v, self.from_v)
+        else:
+            flat.add_(self._times(at_v, self.from_v))
+
+    def _mixed_back(self, at_z: Tensor, Q: int, P: int, n: int) -> Tensor:
+        """`ops.frozen.mix_back` as large products, of shapes that may be larger than what is there."""
+        H = self.n_heads
         mixed_P, mixed_n = self.shapes.positions(P), self.shapes.columns(n)
         laid = at_z.new_zeros if (mixed_P, mixed_n) != (P, n) else at_z.new_empty
         before = laid(Q, H, mixed_P, mixed_n, self.d_head)
@@ -47,26 +65,19 @@ class Heads:
             at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
         at_v = at_v.view(Q, self.n_kv, mixed_P, mixed_n, self.d_head)[:, :, :P, :n].permute(0, 2, 3, 1, 4)
         scaled = at_v.new_empty(at_v.shape)
-        torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
-        at_v = scaled.view(rows * n, -1)
-        if R.dtype == at_v.dtype:
-            flat.addmm_(at_v, self.from_v)
-        else:
-            flat.add_(self._times(at_v, self.from_v))
+        return torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
 
-    def add_pullback_of(self, R: Tensor, vectors: Tensor, pos: Tensor) -> None:
-        """The same where each gradient stands at one position only: vectors (Q, n, d) at positions (Q, n).
+    def pullback_of(self, vectors: Tensor, pos: Tensor, P: int, *, standing: bool) -> Tensor:
+        """Gradients (Q P, n, d) at the stream of vectors (Q, n, d) that each stand at one position (Q, n) of attention's
+        output; with `standing`, of the stream behind attention, where they stand themselves as well.
 
         What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
         """
         Q, n, d = vectors.shape
-        P, m = len(R) // Q, self.shapes.rows(Q * n)
-        at_z = padded(self.at_z(vectors.reshape(Q * n, d)), m)
-        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (m, n_heads, d)
-        prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
-        pattern = padded(self.mixing[prompt, :, pos.flatten(), : self.shapes.positions(P)], m)
-        moved = (pattern.transpose(1, 2) @ taken)[: Q * n, :P] * self.read_scale[prompt, :P]
-        R.view(Q, P, n, d).add_(moved.view(Q, n, P, d).transpose(1, 2))
+        at_z = padded(self.at_z(vectors.reshape(Q * n, d)), self.shapes.rows(Q * n))
+        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)[: Q * n].unflatten(0, (Q, n))
+        taken = taken.to(self.spreading.dtype)  # (Q, n, n_heads, d)
+        return spread_heads(taken, self.spreading, self.read_scale[..., 0], pos, P, vectors if standing else None)
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
         """What attention writes at the first P positions of what the stream holds at a slice of source positions:
