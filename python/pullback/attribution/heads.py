@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,11 +40,13 @@ class Heads:
         self.spreading = layer.mixing if layer.mixing.device.type == "cpu" else self.mixing
         self.shapes = Shapes(self.mixing)
 
-    def add_pullback(self, R: Tensor) -> None:
-        """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it."""
+    def add_pullback(self, R: Tensor, at_z: Tensor | None = None) -> None:
+        """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it; `at_z` (Q P n,
+        n_heads d_head) if it is known already what they are at what the heads write."""
         Q, H, (rows, n, d) = self.n_prompts, self.n_heads, R.shape
         P, flat = rows // Q, R.view(rows * n, d)
-        at_z = self._times(flat, self.to_z.T)
+        if at_z is None:
+            at_z = self._times(flat, self.to_z.T)
         if P <= SHORT and at_z.dtype in (torch.float32, torch.float64):
             at_v = mix_back(at_z.view(Q, P, n, H, -1), self.mixing, self.read_scale[..., 0], self.n_kv)
         else:
@@ -67,17 +71,16 @@ class Heads:
         scaled = at_v.new_empty(at_v.shape)
         return torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
 
-    def pullback_of(self, vectors: Tensor, pos: Tensor, P: int, *, standing: bool) -> Tensor:
-        """Gradients (Q P, n, d) at the stream of vectors (Q, n, d) that each stand at one position (Q, n) of attention's
-        output; with `standing`, of the stream behind attention, where they stand themselves as well.
+    def taken(self, vectors: Tensor, pos: Tensor, *, standing: bool) -> Taken:
+        """What heads take of vectors (Q, n, d) that each stand at one position (Q, n) of attention's output; with
+        `standing`, of the stream behind attention, where they stand themselves as well.
 
         What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
         """
         Q, n, d = vectors.shape
         at_z = padded(self.at_z(vectors.reshape(Q * n, d)), self.shapes.rows(Q * n))
         taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)[: Q * n].unflatten(0, (Q, n))
-        taken = taken.to(self.spreading.dtype)  # (Q, n, n_heads, d)
-        return spread_heads(taken, self.spreading, self.read_scale[..., 0], pos, P, vectors if standing else None)
+        return Taken(self, taken.to(self.spreading.dtype), pos, vectors if standing else None)
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
         """What attention writes at the first P positions of what the stream holds at a slice of source positions:
@@ -115,6 +118,33 @@ class Heads:
     def _per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""
         return from_v.view(self.n_kv, self.d_head, -1).repeat_interleave(self.n_heads // self.n_kv, 0)
+
+
+class Taken(NamedTuple):
+    """Gradients below attention of vectors that stood at one position each above it: n_heads vectors, and one more
+    where the stream was read itself, spread over the positions."""
+
+    heads: Heads
+    by_head: Tensor  # (Q, n, n_heads, d)
+    pos: Tensor  # (Q, n)
+    standing: Tensor | None  # (Q, n, d)
+
+    def spread(self, P: int) -> Tensor:
+        """At the first P positions, (Q P, n, d)."""
+        return self._spread(self.by_head, P, self.standing)
+
+    def at_z_of(self, lower: Heads, P: int) -> Tensor | None:
+        """The same at what the heads of a lower layer write, (Q P n, n_heads d_head), where the few vectors take fewer
+        products with W_O than what they have been spread to; None elsewhere."""
+        if lower.to_z.dtype != self.by_head.dtype or self.heads.n_heads + 1 >= P:
+            return None
+        # Vectors of one head after the other: that is how they lie.
+        by_head = (self.by_head.permute(2, 0, 1, 3) @ lower.to_z.T).permute(1, 2, 0, 3)
+        standing = None if self.standing is None else self.standing @ lower.to_z.T
+        return self._spread(by_head, P, standing).flatten(0, 1)
+
+    def _spread(self, by_head: Tensor, P: int, standing: Tensor | None) -> Tensor:
+        return spread_heads(by_head, self.heads.spreading, self.heads.read_scale[..., 0], self.pos, P, standing)
 
 
 class Shapes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.columns import Columns
+from pullback.attribution.heads import Taken
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
 from pullback.lens.depth import at_attention, at_mlp, before_block
@@ -52,6 +53,7 @@ class _Sweep:
     Attributes:
         P: positions of the cone: nothing after the last target's matters to any of them.
         R: (Q P, joined, d), gradient at the residual stream.
+        just_taken: what R consists of, if that is nothing but what attention took of targets that have just joined.
     """
 
     def __init__(self, stack: Stack, columns: Columns, P: int) -> None:
@@ -61,6 +63,8 @@ class _Sweep:
         self.edges = columns.vectors.new_zeros(n, self.reach.layout.n_sources)
         self.zeroed = columns.vectors.new_zeros(self.Q, n)
         self.R = columns.vectors.new_zeros(self.Q * self.P, 0, d)
+        self.just_taken: Taken | None = None
+        self.at_depth = torch.bincount(columns.depth).tolist()
 
     @property
     def joined(self) -> int:
@@ -112,8 +116,8 @@ class _Sweep:
         parallel = self.stack.layers[i].parallel
         through_skip = self._through_skip(i)
         # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
-        if through_skip is not None and not parallel:
-            self.R += through_skip
+        if not parallel:
+            self._add_to_gradient(through_skip)
         if self.joined:
             self._leaves(("attn_bias", i))
         written = self._by_what_is_written(i)
@@ -123,9 +127,11 @@ class _Sweep:
             if written:
                 self._stream_through_attention()
             else:
-                self.stack.heads[i].add_pullback(self.R)
-        if through_skip is not None and parallel:
-            self.R += through_skip
+                heads, taken = self.stack.heads[i], self.just_taken
+                heads.add_pullback(self.R, None if taken is None else taken.at_z_of(heads, self.P))
+                self.just_taken = None
+        if parallel:
+            self._add_to_gradient(through_skip)
         if not written or parallel:
             self._join_at_mlp(i)
 
@@ -134,15 +140,14 @@ class _Sweep:
         parallel, through_skip = self.stack.layers[i].parallel, self._through_skip(i)
         if parallel and self.joined:
             self._contract_attention(i)
-        if through_skip is not None:
-            self.R += through_skip
+        self._add_to_gradient(through_skip)
         self._join_before(at_mlp(i))
         if not parallel and self.joined:
             self._contract_attention(i)
         which, vectors, pos = self._waiting(at_attention(i))
         if which.start < which.stop:
             # Nothing of them reads the stream itself.
-            self._join(self.stack.heads[i].pullback_of(vectors, pos, self.P, standing=False))
+            self._join(self.stack.heads[i].taken(vectors, pos, standing=False))
 
     def _by_what_is_written(self, i: int) -> bool:
         """Whether edges through attention are read where it writes: in the first layer, of prompts that are not long.
@@ -158,6 +163,11 @@ class _Sweep:
             for sources, written in self.stack.written_by(u, self.P):
                 contract_written(self.R.unflatten(0, (self.Q, self.P)), written, sources.start, into[:, :, sources])
 
+    def _add_to_gradient(self, through_skip: Tensor | None) -> None:
+        if through_skip is not None:
+            self.R += through_skip
+            self.just_taken = None
+
     def _through_skip(self, i: int) -> Tensor | None:
         stack = self.stack
         W_skip = stack.sets.skip(i) if i in stack.sets else None
@@ -170,7 +180,8 @@ class _Sweep:
 
     def _waiting(self, depth: int) -> tuple[slice, Tensor, Tensor]:
         """Columns at this depth, which come next: which, their vectors at the stream (Q, m, d), positions (Q, m)."""
-        which = slice(self.joined, self.joined + int((self.columns.depth == depth).sum()))
+        size = self.at_depth[depth] if depth < len(self.at_depth) else 0
+        which = slice(self.joined, self.joined + size)
         return which, self.columns.vectors[:, which], self.columns.pos[:, which]
 
     def _join_at_mlp(self, i: int) -> None:
@@ -180,13 +191,12 @@ class _Sweep:
         if which.start == which.stop:
             return
         behind = not layer.parallel and not self._by_what_is_written(i)
-        fresh = stack.heads[i].pullback_of(vectors, pos, self.P, standing=True) if behind else None
         if not layer.parallel:
             prompt = torch.arange(self.Q, device=pos.device)[:, None]
             column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
             span = self.edges[:, self.reach.layout.attn_bias[i]]
             span[column, prompt * self.P + pos] = (vectors * stack.attn_bias[i][prompt, pos]).sum(-1)
-        self._join(self._standing(vectors, pos) if fresh is None else fresh)
+        self._join(stack.heads[i].taken(vectors, pos, standing=True) if behind else self._standing(vectors, pos))
 
     def _join_before(self, depth: int) -> None:
         """Targets that read the stream as it is at this depth."""
@@ -202,8 +212,10 @@ class _Sweep:
         stream[rows, torch.arange(m, device=pos.device)] = vectors
         return stream
 
-    def _join(self, fresh: Tensor) -> None:
-        self.R = torch.cat([self.R, fresh], dim=1) if self.joined else fresh
+    def _join(self, fresh: Tensor | Taken) -> None:
+        gradient = fresh.spread(self.P) if isinstance(fresh, Taken) else fresh
+        self.just_taken = fresh if isinstance(fresh, Taken) and not self.joined else None
+        self.R = torch.cat([self.R, gradient], dim=1) if self.joined else gradient
 
     def _leaves(self, *which: tuple[str, int]) -> None:
         """Edges from kinds of leaves by layer, one vector a position, where there is anything to read."""
