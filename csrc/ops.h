@@ -117,7 +117,8 @@ void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale,
 void csr_flow(const View& targets, const View& counts, const View& sources, const View& scale, const View& sizes,
               const View& total);
 
-// Of rows in CSR, in float64: sums of the weights and of their sizes; totals of the sizes from sources that count.
+// Of rows in CSR, in float64: sums of the weights and of their sizes (R); totals (m, R) of the sizes from sources that
+// count by each of m masks, bool (m, n_nodes).
 void csr_sums(const View& indptr, const View& weights, const View& sums, const View& sizes);
 void csr_totals(const View& indptr, const View& sources, const View& weights, const View& counted, const View& totals);
 
