@@ -99,17 +99,17 @@ def _sources(local: LocalModel) -> k.Nodes:
         parts.append((kind, layer))
         columns.append((positions, feature, activation.to(dtype).cpu(), nothing))
 
-    def add_features(kind: int, acts: Mapping[int, SparseActivations], preactivations: Mapping[int, Tensor]) -> None:
+    def add_features(kind: int, acts: Mapping[int, SparseActivations]) -> None:
         for layer, active in sorted(acts.items()):
             parts.append((kind, layer))
-            values = active.values.to(dtype).cpu(), preactivations[layer].to(dtype).cpu()
-            columns.append((active.rows().cpu(), active.indices.cpu().long(), *values))
+            values = active.values.to(dtype).cpu()
+            columns.append((active.rows().cpu(), active.indices.cpu().long(), values, values))
 
     add(k.EMBEDDING, -1, t.tokens.cpu())
     if t.pos_embed is not None:
         add(k.POSITION, -1, none)
-    add_features(k.FEATURE, local.acts, local.preactivations)
-    add_features(k.ATTENTION_FEATURE, local.attention.acts, local.attention.preactivations)
+    add_features(k.FEATURE, local.acts)
+    add_features(k.ATTENTION_FEATURE, local.attention.acts)
     for i, error in enumerate(local.errors):
         add(k.ERROR, i, none, error.norm(dim=-1))
     for i, error in sorted(local.attention.errors.items()):

@@ -191,7 +191,7 @@ class _Sweep:
         if which.start == which.stop:
             return
         behind = not layer.parallel and not self._by_what_is_written(i)
-        if not layer.parallel:
+        if not layer.parallel and ("attn_bias", i) in stack.leaves:
             prompt = torch.arange(self.Q, device=pos.device)[:, None]
             column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
             span = self.edges[:, self.reach.layout.attn_bias[i]]
