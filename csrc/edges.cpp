@@ -326,6 +326,8 @@ void csr_totals(const View& indptr, const View& sources, const View& weights, co
   const int64_t n_masks = counted.shape[0], n_nodes = counted.shape[1];
   require_dense(op, "totals", totals, {n_masks, n}, 8);
   require_ids(op, sources, n_nodes);
+  // Multiplied, not branched to: what counts alternates.
+  const std::vector<double> factors(counted.as<bool>(), counted.as<bool>() + n_masks * n_nodes);
   with_float_type(op, weights.itemsize, [&](auto zero) {
     using T = decltype(zero);
     const int64_t* ptr = indptr.as<int64_t>();
@@ -334,11 +336,9 @@ void csr_totals(const View& indptr, const View& sources, const View& weights, co
         const int32_t* source = sources.as<int32_t>();
         const T* weight = weights.as<T>();
         for (int64_t m = 0; m < n_masks; ++m) {
-          const bool* counts = counted.as<bool>() + m * n_nodes;
+          const double* counts = factors.data() + m * n_nodes;
           totals.as<double>()[m * n + r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) {
-            // Chosen, not branched to: what counts alternates.
-            const double size = std::abs(static_cast<double>(weight[e]));
-            return counts[source[e]] ? size : 0.0;
+            return counts[source[e]] * std::abs(static_cast<double>(weight[e]));
           });
         }
       }
