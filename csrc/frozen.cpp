@@ -10,6 +10,8 @@
 namespace pullback {
 namespace {
 
+constexpr int64_t second_cache = 1 << 19;  // half of what most have
+
 // Patterns (Q, H, T, T) and what a head's source is divided by (Q, T), of the first P <= T positions.
 template <class T>
 Mixing<T> mixing_of(const char* op, const View& mixing, const View& scale, int64_t Q, int64_t H, int64_t P) {
@@ -68,9 +70,16 @@ void mix_back(const View& at_z, const View& mixing, const View& scale, const Vie
     using T = decltype(zero);
     const MixBack<T> mix{at_z.as<T>(), mixing_of<T>(op, mixing, scale, Q, H, P), P, n, H, K, d_head, out.as<T>()};
     const Table<T>& kernels = table<T>();
-    parallel_for(Q * P, Q * P * (P / 2 + 1) * n * H * d_head, [&](int64_t begin, int64_t end, int) {
+    // As many columns at a time as stay in the second cache while every source reads them.
+    const int64_t bytes = P * H * d_head * at_z.itemsize;
+    const int64_t width = std::max<int64_t>(1, second_cache / std::max<int64_t>(1, bytes));
+    const int64_t blocks = (n + width - 1) / width;
+    parallel_for(Q * blocks, Q * P * (P / 2 + 1) * n * H * d_head, [&](int64_t begin, int64_t end, int) {
       std::vector<T> weights(H * P);
-      kernels.mix_back_rows(mix, begin, end, weights.data());
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % blocks * width;
+        kernels.mix_back_columns(mix, i / blocks, first, std::min(n, first + width), weights.data());
+      }
     });
   });
 }

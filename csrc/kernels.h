@@ -133,8 +133,8 @@ struct Table {
   // Columns q n + b in [begin, end).
   void (*spread_columns)(const Spread<T>& spread, int64_t begin, int64_t end);
 
-  // Sources q P + p in [begin, end). scratch holds H P values.
-  void (*mix_back_rows)(const MixBack<T>& mix, int64_t begin, int64_t end, T* scratch);
+  // Columns [begin, end) of prompt q. scratch holds H P values.
+  void (*mix_back_columns)(const MixBack<T>& mix, int64_t q, int64_t begin, int64_t end, T* scratch);
 
   // One row: out[j][b * out_stride] += <G[b], u[j]> for n rows of G and `count` vectors, at most leaves_at_once.
   void (*leaf_products)(const T* G, int64_t G_stride, int64_t n, const T* const* u, int64_t count, int64_t d,

@@ -37,23 +37,23 @@ void spread_columns(const Spread<T>& s, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void mix_back_rows(const MixBack<T>& m, int64_t begin, int64_t end, T* scratch) {
+void mix_back_columns(const MixBack<T>& m, int64_t q, int64_t begin, int64_t end, T* scratch) {
   const int64_t group = m.H / m.K;  // query heads that share a key/value head
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t q = item / m.P, src = item % m.P, count = m.P - src;
-    const T* at_z = m.at_z + (q * m.P + src) * m.n * m.H * m.d_head;
+  const int64_t row = m.n * m.H * m.d_head;
+  for (int64_t src = 0; src < m.P; ++src) {
+    const int64_t count = m.P - src;
     const T scale = m.mixing.scale[q * m.mixing.scale_q + src];
     for (int64_t h = 0; h < m.H; ++h)
       for (int64_t t = 0; t < count; ++t)
         scratch[h * m.P + t] = scale * m.mixing.at[q * m.mixing.q + h * m.mixing.h + (src + t) * m.mixing.dst + src];
-    for (int64_t b = 0; b < m.n; ++b) {
-      T* out = m.out + (item * m.n + b) * m.K * m.d_head;
+    for (int64_t b = begin; b < end; ++b) {
+      const T* at_z = m.at_z + (q * m.P + src) * row + b * m.H * m.d_head;
+      T* out = m.out + ((q * m.P + src) * m.n + b) * m.K * m.d_head;
       for (int64_t h = 0; h < m.H; ++h) {
         T* to = out + h / group * m.d_head;
-        const T* from = at_z + (b * m.H + h) * m.d_head;
         weighted_sum(
             h % group ? to : nullptr, count, [&](int64_t t) { return scratch[h * m.P + t]; },
-            [&](int64_t t) { return from + t * m.n * m.H * m.d_head; }, m.d_head, to);
+            [&](int64_t t) { return at_z + t * row + h * m.d_head; }, m.d_head, to);
       }
     }
   }

@@ -31,9 +31,9 @@ namespace {
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,      decode_rows<T>,   sampled_rows<T>, segment_features<T>,  contract_tile<T, T, T>,
-          residual_rows<T>,  moments_rows<T>,  norm_rows<T>,    gradient_features<T>, adam_features<T>,
-          spread_columns<T>, mix_back_rows<T>, leaf_products<T>};
+  return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>, segment_features<T>,  contract_tile<T, T, T>,
+          residual_rows<T>,  moments_rows<T>,     norm_rows<T>,    gradient_features<T>, adam_features<T>,
+          spread_columns<T>, mix_back_columns<T>, leaf_products<T>};
 }
 
 }  // namespace

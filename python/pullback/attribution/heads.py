@@ -10,7 +10,7 @@ from torch import Tensor
 from pullback.lens import LayerTrace
 from pullback.ops.frozen import mix_back, spread_heads
 
-SHORT = 32  # positions up to which patterns are multiplied where gradients lie; for more, products pay for their copies
+SHORT = 64  # positions up to which patterns are multiplied where gradients lie; for more, products pay for their copies
 
 
 class Heads:
