@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import pullback as pb
 from pullback.attribution import Graph
@@ -184,9 +185,32 @@ def test_file_round_trip_is_exact(graph: Graph, tmp_path: Path) -> None:
     assert torch.equal(back.dropped, graph.dropped)
 
 
-def test_damaged_and_foreign_files_are_refused(graph: Graph, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_sources_are_written_as_runs_where_that_is_less(graph: Graph, tmp_path: Path) -> None:
+    whole, few = tmp_path / "whole.safetensors", tmp_path / "few.safetensors"
+    graph.save(whole)
+    strongest = dataclasses.replace(graph, weights=torch.where(torch.arange(graph.n_edges) % 2 == 0, graph.weights, 0))
+    thin = strongest.prune(1.0, 0.5)
+    thin.save(few)
+    assert "run_first" in load_file(whole)
+    assert "sources" in load_file(few)
+    for file, saved in ((whole, graph), (few, thin)):
+        back = Graph.load(file)
+        assert back.sources.dtype == torch.int32
+        assert torch.equal(back.sources, saved.sources)
 
+    tensors, header = load_file(whole), {"format": "pullback-graph", "version": "1", "meta": "{}"}
+    save_file(tensors | {"run_length": tensors["run_length"] + 1}, whole, header)
+    with pytest.raises(ValueError, match="runs of sources are not those"):
+        Graph.load(whole)
+    del tensors["run_length"], tensors["run_first"]
+    save_file(tensors, whole, header)
+    with pytest.raises(ValueError, match="lacks run_first, run_length"):
+        Graph.load(whole)
+    save_file(tensors | {"sources": graph.sources}, whole, header)  # as version 1 was
+    assert torch.equal(Graph.load(whole).sources, graph.sources)
+
+
+def test_damaged_and_foreign_files_are_refused(graph: Graph, tmp_path: Path) -> None:
     path = tmp_path / "graph.safetensors"
     graph.save(path)
     raw = path.read_bytes()

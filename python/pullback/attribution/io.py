@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from os import PathLike
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -16,8 +17,9 @@ from pullback.attribution.graph import Graph
 from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT, NODE_FIELDS, Nodes
 
 FORMAT = "pullback-graph"
-VERSION = 1
-EDGE_FIELDS = ("indptr", "sources", "weights", "dropped")
+VERSION = 2
+EDGE_FIELDS = ("indptr", "weights", "dropped")
+RUN_FIELDS = ("run_first", "run_length")
 OPTIONAL_FIELDS = ("cumulative", "given_weights")
 DTYPES = {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.float32: "F32", torch.float64: "F64"}
 
@@ -26,10 +28,35 @@ def save(graph: Graph, path: str | PathLike[str]) -> None:
     """Write `path`; if interrupted or out of space, a file there before survives."""
     tensors = {f"nodes.{f}": getattr(graph.nodes, f).contiguous() for f in NODE_FIELDS}
     tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
+    tensors |= _in_runs(graph.sources)
     tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
     with atomic_write(path) as file:
         file.writelines(_content(tensors, header))
+
+
+def _in_runs(sources: Tensor) -> dict[str, Tensor]:
+    """Sources (n_edges), or where that is less, the first of every run of successive ones and the run's length: targets
+    of a whole graph read all that lies below them, so a few runs say it."""
+    breaks = torch.from_numpy(np.flatnonzero(np.diff(sources.numpy()) != 1) + 1)
+    if 2 * (len(breaks) + 1) >= len(sources):
+        return {"sources": sources.contiguous()}
+    starts = torch.cat([breaks.new_zeros(1), breaks, breaks.new_tensor([len(sources)])])
+    return {"run_first": sources[starts[:-1]], "run_length": starts.diff().int()}
+
+
+def _sources(tensors: Mapping[str, Tensor], path: str) -> Tensor:
+    """What `_in_runs` wrote."""
+    if "sources" in tensors:
+        return tensors["sources"]
+    first, length = (tensors[f] for f in RUN_FIELDS)
+    n_edges = len(tensors["weights"])
+    if first.shape != length.shape or bool((length < 1).any()) or int(length.sum()) != n_edges:
+        raise ValueError(f"{path} contradicts itself: its runs of sources are not those of {n_edges} edges")
+    begin = length.cumsum(0) - length
+    counted = torch.int32 if n_edges < 2**31 else torch.int64
+    shift = torch.repeat_interleave((first - begin).to(counted), length)
+    return shift.add_(torch.arange(n_edges, dtype=counted)).int()
 
 
 def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -66,10 +93,12 @@ def load(path: str | PathLike[str]) -> Graph:
             f"{os.fspath(path)} is graph format {header['version']}; this pullback reads up to {VERSION}: upgrade it"
         )
     wanted = {f"nodes.{f}" for f in NODE_FIELDS} | set(EDGE_FIELDS)
+    wanted |= {"sources"} if "sources" in tensors else set(RUN_FIELDS)
     if missing := sorted(wanted - set(tensors)):
         raise ValueError(f"{os.fspath(path)} lacks {', '.join(missing)}")
     graph = Graph(
         nodes=Nodes(*(tensors[f"nodes.{f}"] for f in NODE_FIELDS)),
+        sources=_sources(tensors, os.fspath(path)),
         meta=json.loads(header["meta"]),
         **{f: tensors.get(f) for f in OPTIONAL_FIELDS},
         **{f: tensors[f] for f in EDGE_FIELDS},
@@ -102,7 +131,10 @@ def _validate(graph: Graph, path: str) -> None:
 def feeds_forward(graph: Graph) -> bool:
     """Whether only features and logits are targets, and every feature feeds what is further on only: no cycles, so that
     influence can be summed up."""
-    depth, sources, rows = graph.nodes.depth, graph.sources.long(), graph.rows()
-    into_target = graph.of_kind(*FEATURES, LOGIT, DIRECTION)[rows].all()
-    forward = torch.where(graph.of_kind(*FEATURES)[sources], depth[sources] < depth[rows], True).all()
-    return bool(into_target & forward & ~graph.of_kind(LOGIT, DIRECTION)[sources].any())
+    depth, counts = graph.nodes.depth, graph.indptr.diff()
+    feature, explained = graph.of_kind(*FEATURES), graph.of_kind(LOGIT, DIRECTION)
+    if bool((counts[~(feature | explained)] > 0).any()):
+        return False
+    ends = torch.iinfo(depth.dtype)  # leaves feed all, what is explained feeds nothing
+    needs = torch.where(feature, depth, ends.min).masked_fill(explained, ends.max)
+    return bool((needs.index_select(0, graph.sources) < torch.repeat_interleave(depth, counts)).all())
