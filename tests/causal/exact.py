@@ -27,5 +27,17 @@ def own_mlps(lens: Lens) -> TranscoderSet:
     return TranscoderSet({i: transcoder(block.mlp, i) for i, block in enumerate(lens.model.blocks)})
 
 
+def exact_saes(lens: Lens, *, layers: list[int] | None = None, far: float = 50.0) -> TranscoderSet:
+    """y = ReLU(y + far) - far: a feature for each coordinate of what attention writes, all on and far from off."""
+    eye, off = torch.eye(lens.d_model, dtype=lens.dtype), torch.full((lens.d_model,), far, dtype=lens.dtype)
+    hooks = {"hook_in": "hook_attn_out", "hook_out": "hook_attn_out"}
+    return TranscoderSet(
+        {
+            i: Transcoder(eye, off, eye, -off, activation=ReLU(), reading=lens.reading(i), **hooks)
+            for i in (range(lens.n_layers) if layers is None else layers)
+        }
+    )
+
+
 def prompts(n: int, T: int, seed: int) -> torch.Tensor:
     return torch.randint(0, models.VOCAB, (n, T), generator=torch.Generator().manual_seed(seed))

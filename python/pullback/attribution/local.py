@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from pullback.attribution.stack import Stack
 from pullback.lens import LayerTrace, Lens, Trace, must_be_attention_saes, must_be_transcoders, traces
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
+
+Dictionaries: TypeAlias = tuple[LayeredDictionary, ...]
+"""Of MLPs and, where there are some, of attention outputs: `dictionaries[attention]`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class LocalModel:
         """Features by kind and layer, in the order of the layout."""
         at_mlps = {("features", i): self.acts[i] for i in sorted(self.acts)}
         return at_mlps | {("attn_features", i): acts for i, acts in sorted(self.attention.acts.items())}
+
+    @property
+    def dictionaries(self) -> Dictionaries:
+        return (self.sets,) if self.attention.saes is None else (self.sets, self.attention.saes)
 
     @property
     def heads(self) -> list[Heads]:

@@ -30,7 +30,7 @@ class Patches:
     what the ablation gives."""
 
     def __init__(self, local: LocalModel, nodes: NodeSet, ablation: Ablation) -> None:
-        nodes.must_fit(local)
+        nodes.must_fit(local.dictionaries, local.trace)
         ablation.must_fit(local.n_pos)
         self.n, self.like, self.T = len(nodes), local.trace.embed, local.n_pos
         self.writes: list[Writes] = []
