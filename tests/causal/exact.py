@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from pullback.causal import Ablation
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import ReLU, Transcoder, TranscoderSet
 from tests import models
@@ -41,3 +43,13 @@ def exact_saes(lens: Lens, *, layers: list[int] | None = None, far: float = 50.0
 
 def prompts(n: int, T: int, seed: int) -> torch.Tensor:
     return torch.randint(0, models.VOCAB, (n, T), generator=torch.Generator().manual_seed(seed))
+
+
+def nearly(same: Ablation, step: float) -> Ablation:
+    """A share `step` of every node taken away."""
+    return replace(
+        same,
+        acts={i: replace(a, values=a.values * (1 - step)) for i, a in same.acts.items()},
+        errors={i: e * (1 - step) for i, e in same.errors.items()},
+        attention=None if same.attention is None else nearly(same.attention, step),
+    )
