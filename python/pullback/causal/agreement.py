@@ -179,9 +179,8 @@ class _Test:
 
     def _measured(self, run: str, node: int) -> tuple[Tensor, Tensor]:
         at = self.graph.nodes
-        where = (int(column[node]) for column in (at.layer, at.pos, at.feature))
-        attention = int(at.kind[node]) == ATTENTION_FEATURE
-        place = Setting(*where, self.factor, relative=True, attention=attention)
+        layer, pos, feature, kind = (int(column[node]) for column in (at.layer, at.pos, at.feature, at.kind))
+        place = Setting(layer, pos, feature, self.factor, relative=True, attention=kind == ATTENTION_FEATURE)
         freeze = None if run == "unconstrained" else "attention"
         hold = replace(held(self.lens, self.dictionaries, freeze, self._holding(run, node)), final_norm=run == "direct")
         wanted = placed(self.dictionaries, self.base.n_pos, [place])

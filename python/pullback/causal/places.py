@@ -51,7 +51,7 @@ def _feature_of(node_id: str) -> Feature:
     return FeatureTarget(layer, pos, feature, attention=True) if attention else (layer, pos, feature)
 
 
-Intervention: TypeAlias = tuple[int, Position, int, float] | tuple[FeatureTarget, float] | tuple[Supernode, float]
+Intervention: TypeAlias = tuple[int, Position, int, float] | tuple[Feature, float] | tuple[Supernode, float]
 """(layer, position, feature, value after the activation function), (feature, value), or (supernode, factor on its
 features)."""
 
@@ -78,15 +78,12 @@ def _settings(intervention: Any) -> list[Setting]:
         if isinstance(intervention[0], Supernode):
             group, factor = intervention
             return [_setting(feature, factor, relative=True) for feature in group.features]
-        if isinstance(intervention[0], FeatureTarget):
-            feature, value = intervention
-        else:
-            *feature, value = intervention
-        return [_setting(feature, value)]
+        *feature, value = intervention
+        return [_setting(feature[0] if len(feature) == 1 else feature, value)]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             "intervene: an intervention is (layer, position, feature, value), three integers and a number (the "
-            "position may be a slice), or (FeatureTarget, value), or (supernode, factor), got "
+            "position may be a slice), or (feature, value), or (supernode, factor), got "
             f"{intervention!r}"
         ) from error
 
