@@ -88,6 +88,17 @@ def test_what_is_held_below_a_feature_ends_at_its_own_place() -> None:
     assert torch.allclose(moved[above], after - test.before[above], atol=1e-9)
 
 
+@pytest.mark.parametrize(("name", "cosine"), [("LN-gqa-standard-plain", 1.0), ("neox-parallel", None)])
+def test_downstream_of_attention_is_the_mlp_of_its_own_layer(name: str, cosine: float | None) -> None:
+    """In the last layer nothing else is; and in a parallel block, that is not."""
+    lens = as_lens(models.build(name))
+    sets, saes = models.random_set(lens), models.random_saes(lens)
+    graph = pb.attribute(lens, sets, TOKENS, attention_saes=saes)
+    last = int((graph.of_kind(ATTENTION_FEATURE) & (graph.nodes.layer == 2) & (graph.nodes.pos == 5)).nonzero()[0])
+    test = _Test(lens, (sets, saes), graph, trace(lens, TOKENS), margin_of(graph), factor=0.0)
+    assert test.run("direct", [last]).cosine == (None if cosine is None else pytest.approx(cosine, abs=1e-12))
+
+
 def test_edges_explain_logits_before_a_soft_cap() -> None:
     lens = as_lens(models.native(seed=0, output_logits_soft_cap=3.0))
     sets = models.random_set(lens)
