@@ -30,10 +30,12 @@ class LocalModel:
 
     Layers without a transcoder have no features and no bias: their whole MLP output is error. Attention writes what it
     reads of the stream through frozen patterns, plus attn_bias[l]; in layers that `attention` has, it writes its
-    features, errors and attn_bias[l].
+    features, errors and attn_bias[l]. `sets` and those of `attention` hold the rows of this prompt's features;
+    `dictionaries` are whole, for features that become active in other runs.
     """
 
     trace: Trace
+    dictionaries: Dictionaries
     sets: LayeredDictionary
     acts: dict[int, SparseActivations]  # layer -> T rows
     preactivations: dict[int, Tensor]  # layer -> (nnz), before the activation function
@@ -61,10 +63,6 @@ class LocalModel:
         """Features by kind and layer, in the order of the layout."""
         at_mlps = {("features", i): self.acts[i] for i in sorted(self.acts)}
         return at_mlps | {("attn_features", i): acts for i, acts in sorted(self.attention.acts.items())}
-
-    @property
-    def dictionaries(self) -> Dictionaries:
-        return (self.sets,) if self.attention.saes is None else (self.sets, self.attention.saes)
 
     @property
     def heads(self) -> list[Heads]:
@@ -137,6 +135,7 @@ def local_models(
     # Of activations, every prompt's T rows one after the other.
     inputs = {i: layers[i].read(sets.hook_in(i)) for i in sets.layers}
     acts = {i: encoded(sets, i, x, keep) for i, x in inputs.items()}
+    dictionaries = (sets,) if attention_saes is None else (sets, attention_saes)
     sets = sets.holding(acts)  # every batch of targets reads the same decoder rows
     preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
@@ -163,6 +162,7 @@ def local_models(
         rows = slice(q * T, (q + 1) * T)
         return LocalModel(
             trace=recorded[q],
+            dictionaries=dictionaries,
             sets=sets,
             acts={i: a[rows] for i, a in acts.items()},
             preactivations=entries_of(preactivations, acts, rows),

@@ -97,14 +97,15 @@ class CircuitRunner:
         lens, trace, nodes = self.lens, self.local.trace, self.nodes
         kept, out = nodes[keep], nodes[~keep]
 
-        def ablated(sets: LayeredDictionary, *, attention: bool) -> _Ablated:
+        def ablated(*, attention: bool) -> _Ablated:
             own, gone = (part[part.attention == attention] for part in (kept, out))
-            return _Ablated(lens, sets, own, gone, self.ablation.of(attention=attention), trace)
+            sets, ablation = self.local.dictionaries[attention], self.ablation.of(attention=attention)
+            return _Ablated(lens, sets, own, gone, ablation, trace)
 
-        at_mlps = ablated(self.local.sets, attention=False)
+        at_mlps = ablated(attention=False)
         edits, read = at_mlps.edits(range(lens.n_layers)), (at_mlps.read, dict[int, Tensor]())
-        if self.local.attention.saes is not None:
-            at_attention = ablated(self.local.attention.saes, attention=True)
+        if len(self.local.dictionaries) > 1:
+            at_attention = ablated(attention=True)
             edits, read = [*edits, *at_attention.edits()], (at_mlps.read, at_attention.read)
         return frozen_run(lens, trace.tokens, trace, self.hold, edits, [])[0], read
 

@@ -38,11 +38,11 @@ class Patches:
         nodes.must_fit(local.dictionaries, local.trace)
         ablation.must_fit(local.n_pos)
         self.n, self.like, self.T = len(nodes), local.trace.embed, local.n_pos
-        errors = dict(enumerate(local.errors))
-        self.writes = self._of_kind(nodes, local.sets, local.acts, errors, ablation, attention=False)
-        if local.attention.saes is not None:
-            found, there = local.attention, ablation.of(attention=True)
-            self.writes += self._of_kind(nodes, found.sets, found.acts, found.errors, there, attention=True)
+        found = [(local.acts, dict(enumerate(local.errors))), (local.attention.acts, local.attention.errors)]
+        self.writes: list[Writes] = []
+        for attention, (sets, (acts, errors)) in enumerate(zip(local.dictionaries, found, strict=False)):
+            there = ablation.of(attention=bool(attention))
+            self.writes += self._of_kind(nodes, sets, acts, errors, there, attention=bool(attention))
 
     def _of_kind(
         self,
