@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pullback.attribution import Graph
 from pullback.attribution.local import Dictionaries, local_model
-from pullback.attribution.nodes import ATTENTION_ERROR, ATTENTION_FEATURE, ERRORS, FEATURES
+from pullback.attribution.nodes import ATTENTION_ERROR, ATTENTION_FEATURE, ERRORS, FEATURES, KINDS
 from pullback.lens import Trace, as_lens
 from pullback.transcoders import LayeredDictionary
 
@@ -88,6 +88,11 @@ class NodeSet:
     def places(self) -> list[tuple[int, int, int]]:
         """(layer, position, feature) of each."""
         return list(zip(*(column.tolist() for column in self._columns()[:3]), strict=True))
+
+    def kinds(self) -> list[str]:
+        """Of each, as tables of graphs name it."""
+        columns = zip(self.is_error.tolist(), self.attention.tolist(), strict=True)
+        return [KINDS[(ERRORS if error else FEATURES)[attention]] for error, attention in columns]
 
     def ids(self) -> list[str]:
         """Names of nodes, as `Graph.node_ids` has them."""

@@ -230,12 +230,14 @@ def test_relevance_refuses_what_it_cannot_reach() -> None:
 
 def test_tables() -> None:
     lens = as_lens(models.build("gpt2"))
-    sets = models.random_set(lens)
-    graph = pb.attribute(lens, sets, TOKENS)
-    found = pb.node_scores(lens, sets, graph, methods=["exact", "eap"], batch_size=7)
+    sets, saes = models.random_set(lens), models.random_saes(lens, layers=[1])
+    graph = pb.attribute(lens, sets, TOKENS, attention_saes=saes)
+    found = pb.node_scores(lens, sets, graph, methods=["exact", "eap"], batch_size=7, attention_saes=saes)
     nodes = found.to_pandas()
+    of_graph = graph.to_pandas()[0].set_index("id")
     assert nodes["id"].tolist() == NodeSet.of(graph).ids()
-    assert list(nodes.columns) == ["id", "layer", "pos", "feature", "graph", "exact", "eap"]
+    assert nodes["kind"].tolist() == of_graph.loc[nodes["id"], "kind"].tolist()
+    assert list(nodes.columns) == ["id", "kind", "layer", "pos", "feature", "graph", "exact", "eap"]
     table = found.correlations()
     assert list(table.columns) == list(table.index) == ["graph", "exact", "eap"]
     assert all(table[m][m] == pytest.approx(1) for m in table)

@@ -35,11 +35,12 @@ class NodeScores:
     scores: dict[str, Tensor]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each node: id, layer, pos, feature, and a column for each method."""
+        """A row for each node: id, kind, layer, pos, feature, and a column for each method."""
         import pandas as pd
 
         columns = {name: getattr(self.nodes, name).numpy() for name in ("layer", "pos", "feature")}
-        return pd.DataFrame({"id": self.nodes.ids(), **columns, **{m: s.numpy() for m, s in self.scores.items()}})
+        named = {"id": self.nodes.ids(), "kind": self.nodes.kinds()}
+        return pd.DataFrame({**named, **columns, **{m: s.numpy() for m, s in self.scores.items()}})
 
     def correlations(self) -> pd.DataFrame:
         """Spearman's rank correlation of every two methods."""
