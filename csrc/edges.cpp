@@ -102,6 +102,17 @@ void require_below(const char* op, const char* what, const View& ids, int64_t n)
   }
 }
 
+// The sum of f(e) over [begin, end), in four sums side by side: one after the other would wait for each addition.
+template <class F>
+double sum_of(int64_t begin, int64_t end, const F& f) {
+  double sums[4] = {};
+  int64_t e = begin;
+  for (; e + 4 <= end; e += 4)
+    for (int i = 0; i < 4; ++i) sums[i] += f(e + i);
+  for (; e < end; ++e) sums[0] += f(e);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 void require_csr(const char* op, const View& indptr, const View& weights) {
   require_dense(op, "indptr", indptr, {-1}, 8);
   require_dense(op, "weights", weights, {-1}, weights.itemsize);
@@ -297,14 +308,10 @@ void csr_sums(const View& indptr, const View& weights, const View& sums, const V
     const int64_t* ptr = indptr.as<int64_t>();
     parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        double sum = 0, size = 0;
-        for (int64_t e = ptr[r]; e < ptr[r + 1]; ++e) {
-          const double w = weights.as<T>()[e];
-          sum += w;
-          size += std::abs(w);
-        }
-        sums.as<double>()[r] = sum;
-        sizes.as<double>()[r] = size;
+        const T* weight = weights.as<T>();
+        sums.as<double>()[r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) { return static_cast<double>(weight[e]); });
+        sizes.as<double>()[r] =
+            sum_of(ptr[r], ptr[r + 1], [=](int64_t e) { return std::abs(static_cast<double>(weight[e])); });
       }
     });
   });
@@ -315,18 +322,25 @@ void csr_totals(const View& indptr, const View& sources, const View& weights, co
   require_csr(op, indptr, weights);
   const int64_t n = indptr.shape[0] - 1;
   require_dense(op, "sources", sources, {weights.shape[0]}, 4);
-  require_dense(op, "counted", counted, {-1}, 1);
-  require_dense(op, "totals", totals, {n}, 8);
-  require_ids(op, sources, counted.shape[0]);
+  require_dense(op, "counted", counted, {-1, -1}, 1);
+  const int64_t n_masks = counted.shape[0], n_nodes = counted.shape[1];
+  require_dense(op, "totals", totals, {n_masks, n}, 8);
+  require_ids(op, sources, n_nodes);
+  // Multiplied, not branched to: what counts alternates.
+  const std::vector<double> factors(counted.as<bool>(), counted.as<bool>() + n_masks * n_nodes);
   with_float_type(op, weights.itemsize, [&](auto zero) {
     using T = decltype(zero);
     const int64_t* ptr = indptr.as<int64_t>();
     parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        double total = 0;
-        for (int64_t e = ptr[r]; e < ptr[r + 1]; ++e)
-          if (counted.as<bool>()[sources.as<int32_t>()[e]]) total += std::abs(static_cast<double>(weights.as<T>()[e]));
-        totals.as<double>()[r] = total;
+        const int32_t* source = sources.as<int32_t>();
+        const T* weight = weights.as<T>();
+        for (int64_t m = 0; m < n_masks; ++m) {
+          const double* counts = factors.data() + m * n_nodes;
+          totals.as<double>()[m * n + r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) {
+            return counts[source[e]] * std::abs(static_cast<double>(weight[e]));
+          });
+        }
       }
     });
   });
