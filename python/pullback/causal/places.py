@@ -83,8 +83,7 @@ def _settings(intervention: Any) -> list[Setting]:
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             "intervene: an intervention is (layer, position, feature, value), three integers and a number (the "
-            "position may be a slice), or (feature, value), or (supernode, factor), got "
-            f"{intervention!r}"
+            f"position may be a slice), or (feature, value), or (supernode, factor), got {intervention!r}"
         ) from error
 
 

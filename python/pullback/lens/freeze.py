@@ -90,8 +90,8 @@ def frozen_run(
     watched = dict.fromkeys([*sites, *(f"blocks.{i}.hook_attn_out" for i in hold.whole)])
     watch: list[tuple[str, rec.Edit]] = [(site, partial(before.__setitem__, site)) for site in watched]
     logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *watch, *edits])
-    both = ({site: t[0].to(lens.device, lens.compute_dtype) for site, t in of.items()} for of in (before, seen))
-    _verify_held(lens, base, hold, *both, logits[0])
+    earlier, at = ({site: t[0].to(lens.device, lens.compute_dtype) for site, t in of.items()} for of in (before, seen))
+    _verify_held(lens, base, hold, earlier, at, logits[0])
     return logits[0], {s: before[s][0] for s in sites}
 
 
