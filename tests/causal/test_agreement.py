@@ -11,7 +11,7 @@ import torch
 import pullback as pb
 from pullback.attribution.nodes import ATTENTION_ERROR, ATTENTION_FEATURE, FEATURE, FEATURES, LOGIT
 from pullback.causal import Margin, margin_of, predicted, total_effects
-from pullback.causal.agreement import _stratified, _Test
+from pullback.causal.agreement import _nmse, _or_none, _stratified, _Test
 from pullback.lens import as_lens, trace
 from pullback.lens.freeze import put
 from tests import families, models
@@ -190,6 +190,14 @@ def test_the_score_stays_with_the_graph(tmp_path: Path) -> None:
     assert pb.agreement(lens, sets, graph, n=4, seed=3, runs=["direct", "unconstrained"]) == found
     one = pb.agreement(lens, sets, graph, n=1, runs=["direct"])
     assert one.runs["direct"].spearman is None, "one feature has no rank"
+
+
+def test_figures_of_what_does_not_move_are_left_out() -> None:
+    """A file could not hold them."""
+    foretold, still = torch.tensor([1.0, 2.0]), torch.zeros(2)
+    assert _or_none(_nmse([(foretold, still)])) is None
+    assert _or_none(_nmse([(still, still)])) is None
+    assert _or_none(_nmse([(still, foretold)])) == 1
 
 
 def test_features_are_drawn_from_every_group() -> None:

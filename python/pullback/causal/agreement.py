@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -155,7 +156,7 @@ class _Test:
             foretold, measured = self._foretold(run, node), self._measured(run, node)
             effects.append((foretold[0], measured[0]))
             later = self.nodes.depth > self.depth[node]
-            changes.append((foretold[1][later], measured[1][later]))
+            changes.append((self._resolved(foretold[1][later]), self._resolved(measured[1][later])))
         wanted, got = (torch.stack(column) for column in zip(*effects, strict=True))
         unit = self.resolution(self.base.logits)
         wanted, got = (wanted / unit).round(), (got / unit).round()
@@ -165,6 +166,10 @@ class _Test:
     def resolution(values: Tensor) -> float:
         """What sums of that size and dtype can tell apart, with room for the rounding of many of them."""
         return 64 * torch.finfo(values.dtype).eps * float(values.abs().max())
+
+    def _resolved(self, moved: Tensor) -> Tensor:
+        """Changes of pre-activations, those that cannot be told from rounding as 0."""
+        return torch.where(moved.abs() > self.resolution(self.before), moved, 0)
 
     def _holding(self, run: str, node: int) -> Collection[int]:
         """Layers held whole: up to a feature's own place, those that have all they write at or below it."""
@@ -188,7 +193,6 @@ class _Test:
         logits = self.lens.uncapped(after.logits.to(self.base.logits))  # edges explain logits before a soft cap
         margins = self.margin(torch.stack([self.base.logits, logits]))
         moved = self._preactivations([after.inputs, after.attention]) - self.before
-        moved = torch.where(moved.abs() > self.resolution(self.before), moved, 0)
         return (margins[1] - margins[0]).cpu().to(self.weights), moved.cpu().to(self.weights)
 
     def _preactivations(self, read: Sequence[dict[int, Tensor]]) -> Tensor:
@@ -228,4 +232,4 @@ def _nmse(changes: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def _or_none(value: float) -> float | None:
-    return None if value != value else value  # nan
+    return value if math.isfinite(value) else None  # nothing moved
