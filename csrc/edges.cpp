@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 
 #include "ops.h"
@@ -102,6 +103,27 @@ void require_below(const char* op, const char* what, const View& ids, int64_t n)
   }
 }
 
+// Where sources have ids one after the other: a span that lies in such a run is copied as a whole.
+class Runs {
+ public:
+  explicit Runs(const View& ids) : ends_(ids.shape[0]) {
+    const int32_t* id = ids.as<int32_t>();
+    const int64_t n = ids.shape[0];
+    for (int64_t i = n; i-- > 0;) ends_[i] = id[i] < 0 ? i : i + 1 < n && id[i + 1] == id[i] + 1 ? ends_[i + 1] : i + 1;
+  }
+  bool hold(const Span& span) const { return span.length > 0 && ends_[span.source] >= span.source + span.length; }
+
+ private:
+  std::vector<int64_t> ends_;
+};
+
+template <class T>
+int64_t count_edges(const T* values, int64_t length) {
+  int64_t n = 0;
+  for (int64_t j = 0; j < length; ++j) n += values[j] != 0;
+  return n;
+}
+
 // The sum of f(e) over [begin, end), in four sums side by side: one after the other would wait for each addition.
 template <class F>
 double sum_of(int64_t begin, int64_t end, const F& f) {
@@ -168,12 +190,17 @@ void span_counts(const EdgeRowViews& rows, const View& ids, const View& counts) 
   require_dense(op, "counts", counts, {rows[2].shape.at(0)}, 8);
   with_rows(op, rows, ids.shape[0], [&](const auto& of) {
     const int32_t* id = ids.as<int32_t>();
+    const Runs runs(ids);
     parallel_for(of.n_rows, work_of(rows), [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
         int64_t n = 0;
         of.each_span(r, [&](const Span& span, const auto* at) {
           const int32_t* to = id + span.source;
-          for (int64_t j = 0; j < span.length; ++j) n += (at[j] != 0) & (to[j] >= 0);
+          if (runs.hold(span)) {
+            n += count_edges(at, span.length);
+          } else {
+            for (int64_t j = 0; j < span.length; ++j) n += (at[j] != 0) & (to[j] >= 0);
+          }
         });
         counts.as<int64_t>()[r] = n;
       }
@@ -198,6 +225,7 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
   with_rows(op, rows, ids.shape[0], [&](const auto& of) {
     using T = std::remove_pointer_t<decltype(of.values)>;
     const int32_t* id = ids.as<int32_t>();
+    const Runs runs(ids);
     std::atomic<bool> fits{true};
     parallel_for(n, work_of(rows), [&](int64_t first, int64_t last, int) {
       for (int64_t r = first; r < last; ++r) {
@@ -207,6 +235,12 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
         double gone = 0;
         of.each_span(r, [&](const Span& span, const T* at) {
           const int32_t* to = id + span.source;
+          if (runs.hold(span) && end - weight >= span.length && count_edges(at, span.length) == span.length) {
+            weight = std::copy(at, at + span.length, weight);
+            std::iota(source, source + span.length, to[0]);
+            source += span.length;
+            return;
+          }
           for (int64_t j = 0; j < span.length; ++j) {
             if (at[j] == 0) continue;
             if (to[j] < 0) {

@@ -135,8 +135,10 @@ class Taken(NamedTuple):
 
     def at_z_of(self, lower: Heads, P: int) -> Tensor | None:
         """The same at what the heads of a lower layer write, (Q P n, n_heads d_head), where the few vectors take fewer
-        products with W_O than what they have been spread to; None elsewhere."""
-        if lower.to_z.dtype != self.by_head.dtype or self.heads.n_heads + 1 >= P:
+        products with W_O than what they have been spread to; None elsewhere, and where products are of less precision
+        than the gradients."""
+        dtypes = {t.dtype for t in (self.by_head, self.standing) if t is not None}
+        if dtypes != {lower.to_z.dtype} or self.heads.n_heads + 1 >= P:
             return None
         # Vectors of one head after the other: that is how they lie.
         by_head = (self.by_head.permute(2, 0, 1, 3) @ lower.to_z.T).permute(1, 2, 0, 3)
