@@ -65,13 +65,15 @@ def test_graph_writes_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_graph_of_what_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "g.safetensors")
     asked = ["--target", "austin", "--target-difference", "austin", "sacramento", "--target-feature", "1", "-1", "5"]
+    asked += ["--target-feature", "A2", "-1", "7", "--attention-saes", "zoo"]
     rules = ["--position", "-1", "--edges-per-target", "20", "--edge-mass", "0.9", "--precision", "bfloat16"]
     assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, *asked, *rules]) == 0
     said = capsys.readouterr().out
     assert "explained: austin - sacramento = " in said
     assert f"explained: feature 1_5_{len(PROMPT.split())} = " in said
+    assert f"explained: feature A2_7_{len(PROMPT.split())} = " in said
     graph = Graph.load(out)
-    assert int(graph.explained.sum()) == 3
+    assert int(graph.explained.sum()) == 4
     assert int(graph.indptr.diff().max()) <= 21
     assert graph.meta["generation_settings"]["precision"] == "bfloat16"
     assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, "--chat"]) == 2

@@ -224,7 +224,7 @@ class Graph:
         return list(zip(self.meta["logit_labels"], self.nodes.activation[self.of_kind(LOGIT)].tolist(), strict=True))
 
     def top_features(self, n: int = 10) -> list[tuple[int, int, int]]:
-        """(layer, pos, feature) of the n features with the largest influence."""
+        """(layer, pos, feature) of the n features of MLPs with the largest influence."""
         which = self.of_kind(FEATURE).nonzero()[:, 0]
         best = which[torch.argsort(self.influence()[which], descending=True, stable=True)[:n]]
         return [(int(self.nodes.layer[b]), int(self.nodes.pos[b]), int(self.nodes.feature[b])) for b in best]

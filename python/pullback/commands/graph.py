@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pullback.commands import many
+from pullback.commands.one_target import PLACE, feature_target
 from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 if TYPE_CHECKING:
@@ -75,10 +76,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--target-feature",
         action="append",
         nargs=3,
-        type=int,
         default=[],
-        metavar=("LAYER", "POSITION", "FEATURE"),
-        help="explain a feature's pre-activation",
+        metavar=PLACE,
+        help="explain a feature's pre-activation; A1 for LAYER: of the attention of layer 1",
     )
     parser.add_argument("--position", type=int, default=-1, help="explain logits here; negative: from the end")
     parser.add_argument("--max-n-logits", type=int, default=10, help="explain at most so many next tokens")
@@ -96,11 +96,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `attribute`."""
-    from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget
+    from pullback.attribution import LogitDifference, LogitTarget
 
     targets: list[Target] = [LogitTarget(token) for token in args.target]
     targets += [LogitDifference((plus, minus)) for plus, minus in args.target_difference]
-    targets += [FeatureTarget(layer, position, feature) for layer, position, feature in args.target_feature]
+    targets += [feature_target("--target-feature", place) for place in args.target_feature]
     given = {name: getattr(args, name) for name in SETTINGS}
     return {"attribution_targets": targets or None, "attention_saes": open_saes(args), **given}
 

@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(
         parser,
         "target",
-        ("this token's logit", "the logit of one less that of another", "a feature's pre-activation"),
+        (
+            "this token's logit",
+            "the logit of one less that of another",
+            "a feature's pre-activation; A1 for LAYER: of the attention of layer 1",
+        ),
     )
     parser.add_argument("--tau", type=float, default=0.1, help="keep nodes whose attribution is larger")
     parser.add_argument("--relative", action="store_true", help="--tau is a share of the target")
