@@ -34,13 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the corpus, write the pack; says what memory it takes before."""
+    from pullback._util.amounts import amount
     from pullback.interpret.features import FeaturePack, pack_nbytes, write_feature_pack
     from pullback.training.command import read_tokens
 
     sets = open_set(args)
     left, right = args.window
     held = pack_nbytes(sets, args.n_top, args.n_quantiles * args.n_per_quantile, (left, right))
-    print(f"examples of {sum(len(sets[i].b_enc) for i in sets.layers)} features take {held / 1e9:.2f} GB of memory")
+    print(f"examples of {sum(len(sets[i].b_enc) for i in sets.layers)} features take {amount(held, 'B')} of memory")
     write_feature_pack(
         open_model(args.model),
         sets,
