@@ -39,9 +39,8 @@ def test_the_client_is_offline_while_there_is_no_way(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
     monkeypatch.setattr(network, "reachable", lambda _: found)
-    with pytest.raises(KeyError), network.asking_the_hub() as said:
+    with network.asking_the_hub() as said:
         assert (said, constants.HF_HUB_OFFLINE) == (why, not found)
-        raise KeyError
     assert constants.HF_HUB_OFFLINE is False
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with network.asking_the_hub() as said:
