@@ -168,6 +168,26 @@ def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "tiny-mix", "--out", "o"], "--data FILE is needed"),
         (["train", "tiny-mix", "--out", "o", "--parallel", "wide"], "parallel must be one of none, layers"),
         (["plan", "--d-sae", "8"], "name one of gpt2-small"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.safetensors", "--node-threshold", "0.5"], "keeps the whole graph"),
+        (["graph", "tiny-mix", "--prompts", "p.txt", "--out", "o", "--edge-threshold", "1"], "whole without --prune"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--num-shards", "2"], "are for --prompts FILE"),
+        (
+            ["graph", "tiny-mix", PROMPT, "--out", "g.html", "--target-feature", "1", "8", "3", "--position", "2"],
+            "--position is of logits",
+        ),
+        (["paths", "tiny-mix", PROMPT, "--root-feature", "1", "8", "3", "--position", "2"], "--position is of logits"),
+        (["intervene", "tiny-mix", PROMPT, "--generate", "2"], "name features to set"),
+        (["demo", "--shipped", "--steps", "5"], "leave out --steps, or --shipped"),
+        (["plan", "gpt2-small", "--d-model", "8"], "are known of gpt2-small: leave them out"),
+        (["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--cache-dtype", "int8"], "of the cache that --cache"),
+        (
+            ["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--checkpoint-every-tokens", "9"],
+            "needs --checkpoint",
+        ),
+        (
+            ["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--l1-coefficient", "1"],
+            "l1_coefficient is a penalty",
+        ),
         (["train", "tiny-mix", "--out", "o", "--resume"], "--resume needs --checkpoint"),
         (["cache", "tiny-mix", "--data", "nowhere.npy", "--out", "o"], "no file nowhere.npy"),
         (["cache", "tiny-mix", "--data", "p.txt", "--column", "x", "--out", "o"], "--column is for .jsonl"),
@@ -252,7 +272,7 @@ def test_a_layer_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.
 
 
 def test_a_slip_in_a_name_of_the_zoo_asks_no_hub(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["intervene", "tiny-mixx", PROMPT]) == 2
+    assert cli.main(["intervene", "tiny-mixx", PROMPT, "--scale", "1_524_8=0"]) == 2
     assert "did you mean 'tiny-mix'?" in capsys.readouterr().err
 
 

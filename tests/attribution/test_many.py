@@ -235,6 +235,15 @@ def test_without_pyarrow_the_table_is_csv(
         pb.read_index(tmp_path / "nothing")
 
 
+def test_no_prompts_and_no_folder(tmp_path: Path) -> None:
+    model, sets = pb.zoo.load("planted"), pb.zoo.transcoders("planted")
+    with pytest.raises(ValueError, match="there are no prompts"):
+        pb.attribute_many(model, sets, [], tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="graphs go into a folder, and .* is a file"):
+        pb.attribute_many(model, sets, ["dallas is in"], tmp_path / "file")
+
+
 def test_batches_follow_from_the_list_alone() -> None:
     prompts = [Numbered(i, "", f"{i}", [0] * n) for i, n in enumerate((3, 5, 3, 3, 5))]
     numbers = [[p.number for p in batch] for batch in batches(prompts, 2, torch.device("cpu"))]

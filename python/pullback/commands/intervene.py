@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
     from pullback.lens import as_lens
 
     wanted = _interventions(args.set, args.scale)
+    if not wanted:
+        raise ValueError("name features to set, --set 1_524_8=0, or to scale, --scale 1_524_8=-2")
     lens, sets = as_lens(open_model(args.model)), open_set(args)
     freeze = None if args.freeze == "none" else args.freeze
     before = lens.logits(lens.to_tokens(args.prompt)[None])[0, -1]

@@ -64,7 +64,7 @@ def _of_json(path: Path, number: int, line: str) -> Any:
     return value
 
 
-def run(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+def run(args: argparse.Namespace, settings: Mapping[str, Any], thresholds: Mapping[str, float]) -> None:
     """Explain all of them; says what went wrong most often."""
     from pullback.attribution import attribute_many
 
@@ -73,7 +73,6 @@ def run(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     prompts = read_prompts(args.prompts)
     if args.chat:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    thresholds = {"node_threshold": args.node_threshold, "edge_threshold": args.edge_threshold} if args.prune else {}
     table = attribute_many(
         open_model(args.model),
         open_set(args),

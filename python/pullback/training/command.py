@@ -64,6 +64,10 @@ def run_train(
         join()  # before the model is opened, so that each process has its own GPU for it
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
+    if args.checkpoint_every_tokens is not None and args.checkpoint is None:
+        raise ValueError("--checkpoint-every-tokens needs --checkpoint DIR, the folder for them")
+    if args.cache is None and (args.cache_tokens, args.cache_dtype) != (None, "float32"):
+        raise ValueError("--cache-tokens and --cache-dtype are of the cache that --cache DIR names: give it, too")
     where: dict[str, Any] = {
         "output_path": args.out,
         "checkpoint_path": args.checkpoint,
@@ -94,6 +98,8 @@ def run_plan(args: Namespace) -> None:
     """Say what a run would cost; raises ValueError for a model that is neither known nor described, or settings that no
     run can have."""
     given = args.n_layers, args.d_model, args.parameters
+    if args.model in MODELS and given != (None, None, None):
+        raise ValueError(f"--n-layers, --d-model and --parameters are known of {args.model}: leave them out")
     if args.model not in MODELS and None in given:
         raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
     known = MODELS.get(args.model) or Model(*given)
