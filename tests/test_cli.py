@@ -96,6 +96,10 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "CE recovered" in capsys.readouterr().out
     assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
     read = figures.read_text()
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(json.dumps({"said": "dallas is in"}) + "\n")
+    assert cli.main([*evaluate[:-3], str(documents), "--column", "said", "--context-size", "4"]) == 0
+    assert "(3 tokens)" in capsys.readouterr().out
     assert cli.main([*evaluate, "--lazy"]) == 0
     assert figures.read_text() == read
     assert cli.main(["graph", "tiny-mix", PROMPT, "--out", str(tmp_path / "g.json"), "--lazy"]) == 2
@@ -177,6 +181,15 @@ def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixt
         ),
         (["paths", "tiny-mix", PROMPT, "--root-feature", "1", "8", "3", "--position", "2"], "--position is of logits"),
         (["intervene", "tiny-mix", PROMPT, "--generate", "2"], "name features to set"),
+        (["graph", "tiny-mix", PROMPT, "--out", "p.txt/g.html"], "p.txt/g.html: Not a directory"),
+        (["eval", "tiny-mix", "--data", "p.txt", "--json", "p.txt/e.json"], "p.txt/e.json: Not a directory"),
+        (["features", "tiny-mix", "--data", "p.txt", "--out", "p.txt"], "--out takes a folder, and p.txt is a file"),
+        (["intervene", "tiny-mix", PROMPT, "--set", "1_524_8=0", "--top", "0"], "--top must be at least 1"),
+        (["study", "ioi", "--n", "0", "--out", "o"], "n must be at least 1, got 0"),
+        (
+            ["sweep", "tiny-mix", "--data", "p.txt", "--out", "o", "--k", "4", "--l1-coefficient", "1"],
+            "none of topk has l1_coefficient",
+        ),
         (["demo", "--shipped", "--steps", "5"], "leave out --steps, or --shipped"),
         (["plan", "gpt2-small", "--d-model", "8"], "are known of gpt2-small: leave them out"),
         (["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--cache-dtype", "int8"], "of the cache that --cache"),
