@@ -5,13 +5,14 @@ The other way is written after circuit-tracer's description of its own: for each
 over B copies of it, in which attention patterns and norm scales are detached; then a backward pass for every B targets,
 each injected into the gradient of its copy, whose gradients are gathered at every active feature and contracted with
 its decoder row; a dense matrix of edges. Every node gets a row, so nothing is ranked. It is timed on some prompts,
-and its edges are compared with ours.
+and its edges are compared with ours. circuit-tracer itself is timed on as many, where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import pullback as pb
+from bench.interop.__main__ import TRACER, offline
 from pullback.attribution import Graph
 from pullback.attribution import nodes as k
 from pullback.lens import Lens, as_lens
@@ -30,6 +33,10 @@ from pullback.zoo.tinymix import tasks
 
 LENGTH = 16
 TOLERANCE = 1e-5
+CONFIG = (
+    *("n_layers", "d_model", "n_ctx", "n_heads", "d_head", "d_mlp", "d_vocab", "act_fn", "normalization_type"),
+    *("positional_embedding_type", "rotary_dim", "rotary_base", "rotary_adjacent_pairs"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,10 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=1000, help="prompts that attribute_many explains")
     parser.add_argument("--compared", type=int, default=40, help="prompts that the other way explains")
     parser.add_argument("--batch-size", type=int, default=64, help="copies of the prompt of the other way")
+    parser.add_argument("--python", type=Path, default=TRACER, help="interpreter that has circuit-tracer")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     figures = measure(options.prompts, options.compared, options.batch_size)
+    if options.python.exists():
+        itself = by_circuit_tracer(options.python, options.compared, options.batch_size)
+        figures |= {"circuit_tracer_ms": itself, "times_faster_than_itself": itself / figures["attribute_many_ms"]}
     print(json.dumps(figures, indent=1))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -82,6 +93,27 @@ def measure(n_prompts: int, n_compared: int, batch_size: int) -> dict[str, float
         "times_faster": theirs_a_prompt / a_prompt,
         "largest_difference": error,
     }
+
+
+def by_circuit_tracer(python: Path, n_prompts: int, batch_size: int) -> float:
+    """Milliseconds of CPU time that it takes a prompt itself, with the file it writes."""
+    model, sets = pb.zoo.load("tiny-mix"), pb.zoo.transcoders("tiny-mix")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "model").mkdir()
+        weights = {name: weight.detach().contiguous() for name, weight in model.tl_named_parameters()}
+        save_file(weights, folder / "model/weights.safetensors")
+        sets.save(folder / "transcoders", "pullback")
+        prompts = [prompt.tolist() for prompt in prompts_of(n_prompts)]
+        config = {name: getattr(model.cfg, name) for name in CONFIG}
+        (folder / "case.json").write_text(
+            json.dumps({"config": config, "prompts": prompts, "settings": {"batch_size": batch_size}})
+        )
+        command = [str(python), str(Path(__file__).parent / "graphs/tracer_many.py"), made]
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=offline(folder)
+        )
+    return 1e3 * json.loads(done.stdout.splitlines()[-1])["cpu"]
 
 
 def prompts_of(n: int) -> Sequence[Tensor]:

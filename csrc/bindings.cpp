@@ -55,6 +55,11 @@ void residual_with_bias(const View& values, const View& indices, const View& W, 
   decode_residual(values, indices, W, pointer(bias), y, relu, residual, dots, losses);
 }
 
+void spread_heads_of(const View& taken, const View& mixing, const View& scale, const View& pos,
+                     const std::optional<View>& standing, const View& out) {
+  spread_heads(taken, mixing, scale, pos, pointer(standing), out);
+}
+
 }  // namespace
 }  // namespace pullback
 
@@ -88,6 +93,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("sampled_dot", &sampled_dot, unlocked);
   m.def("segment_outer", &segment_outer, unlocked);
   m.def("contract", &contract, unlocked);
+  m.def("spread_heads", &spread_heads_of, unlocked);
+  m.def("mix_back", &mix_back, unlocked);
+  m.def("contract_leaves", &contract_leaves, unlocked);
+  m.def("contract_written", &contract_written, unlocked);
   m.def("decode_residual", &residual_with_bias, unlocked);
   m.def("feature_order", &feature_order, unlocked);
   m.def("column_moments", &column_moments, unlocked);

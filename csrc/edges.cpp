@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 
 #include "ops.h"
@@ -102,6 +103,38 @@ void require_below(const char* op, const char* what, const View& ids, int64_t n)
   }
 }
 
+// Where sources have ids one after the other: a span that lies in such a run is copied as a whole.
+class Runs {
+ public:
+  explicit Runs(const View& ids) : ends_(ids.shape[0]) {
+    const int32_t* id = ids.as<int32_t>();
+    const int64_t n = ids.shape[0];
+    for (int64_t i = n; i-- > 0;) ends_[i] = id[i] < 0 ? i : i + 1 < n && id[i + 1] == id[i] + 1 ? ends_[i + 1] : i + 1;
+  }
+  bool hold(const Span& span) const { return span.length > 0 && ends_[span.source] >= span.source + span.length; }
+
+ private:
+  std::vector<int64_t> ends_;
+};
+
+template <class T>
+int64_t count_edges(const T* values, int64_t length) {
+  int64_t n = 0;
+  for (int64_t j = 0; j < length; ++j) n += values[j] != 0;
+  return n;
+}
+
+// The sum of f(e) over [begin, end), in four sums side by side: one after the other would wait for each addition.
+template <class F>
+double sum_of(int64_t begin, int64_t end, const F& f) {
+  double sums[4] = {};
+  int64_t e = begin;
+  for (; e + 4 <= end; e += 4)
+    for (int i = 0; i < 4; ++i) sums[i] += f(e + i);
+  for (; e < end; ++e) sums[0] += f(e);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 void require_csr(const char* op, const View& indptr, const View& weights) {
   require_dense(op, "indptr", indptr, {-1}, 8);
   require_dense(op, "weights", weights, {-1}, weights.itemsize);
@@ -157,12 +190,17 @@ void span_counts(const EdgeRowViews& rows, const View& ids, const View& counts) 
   require_dense(op, "counts", counts, {rows[2].shape.at(0)}, 8);
   with_rows(op, rows, ids.shape[0], [&](const auto& of) {
     const int32_t* id = ids.as<int32_t>();
+    const Runs runs(ids);
     parallel_for(of.n_rows, work_of(rows), [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
         int64_t n = 0;
         of.each_span(r, [&](const Span& span, const auto* at) {
           const int32_t* to = id + span.source;
-          for (int64_t j = 0; j < span.length; ++j) n += (at[j] != 0) & (to[j] >= 0);
+          if (runs.hold(span)) {
+            n += count_edges(at, span.length);
+          } else {
+            for (int64_t j = 0; j < span.length; ++j) n += (at[j] != 0) & (to[j] >= 0);
+          }
         });
         counts.as<int64_t>()[r] = n;
       }
@@ -187,6 +225,7 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
   with_rows(op, rows, ids.shape[0], [&](const auto& of) {
     using T = std::remove_pointer_t<decltype(of.values)>;
     const int32_t* id = ids.as<int32_t>();
+    const Runs runs(ids);
     std::atomic<bool> fits{true};
     parallel_for(n, work_of(rows), [&](int64_t first, int64_t last, int) {
       for (int64_t r = first; r < last; ++r) {
@@ -196,6 +235,12 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
         double gone = 0;
         of.each_span(r, [&](const Span& span, const T* at) {
           const int32_t* to = id + span.source;
+          if (runs.hold(span) && end - weight >= span.length && count_edges(at, span.length) == span.length) {
+            weight = std::copy(at, at + span.length, weight);
+            std::iota(source, source + span.length, to[0]);
+            source += span.length;
+            return;
+          }
           for (int64_t j = 0; j < span.length; ++j) {
             if (at[j] == 0) continue;
             if (to[j] < 0) {
@@ -297,14 +342,10 @@ void csr_sums(const View& indptr, const View& weights, const View& sums, const V
     const int64_t* ptr = indptr.as<int64_t>();
     parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        double sum = 0, size = 0;
-        for (int64_t e = ptr[r]; e < ptr[r + 1]; ++e) {
-          const double w = weights.as<T>()[e];
-          sum += w;
-          size += std::abs(w);
-        }
-        sums.as<double>()[r] = sum;
-        sizes.as<double>()[r] = size;
+        const T* weight = weights.as<T>();
+        sums.as<double>()[r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) { return static_cast<double>(weight[e]); });
+        sizes.as<double>()[r] =
+            sum_of(ptr[r], ptr[r + 1], [=](int64_t e) { return std::abs(static_cast<double>(weight[e])); });
       }
     });
   });
@@ -315,18 +356,25 @@ void csr_totals(const View& indptr, const View& sources, const View& weights, co
   require_csr(op, indptr, weights);
   const int64_t n = indptr.shape[0] - 1;
   require_dense(op, "sources", sources, {weights.shape[0]}, 4);
-  require_dense(op, "counted", counted, {-1}, 1);
-  require_dense(op, "totals", totals, {n}, 8);
-  require_ids(op, sources, counted.shape[0]);
+  require_dense(op, "counted", counted, {-1, -1}, 1);
+  const int64_t n_masks = counted.shape[0], n_nodes = counted.shape[1];
+  require_dense(op, "totals", totals, {n_masks, n}, 8);
+  require_ids(op, sources, n_nodes);
+  // Multiplied, not branched to: what counts alternates.
+  const std::vector<double> factors(counted.as<bool>(), counted.as<bool>() + n_masks * n_nodes);
   with_float_type(op, weights.itemsize, [&](auto zero) {
     using T = decltype(zero);
     const int64_t* ptr = indptr.as<int64_t>();
     parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        double total = 0;
-        for (int64_t e = ptr[r]; e < ptr[r + 1]; ++e)
-          if (counted.as<bool>()[sources.as<int32_t>()[e]]) total += std::abs(static_cast<double>(weights.as<T>()[e]));
-        totals.as<double>()[r] = total;
+        const int32_t* source = sources.as<int32_t>();
+        const T* weight = weights.as<T>();
+        for (int64_t m = 0; m < n_masks; ++m) {
+          const double* counts = factors.data() + m * n_nodes;
+          totals.as<double>()[m * n + r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) {
+            return counts[source[e]] * std::abs(static_cast<double>(weight[e]));
+          });
+        }
       }
     });
   });

@@ -1,8 +1,8 @@
 // The contract between the instruction sets and the rest: one table of plain functions per set.
 //
 // A kernel is single-threaded, allocates nothing, and trusts its arguments: the callers (topk.cpp, sparse.cpp,
-// contract.cpp, gradient.cpp, update.cpp) check shapes and ids, own the scratch and share the work among threads.
-// Strides count elements.
+// contract.cpp, frozen.cpp, gradient.cpp, update.cpp) check shapes and ids, own the scratch and share the work among
+// threads. Strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -52,6 +52,41 @@ using ContractTile = void (*)(const TG* G, int64_t G_stride, int64_t n_targets, 
                               int64_t n_entries, const TW* W, int64_t W_stride, int64_t d, T* out, int64_t out_stride,
                               bool add);
 
+// Patterns (Q, H, dst, src), and what a head reads at a source is divided by: strides, the last 1.
+template <class T>
+struct Mixing {
+  const T* at;
+  int64_t q, h, dst;
+  const T* scale;
+  int64_t scale_q;
+};
+
+// taken (Q, n, H, d): what each head takes from position pos[q, b] of prompt q -> out (Q P, n, d), where it stands at
+// each source, and standing (Q, n, d) besides at pos itself, or null.
+template <class T>
+struct Spread {
+  const T* taken;
+  int64_t taken_q, taken_n, taken_h;
+  Mixing<T> mixing;
+  const int64_t* pos;
+  const T* standing;
+  int64_t standing_q, standing_n;
+  int64_t P, n, H, d;
+  T* out;
+};
+
+// at_z (Q P, n, H, d_head), gradients behind the patterns -> out (Q P, n, K, d_head), before them, no gaps.
+template <class T>
+struct MixBack {
+  const T* at_z;
+  Mixing<T> mixing;
+  int64_t P, n, H, K, d_head;
+  T* out;
+};
+
+// Vectors of a row that are multiplied with its gradients together.
+constexpr int leaves_at_once = 4;
+
 template <class T>
 struct Table {
   // Rows [begin, end) of h (n, F): the k largest of each, ties to the lower id, into values and indices (n, k).
@@ -94,6 +129,16 @@ struct Table {
   void (*adam_features)(const SparseGradient<T>& grad, const Dictionary<T>& weights, const Dictionary<T>& exp_avg,
                         const Dictionary<T>& exp_avg_sq, const AdamFactors& adam, const Shadow* shadow, int64_t begin,
                         int64_t end, T* scratch);
+
+  // Columns q n + b in [begin, end).
+  void (*spread_columns)(const Spread<T>& spread, int64_t begin, int64_t end);
+
+  // Columns [begin, end) of prompt q. scratch holds H P values.
+  void (*mix_back_columns)(const MixBack<T>& mix, int64_t q, int64_t begin, int64_t end, T* scratch);
+
+  // One row: out[j][b * out_stride] += <G[b], u[j]> for n rows of G and `count` vectors, at most leaves_at_once.
+  void (*leaf_products)(const T* G, int64_t G_stride, int64_t n, const T* const* u, int64_t count, int64_t d,
+                        T* const* out, int64_t out_stride);
 };
 
 // Features whose error bound is taken together.

@@ -51,6 +51,22 @@ void segment_outer(const View& indptr, const View& indices, const View& values, 
 void contract(const View& G, const View& indptr, const View& indices, const View& values, const View& W,
               const View& out, bool add);
 
+// taken (Q, n, H, d), what each head takes from position pos int64 (Q, n) -> out (Q P, n, d) = at each source, that
+// times mixing (Q, H, T, T) from pos, times scale (Q, T); and standing (Q, n, d) at pos itself. standing may be null.
+void spread_heads(const View& taken, const View& mixing, const View& scale, const View& pos, const View* standing,
+                  const View& out);
+
+// at_z (Q, P, n, H, d_head) -> out (Q, P, n, K, d_head): out[src] = scale[src] sum_{dst >= src} mixing[dst, src]
+// at_z[dst], summed over the H / K heads that share one of K.
+void mix_back(const View& at_z, const View& mixing, const View& scale, const View& out);
+
+// out (n, W): out[b, starts[j] + r] += <R[r, b], leaf_j[r]>, R (Q P, n, d), leaves (Q, P, d) each, starts int64.
+void contract_leaves(const View& R, const std::vector<View>& leaves, const View& starts, const View& out);
+
+// out[b, q, s] += sum_{p >= first + s} <R[q, p, b], written[q, p, s]>, R (Q, P, n, d), written (Q, P, S, d), out (n, Q,
+// S).
+void contract_written(const View& R, const View& written, int64_t first, const View& out);
+
 // How many pairs (i, j) of features of A and B, CSR patterns of n rows each, meet in a row: counts int64 (F_a), by i.
 void coactivation_counts(const View& A_indptr, const View& A_indices, const View& B_indptr, const View& B_indices,
                          const View& counts, int64_t F_b);
@@ -101,7 +117,8 @@ void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale,
 void csr_flow(const View& targets, const View& counts, const View& sources, const View& scale, const View& sizes,
               const View& total);
 
-// Of rows in CSR, in float64: sums of the weights and of their sizes; totals of the sizes from sources that count.
+// Of rows in CSR, in float64: sums of the weights and of their sizes (R); totals (m, R) of the sizes from sources that
+// count by each of m masks, bool (m, n_nodes).
 void csr_sums(const View& indptr, const View& weights, const View& sums, const View& sizes);
 void csr_totals(const View& indptr, const View& sources, const View& weights, const View& counted, const View& totals);
 

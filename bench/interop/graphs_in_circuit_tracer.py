@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
-def tokenizer(n_words: int) -> PreTrainedTokenizerFast:
-    """Token i is the word w{i}; 0 is BOS. Its settings keep TransformerLens from asking the hub for it."""
-    words = {"<bos>": 0} | {f"w{i}": i for i in range(1, n_words)}
+def tokenizer(n_words: int, bos: int) -> PreTrainedTokenizerFast:
+    """Token i is the word w{i}, but for BOS. Its settings keep TransformerLens from asking the hub for it."""
+    words = {"<bos>" if i == bos else f"w{i}": i for i in range(n_words)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<bos>"))
     special = dict.fromkeys(("bos_token", "unk_token", "pad_token", "eos_token"), "<bos>")
     return PreTrainedTokenizerFast(tokenizer_object=backend, add_bos_token=True, name_or_path="local", **special)
@@ -49,8 +49,8 @@ def transcoders(folder: Path) -> Any:
     return loaded
 
 
-def replacement_model(folder: Path, config: dict[str, Any]) -> Any:
-    words = tokenizer(config["d_vocab"])
+def replacement_model(folder: Path, config: dict[str, Any], bos: int = 0) -> Any:
+    words = tokenizer(config["d_vocab"], bos)
     words.save_pretrained(folder / "tokenizer")
     named = {"model_name": "random", "original_architecture": "random", "tokenizer_name": str(folder / "tokenizer")}
     cfg = HookedTransformerConfig(**config, device="cpu", **named)

@@ -1,5 +1,7 @@
 // Weighted sums of rows: the sparse decode, and the weight gradient over entries sorted by feature.
 
+#pragma once
+
 #include "vector.inl"
 
 // out += sum_j weights[j] * rows[j], four rows at a time, always in order of j.

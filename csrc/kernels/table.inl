@@ -24,14 +24,16 @@ namespace {
 #include "topk.inl"
 
 // They build on those above.
+#include "frozen.inl"
 #include "gradient.inl"
 #include "settle.inl"
 #include "update.inl"
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,     decode_rows<T>,  sampled_rows<T>, segment_features<T>,  contract_tile<T, T, T>,
-          residual_rows<T>, moments_rows<T>, norm_rows<T>,    gradient_features<T>, adam_features<T>};
+  return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>, segment_features<T>,  contract_tile<T, T, T>,
+          residual_rows<T>,  moments_rows<T>,     norm_rows<T>,    gradient_features<T>, adam_features<T>,
+          spread_columns<T>, mix_back_columns<T>, leaf_products<T>};
 }
 
 }  // namespace

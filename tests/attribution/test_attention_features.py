@@ -170,7 +170,7 @@ def test_features_of_attention_can_be_explained() -> None:
     lens = as_lens(models.build(PLAIN))
     sets, saes, tokens = models.random_set(lens), models.random_saes(lens), tokens_of(6)
     found = local_model(lens, sets, tokens, attention_saes=saes).attention
-    active, h = int(found.acts[2].row(5)[0][0]), found.preactivations[2][int(found.acts[2].indptr[5])]
+    active, h = int(found.acts[2].row(5)[0][0]), found.acts[2].values[int(found.acts[2].indptr[5])]
     dead = next(f for f in range(40) if f not in found.acts[1].row(4)[0].tolist())
     asked = [FeatureTarget(2, 5, active, attention=True), FeatureTarget(1, 4, dead, attention=True)]
     graph = pb.attribute(lens, sets, tokens, attribution_targets=asked, attention_saes=saes)

@@ -13,6 +13,7 @@ import pullback as pb
 from pullback.attribution import Graph
 from pullback.attribution import influence as inf
 from pullback.attribution import nodes as k
+from pullback.attribution.heads import Heads
 from pullback.attribution.local import local_model
 from pullback.causal import run_interventions
 from pullback.lens import as_lens
@@ -246,6 +247,21 @@ def test_bfloat16_products_change_edges_by_their_rounding_only() -> None:
     assert not torch.equal(_dense(rounded), _dense(exact))
     a, b = (graph.influence().argsort().argsort().double() for graph in (rounded, exact))
     assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > 0.99
+
+
+def test_bfloat16_where_single_vectors_are_rounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which spreads them by products with the rounded pattern."""
+    lens = as_lens(models.build(PLAIN, torch.float32))
+    sets = models.random_set(lens)
+    exact = pb.attribute(lens, sets, tokens_of(9))
+    made = Heads.__init__
+
+    def rounded(self: Heads, *arguments: Any) -> None:
+        made(self, *arguments)
+        self.spreading = self.mixing
+
+    monkeypatch.setattr(Heads, "__init__", rounded)
+    assert_same_edges(pb.attribute(lens, sets, tokens_of(9), precision="bfloat16"), exact, 2e-2)
 
 
 @pytest.mark.parametrize(

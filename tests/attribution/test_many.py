@@ -16,7 +16,7 @@ import torch
 
 import pullback as pb
 from pullback import cli
-from pullback.attribution.many import index
+from pullback.attribution.many import index, run, together
 from pullback.attribution.many.plan import Numbered, batches
 from pullback.lens import as_lens
 from tests import models
@@ -190,21 +190,39 @@ def test_one_prompts_failure_is_not_the_others(tmp_path: Path) -> None:
 
 
 def test_batches_halve_where_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pullback.attribution.many import run
-
     sizes: list[int] = []
 
     def limited(lens: Any, locals: Any, *rest: Any) -> Any:
         sizes.append(len(locals))
         if len(locals) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return together(lens, locals, *rest)
+        return together.attribute_together(lens, locals, *rest)
 
-    together = run.attribute_together
     monkeypatch.setattr(run, "attribute_together", limited)
     table = pb.attribute_many(*a_model(), some_prompts()[:3:2], tmp_path, **SETTINGS)
     assert sizes == [2, 1, 1]
     assert (table["status"] == "ok").all()
+
+
+def test_prompts_share_what_edges_may_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens, sets = a_model()
+    prompts = [torch.arange(4) + i for i in range(5)]
+    edges = pb.memory_estimate(lens, sets, prompts[0]).edges
+    sizes: list[int] = []
+
+    def counted(lens: Any, locals: Any, *rest: Any) -> Any:
+        sizes.append(len(locals))
+        return together.attribute_together(lens, locals, *rest)
+
+    monkeypatch.setattr(run, "attribute_together", counted)
+    monkeypatch.setattr(together, "HELD", 5 * edges // 2)
+    table = pb.attribute_many(lens, sets, prompts, tmp_path, verbose=False)
+    assert sizes == [2, 2, 1]
+    assert (table["status"] == "ok").all()
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "HELD", 1)  # one at a time, however much it takes
+        pb.attribute_many(lens, sets, prompts, tmp_path / "alone", verbose=False)
+    assert sizes[3:] == [1] * 5
 
 
 def test_a_folder_is_of_one_model_and_one_way_to_read_it(whole: Path) -> None:
@@ -248,7 +266,7 @@ def test_batches_follow_from_the_list_alone() -> None:
     prompts = [Numbered(i, "", f"{i}", [0] * n) for i, n in enumerate((3, 5, 3, 3, 5))]
     numbers = [[p.number for p in batch] for batch in batches(prompts, 2, torch.device("cpu"))]
     assert numbers == [[0, 2], [3], [1, 4]]
-    assert [len(b) for b in batches(prompts * 20, None, torch.device("cpu"))] == [16, 16, 16, 12, 16, 16, 8]
+    assert [len(b) for b in batches(prompts * 20, None, torch.device("cpu"))] == [32, 28, 32, 8]
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

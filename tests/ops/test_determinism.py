@@ -9,12 +9,22 @@ import pytest
 import torch
 
 from pullback import ops
+from pullback.ops import frozen
 from tests.ops.cases import pattern
 
 ACTS = pattern(300, 700, 40, torch.float32, seed=1)
 G = torch.Generator().manual_seed(0)
 H, X, W = (torch.randn(*s, generator=G) for s in [(300, 3000), (300, 130), (700, 130)])
 TARGETS = torch.randn(9, 300, 130, generator=G)
+TAKEN, MIXING, LEAF = (torch.randn(*s, generator=G) for s in [(3, 40, 4, 32), (3, 4, 30, 30), (3, 30, 128)])
+POS = torch.arange(120).view(3, 40) % 30
+
+
+def _into(contract: Callable[..., None], *arguments: object, columns: tuple[int, ...]) -> torch.Tensor:
+    out = torch.zeros(128, *columns)
+    contract(*arguments, out)
+    return out
+
 
 OPS: dict[str, Callable[[], torch.Tensor]] = {
     "topk_select": lambda: ops.topk_select(H, 20)[0],
@@ -27,6 +37,22 @@ OPS: dict[str, Callable[[], torch.Tensor]] = {
     "contract bfloat16": lambda: ops.contract(TARGETS.bfloat16(), ACTS, W.bfloat16()),
     "contract two layers": lambda: ops.contract(TARGETS.expand(2, -1, -1, -1), ACTS, W[:, None].expand(-1, 2, -1)),
     "contract into": lambda: ops.contract(TARGETS, ACTS, W, out=torch.ones(9, ACTS.nnz)),
+    "spread_heads": lambda: frozen.spread_heads(TAKEN, MIXING, MIXING[:, 0, 0], POS, 30),
+    "mix_back": lambda: frozen.mix_back(TAKEN.view(3, 10, 4, 4, 32), MIXING, MIXING[:, 0, 0], 2),
+    "contract_leaves": lambda: _into(
+        frozen.contract_leaves,
+        LEAF.view(90, 128, 1).expand(-1, -1, 16).contiguous(),
+        [LEAF[..., :16]],
+        [0],
+        columns=(90,),
+    ),
+    "contract_written": lambda: _into(
+        frozen.contract_written,
+        LEAF[..., None].expand(-1, -1, -1, 16).contiguous(),
+        LEAF.view(3, 30, 8, 16),
+        0,
+        columns=(3, 8),
+    ),
     "contract_topk": lambda: ops.contract_topk(TARGETS, *ops.topk_select(H[:, :700], 20), W),
 }
 

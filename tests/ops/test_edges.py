@@ -42,7 +42,7 @@ def made(seed: int, n: int, dtype: torch.dtype) -> tuple[SpanRows, torch.Tensor]
         shapes.append([(some(0, N_COLUMNS - (b - a) + 1), a, b - a) for a, b in pairs])
     shape_of = torch.randint(0, 3, (n,), generator=generator)
     block = torch.randn(n + 2, N_COLUMNS, generator=generator, dtype=dtype)
-    block *= torch.rand(n + 2, N_COLUMNS, generator=generator) < 0.7  # some edges are 0
+    block *= torch.rand(n + 2, N_COLUMNS, generator=generator) < (1.0, 0.7)[some(0, 2)]  # some edges are 0
     at = torch.randint(0, n + 2, (n,), generator=generator)
     rows = empty_rows(block, shape_of, SpanShapes.of(shapes), N_SOURCES)
     take_spans(block, at, rows)
@@ -54,7 +54,7 @@ def made(seed: int, n: int, dtype: torch.dtype) -> tuple[SpanRows, torch.Tensor]
 
 
 def new_ids(seed: int) -> torch.Tensor:
-    keep = torch.rand(N_SOURCES, generator=torch.Generator().manual_seed(seed)) < 0.6
+    keep = torch.rand(N_SOURCES, generator=torch.Generator().manual_seed(seed)) < (1.0, 0.95, 0.6)[seed % 3]
     return torch.where(keep, torch.cumsum(keep, 0) - 1, -1).int()
 
 
@@ -119,7 +119,7 @@ def test_totals_and_flow(backend: str, seed: int, n: int, dtype: torch.dtype) ->
 @given(seed=SEEDS, n=st.integers(0, 9), dtype=DTYPES)
 def test_sums_of_rows_in_csr(backend: str, seed: int, n: int, dtype: torch.dtype) -> None:
     _, dense = made(seed, n, dtype)
-    counted = torch.rand(N_SOURCES, generator=torch.Generator().manual_seed(seed)) < 0.5
+    counted = torch.rand(2, N_SOURCES, generator=torch.Generator().manual_seed(seed)) < 0.5
     indptr = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
     weights, sources = dense[dense != 0], dense.nonzero()[:, 1].int()
     with ops.use_backend(backend):
@@ -127,7 +127,8 @@ def test_sums_of_rows_in_csr(backend: str, seed: int, n: int, dtype: torch.dtype
         totals = csr_totals(indptr, sources, weights, counted)
     torch.testing.assert_close(sums, dense.double().sum(1))
     torch.testing.assert_close(sizes, dense.double().abs().sum(1))
-    torch.testing.assert_close(totals, dense.double().abs()[:, counted].sum(1))
+    expected = [dense.double().abs()[:, mask].sum(1) for mask in counted]
+    torch.testing.assert_close(totals, torch.stack(expected))
 
 
 def test_nothing_outside_is_touched() -> None:

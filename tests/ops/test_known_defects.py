@@ -13,6 +13,7 @@ from pullback import _C, ops
 from pullback.ops import SparseActivations, reference
 from pullback.ops.cpu import encoders
 from pullback.ops.cpu.borrow import view
+from pullback.ops.reference import frozen
 from pullback.training import TrainStep
 from pullback.transcoders import ReLU, Transcoder
 from tests.ops.cases import pattern
@@ -239,6 +240,44 @@ def test_tails_of_every_length(isa: str, d: int) -> None:
         edges = guarded(torch.zeros(7, acts.nnz), gap=2)
         _C.contract(*map(view, (guarded(G, gap=3)[None], *args, values, guarded(V, gap=5)[:, None], edges)), False)
         torch.testing.assert_close(edges, reference.contract(G, *exact, acts.values, V), rtol=1e-4, atol=1e-4)
+    guarded.check()
+
+
+@pytest.mark.parametrize("d", range(1, 71))
+def test_tails_of_frozen_attention(isa: str, d: int) -> None:
+    """The same for gradients on their way through frozen attention: 2 prompts of 3 positions, 5 targets, 2 heads."""
+    guarded = Guarded()
+    mixing, scale = random(1, 12, 3).abs(), random(2, 2, 3)
+    args = guarded(mixing).view(2, 2, 3, 3), guarded(scale, gap=1)
+    pos = guarded(torch.tensor([0, 1, 2, 2, 0, 1, 1, 0, 2, 1])).view(2, 5)
+    taken, standing = random(3, 20, d), random(4, 10, d)
+    out = guarded(torch.zeros(30, d)).view(6, 5, d)
+    lent = guarded(taken).view(2, 5, 2, d), *args, pos, guarded(standing).view(2, 5, d), out
+    _C.spread_heads(*map(view, lent))
+    patterns = mixing.view(2, 2, 3, 3).tril()
+    expected = frozen.spread_heads(taken.view(2, 5, 2, d), patterns, scale, pos, 3, standing.view(2, 5, d))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+    at_z, before = random(5, 60, d), guarded(torch.zeros(30, d)).view(2, 3, 5, 1, d)
+    _C.mix_back(*map(view, (guarded(at_z).view(2, 3, 5, 2, d), *args, before)))
+    expected = frozen.mix_back(at_z.view(2, 3, 5, 2, d), patterns, scale, 1)
+    torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-4)
+
+    R, leaf, edges = random(6, 6, 5, d), random(7, 2, 3, d), guarded(torch.zeros(5, 7), gap=2)
+    strided, starts = guarded(R, gap=3), torch.tensor([1])
+    _C.contract_leaves(view(strided), [view(guarded(leaf, gap=1))], view(starts), view(edges))
+    expected = torch.zeros(5, 7)
+    frozen.contract_leaves(R, [leaf], [1], expected)
+    torch.testing.assert_close(edges, expected, rtol=1e-4, atol=1e-4)
+
+    written = random(8, 6, 3, d) * torch.ones(3, 3).tril().repeat(2, 1)[..., None]
+    through = guarded(torch.zeros(10, 3), gap=2).unflatten(0, (5, 2))
+    _C.contract_written(
+        view(strided.unflatten(0, (2, 3))), view(guarded(written, gap=1).unflatten(0, (2, 3))), 0, view(through)
+    )
+    expected = torch.zeros(5, 2, 3)
+    frozen.contract_written(R.unflatten(0, (2, 3)), written.unflatten(0, (2, 3)), 0, expected)
+    torch.testing.assert_close(through, expected, rtol=1e-4, atol=1e-4)
     guarded.check()
 
 

@@ -63,7 +63,7 @@ def test_with_nothing_cut_a_head_of_the_last_layer_carries_what_it_writes(behavi
             row = t.layers[top].read_pullback(sets.hook_in(top), sets.encoder_rows(top, [feature]), torch.tensor([pos]))
             ids, _ = local.acts[top].row(pos)
             start = int(local.acts[top].indptr[pos])
-            h = local.preactivations[top][start + int((ids == feature).nonzero())]
+            h = local.acts[top].values[start + int((ids == feature).nonzero())]
             reading = reading + share * float(t.logits[-1] @ prompts.wanted[0]) / h * row[0]
     parts = components(local, lens.n_layers, t.n_pos - 1)
     for name, vector in zip(parts.names, parts.vectors, strict=True):

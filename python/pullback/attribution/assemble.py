@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pullback.attribution.explained import Explained
 from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
+from pullback.ops import SparseActivations
 
 
 def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
@@ -69,56 +71,57 @@ def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: T
 
 def _nodes(local: LocalModel, explained: Explained, keep: Tensor, target_of_own: Tensor) -> k.Nodes:
     """The node table: kept sources in layout order, own leaves, what is explained besides."""
-    t, T = local.trace, local.n_pos
-    dtype = t.embed.dtype
-    positions = torch.arange(T)
-    parts: list[k.Nodes] = []
-
-    def add(
-        kind: int, layer: int, pos: Tensor, feature: Tensor, activation: Tensor, preactivation: Tensor | None = None
-    ) -> None:
-        n = len(pos)
-        nothing = torch.full((n,), torch.nan, dtype=dtype)
-        parts.append(
-            k.Nodes(
-                kind=torch.full((n,), kind, dtype=torch.int8),
-                layer=torch.full((n,), layer, dtype=torch.int32),
-                pos=pos.to(torch.int32),
-                feature=feature.long(),
-                activation=activation.to(dtype).cpu(),
-                preactivation=nothing if preactivation is None else preactivation.to(dtype).cpu(),
-            )
-        )
-
-    ones, none = torch.ones(T), torch.full((T,), -1)
-    add(k.EMBEDDING, -1, positions, t.tokens.cpu(), ones)
-    if t.pos_embed is not None:
-        add(k.POSITION, -1, positions, none, ones)
-    for i, acts in sorted(local.acts.items()):
-        add(k.FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, local.preactivations[i])
-    for i, acts in sorted(local.attention.acts.items()):
-        h = local.attention.preactivations[i]
-        add(k.ATTENTION_FEATURE, i, acts.rows().cpu(), acts.indices.cpu(), acts.values, h)
-    for i, error in enumerate(local.errors):
-        add(k.ERROR, i, positions, none, error.norm(dim=-1))
-    for i, error in sorted(local.attention.errors.items()):
-        add(k.ATTENTION_ERROR, i, positions, none, error.norm(dim=-1))
-    for i in sorted(local.mlp_bias):
-        add(k.BIAS, i, positions, torch.full((T,), k.BIAS_KINDS.index("mlp")), ones)
-    for i in range(local.n_layers):
-        add(k.BIAS, i, positions, torch.full((T,), k.BIAS_KINDS.index("attn")), ones)
-    sources = _concat(parts)[keep]
+    sources = _sources(local)
+    if not bool(keep.all()):
+        sources = sources[keep]
     targets = torch.where(target_of_own < len(sources), target_of_own, target_of_own - len(target_of_own))
     both = _concat([sources, explained.nodes])
     own = k.Nodes(
-        kind=torch.full_like(both.kind[targets], k.OWN),
+        kind=torch.full_like(targets, k.OWN, dtype=torch.int8),
         layer=both.layer[targets],
         pos=both.pos[targets],
         feature=target_of_own,
-        activation=torch.ones(len(targets), dtype=dtype),
-        preactivation=torch.full((len(targets),), torch.nan, dtype=dtype),
+        activation=torch.ones_like(targets, dtype=both.activation.dtype),
+        preactivation=torch.full_like(targets, torch.nan, dtype=both.activation.dtype),
     )
     return _concat([sources, own, explained.nodes])
+
+
+def _sources(local: LocalModel) -> k.Nodes:
+    """All sources, in layout order."""
+    t, T, dtype = local.trace, local.n_pos, local.trace.embed.dtype
+    positions, ones, none = torch.arange(T), torch.ones(T, dtype=dtype), torch.full((T,), -1)
+    nothing = ones * torch.nan
+    parts: list[tuple[int, int]] = []  # kind and layer
+    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # pos, feature, activation, preactivation
+
+    def add(kind: int, layer: int, feature: Tensor, activation: Tensor = ones) -> None:
+        parts.append((kind, layer))
+        columns.append((positions, feature, activation.to(dtype).cpu(), nothing))
+
+    def add_features(kind: int, acts: Mapping[int, SparseActivations]) -> None:
+        for layer, active in sorted(acts.items()):
+            parts.append((kind, layer))
+            values = active.values.to(dtype).cpu()
+            columns.append((active.rows().cpu(), active.indices.cpu().long(), values, values))
+
+    add(k.EMBEDDING, -1, t.tokens.cpu())
+    if t.pos_embed is not None:
+        add(k.POSITION, -1, none)
+    add_features(k.FEATURE, local.acts)
+    add_features(k.ATTENTION_FEATURE, local.attention.acts)
+    for i, error in enumerate(local.errors):
+        add(k.ERROR, i, none, error.norm(dim=-1))
+    for i, error in sorted(local.attention.errors.items()):
+        add(k.ATTENTION_ERROR, i, none, error.norm(dim=-1))
+    for i in sorted(local.mlp_bias):
+        add(k.BIAS, i, torch.full((T,), k.BIAS_KINDS.index("mlp")))
+    for i in range(local.n_layers):
+        add(k.BIAS, i, torch.full((T,), k.BIAS_KINDS.index("attn")))
+    pos, feature, activation, preactivation = (torch.cat(column) for column in zip(*columns, strict=True))
+    sizes = torch.tensor([len(column[0]) for column in columns])
+    kind, layer = torch.tensor(parts, dtype=torch.int32).T.repeat_interleave(sizes, 1)
+    return k.Nodes(kind.to(torch.int8), layer, pos.to(torch.int32), feature, activation, preactivation)
 
 
 def _concat(parts: list[k.Nodes]) -> k.Nodes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pullback.attribution.encoded import encoded, entries_of
+from pullback.attribution.encoded import encoded
 from pullback.lens import LayerTrace
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
@@ -22,7 +22,6 @@ class AttentionFeatures:
 
     saes: LayeredDictionary | None = None  # None: of no layer
     acts: dict[int, SparseActivations] = field(default_factory=dict)  # layer -> T rows
-    preactivations: dict[int, Tensor] = field(default_factory=dict)  # layer -> (nnz)
     errors: dict[int, Tensor] = field(default_factory=dict)  # layer -> (T, d)
     bias: dict[int, Tensor] = field(default_factory=dict)  # layer -> (T, d): b_dec
     constant: dict[int, Tensor] = field(default_factory=dict)  # layer -> (T, d)
@@ -49,7 +48,6 @@ class AttentionFeatures:
         return AttentionFeatures(
             saes=saes,
             acts=acts,
-            preactivations={i: saes[i].preactivations(out[i], a.rows(), a.indices) for i, a in acts.items()},
             errors={i: r * keep for i, r in rest.items()},
             bias=bias,
             constant={i: constant[i] for i in out},
@@ -67,7 +65,6 @@ class AttentionFeatures:
         return AttentionFeatures(
             saes=self.saes,
             acts={i: a[rows] for i, a in self.acts.items()},
-            preactivations=entries_of(self.preactivations, self.acts, rows),
             errors=own(self.errors),
             bias=own(self.bias),
             constant=own(self.constant),

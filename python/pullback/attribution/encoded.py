@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -30,8 +28,3 @@ def _encoded(sets: LayeredDictionary, layer: int, x: Tensor) -> SparseActivation
     if not isinstance(rule, BatchTopK) or rule.threshold is not None:
         return sets.encode(layer, x)
     return SparseActivations.stacked([sets.encode(layer, rows) for rows in x], sets[layer].d_sae, x)
-
-
-def entries_of(values: Mapping[int, Tensor], acts: Mapping[int, SparseActivations], rows: slice) -> dict[int, Tensor]:
-    """Of values of every layer's entries (nnz), those of some rows."""
-    return {i: v[int(acts[i].indptr[rows.start]) : int(acts[i].indptr[rows.stop])] for i, v in values.items()}

@@ -42,9 +42,10 @@ class Explained:
         first = layout.all_features.start
         inside = torch.zeros(layout.all_features.stop - first, dtype=torch.bool)
         inside[self.features] = True
-        own = feature_batch(local, self.features.to(local.trace.tokens.device))
-        depths = torch.cat([self.targets.depth, own.depth]).cpu()
-        positions = torch.cat([self.targets.pos, own.pos]).cpu()
+        what = self.targets
+        if len(self.features):
+            what = joined([what, feature_batch(local, self.features.to(local.trace.tokens.device))])
+        depths, positions = what.depth.cpu(), what.pos.cpu()
         for (kind, layer), acts in local.active.items():
             above = positions[depths > WRITTEN[kind](layer)]
             if len(above):

@@ -77,7 +77,7 @@ class Graph:
 
     def of_kind(self, *kinds: int) -> Tensor:
         """Boolean mask over nodes."""
-        return torch.isin(self.nodes.kind.long(), torch.tensor(kinds))
+        return torch.tensor([kind in kinds for kind in range(len(KINDS))])[self.nodes.kind.long()]
 
     @property
     def target_weights(self) -> Tensor:

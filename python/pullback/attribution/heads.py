@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pullback.lens import LayerTrace
+from pullback.ops.frozen import mix_back, spread_heads
+
+SHORT = 64  # positions up to which patterns are multiplied where gradients lie; for more, products pay for their copies
 
 
 class Heads:
@@ -31,13 +36,30 @@ class Heads:
         # What a head reads at a source (Q, T, 1), and what of it stands at a target (Q, n_heads, T_dst, T_src).
         self.read_scale = 1 / layer.ln1_scale
         self.mixing = layer.mixing.to(dtype)
+        # On a CPU, single vectors are spread in the precision of the trace, which holds its pattern anyway.
+        self.spreading = layer.mixing if layer.mixing.device.type == "cpu" else self.mixing
         self.shapes = Shapes(self.mixing)
 
-    def add_pullback(self, R: Tensor) -> None:
-        """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it."""
+    def add_pullback(self, R: Tensor, at_z: Tensor | None = None) -> None:
+        """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it; `at_z` (Q P n,
+        n_heads d_head) if it is known already what they are at what the heads write."""
         Q, H, (rows, n, d) = self.n_prompts, self.n_heads, R.shape
         P, flat = rows // Q, R.view(rows * n, d)
-        at_z = self._times(flat, self.to_z.T)
+        if at_z is None:
+            at_z = self._times(flat, self.to_z.T)
+        if P <= SHORT and at_z.dtype in (torch.float32, torch.float64):
+            at_v = mix_back(at_z.view(Q, P, n, H, -1), self.mixing, self.read_scale[..., 0], self.n_kv)
+        else:
+            at_v = self._mixed_back(at_z, Q, P, n)
+        at_v = at_v.view(rows * n, -1)
+        if R.dtype == at_v.dtype:
+            flat.addmm_(at_v, self.from_v)
+        else:
+            flat.add_(self._times(at_v, self.from_v))
+
+    def _mixed_back(self, at_z: Tensor, Q: int, P: int, n: int) -> Tensor:
+        """`ops.frozen.mix_back` as large products, of shapes that may be larger than what is there."""
+        H = self.n_heads
         mixed_P, mixed_n = self.shapes.positions(P), self.shapes.columns(n)
         laid = at_z.new_zeros if (mixed_P, mixed_n) != (P, n) else at_z.new_empty
         before = laid(Q, H, mixed_P, mixed_n, self.d_head)
@@ -47,26 +69,18 @@ class Heads:
             at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
         at_v = at_v.view(Q, self.n_kv, mixed_P, mixed_n, self.d_head)[:, :, :P, :n].permute(0, 2, 3, 1, 4)
         scaled = at_v.new_empty(at_v.shape)
-        torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
-        at_v = scaled.view(rows * n, -1)
-        if R.dtype == at_v.dtype:
-            flat.addmm_(at_v, self.from_v)
-        else:
-            flat.add_(self._times(at_v, self.from_v))
+        return torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
 
-    def add_pullback_of(self, R: Tensor, vectors: Tensor, pos: Tensor) -> None:
-        """The same where each gradient stands at one position only: vectors (Q, n, d) at positions (Q, n).
+    def taken(self, vectors: Tensor, pos: Tensor, *, standing: bool) -> Taken:
+        """What heads take of vectors (Q, n, d) that each stand at one position (Q, n) of attention's output; with
+        `standing`, of the stream behind attention, where they stand themselves as well.
 
         What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
         """
         Q, n, d = vectors.shape
-        P, m = len(R) // Q, self.shapes.rows(Q * n)
-        at_z = padded(self.at_z(vectors.reshape(Q * n, d)), m)
-        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)  # (m, n_heads, d)
-        prompt = torch.arange(Q, device=pos.device).repeat_interleave(n)
-        pattern = padded(self.mixing[prompt, :, pos.flatten(), : self.shapes.positions(P)], m)
-        moved = (pattern.transpose(1, 2) @ taken)[: Q * n, :P] * self.read_scale[prompt, :P]
-        R.view(Q, P, n, d).add_(moved.view(Q, n, P, d).transpose(1, 2))
+        at_z = padded(self.at_z(vectors.reshape(Q * n, d)), self.shapes.rows(Q * n))
+        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)[: Q * n].unflatten(0, (Q, n))
+        return Taken(self, taken.to(self.spreading.dtype), pos, vectors if standing else None)
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
         """What attention writes at the first P positions of what the stream holds at a slice of source positions:
@@ -104,6 +118,35 @@ class Heads:
     def _per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""
         return from_v.view(self.n_kv, self.d_head, -1).repeat_interleave(self.n_heads // self.n_kv, 0)
+
+
+class Taken(NamedTuple):
+    """Gradients below attention of vectors that stood at one position each above it: n_heads vectors, and one more
+    where the stream was read itself, spread over the positions."""
+
+    heads: Heads
+    by_head: Tensor  # (Q, n, n_heads, d)
+    pos: Tensor  # (Q, n)
+    standing: Tensor | None  # (Q, n, d)
+
+    def spread(self, P: int) -> Tensor:
+        """At the first P positions, (Q P, n, d)."""
+        return self._spread(self.by_head, P, self.standing)
+
+    def at_z_of(self, lower: Heads, P: int) -> Tensor | None:
+        """The same at what the heads of a lower layer write, (Q P n, n_heads d_head), where the few vectors take fewer
+        products with W_O than what they have been spread to; None elsewhere, and where products are of less precision
+        than the gradients."""
+        dtypes = {t.dtype for t in (self.by_head, self.standing) if t is not None}
+        if dtypes != {lower.to_z.dtype} or self.heads.n_heads + 1 >= P:
+            return None
+        # Vectors of one head after the other: that is how they lie.
+        by_head = (self.by_head.permute(2, 0, 1, 3) @ lower.to_z.T).permute(1, 2, 0, 3)
+        standing = None if self.standing is None else self.standing @ lower.to_z.T
+        return self._spread(by_head, P, standing).flatten(0, 1)
+
+    def _spread(self, by_head: Tensor, P: int, standing: Tensor | None) -> Tensor:
+        return spread_heads(by_head, self.heads.spreading, self.heads.read_scale[..., 0], self.pos, P, standing)
 
 
 class Shapes:

@@ -30,8 +30,15 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
 
 def shares(graph: Graph, *, bias: bool) -> tuple[Tensor, Tensor]:
     """The same as a product of the sizes of edges, (n_edges), and a factor for each target, (n_nodes) float64."""
-    counts = counts_in_scores(graph) if not bias else torch.ones(graph.n_nodes, dtype=torch.bool)
-    total = csr_totals(graph.indptr, graph.sources, graph.weights, counts)
+    counts = _counted(graph, bias)
+    return _shares(graph, counts, csr_totals(graph.indptr, graph.sources, graph.weights, counts[None])[0])
+
+
+def _counted(graph: Graph, bias: bool) -> Tensor:
+    return torch.ones(graph.n_nodes, dtype=torch.bool) if bias else counts_in_scores(graph)
+
+
+def _shares(graph: Graph, counts: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     sizes = graph.weights.abs()
     alone = (total <= EPS) & (graph.indptr.diff() > 0)
     if bool(alone.any()):
@@ -118,16 +125,17 @@ def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
-    sizes, scale = shares(graph, bias=bias)
+    counted, error = _counted(graph, bias), graph.of_kind(*ERRORS)
+    masks = torch.stack([counted, error])
+    total, from_error = csr_totals(graph.indptr, graph.sources, graph.weights, masks)
+    sizes, scale = _shares(graph, counted, total)
     weight = graph.target_weights.double()
     reached = flow(weight, runs_of(graph, sizes, scale))
     influence = reached - weight
-    error = graph.of_kind(*ERRORS)
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())
     replacement = from_tokens / max(from_tokens + from_errors, TINY)
-    error_share = csr_totals(graph.indptr, graph.sources, sizes, error) * scale
-    counted = torch.ones_like(error) if bias else counts_in_scores(graph)
+    error_share = from_error * scale
     carried = reached * counted
     completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=TINY))
     return replacement, completeness

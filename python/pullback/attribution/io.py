@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from os import PathLike
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from pullback._util.atomic import atomic_write
 from pullback.attribution.graph import Graph
@@ -18,6 +19,7 @@ FORMAT = "pullback-graph"
 VERSION = 1
 EDGE_FIELDS = ("indptr", "sources", "weights", "dropped")
 OPTIONAL_FIELDS = ("cumulative", "given_weights")
+DTYPES = {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.float32: "F32", torch.float64: "F64"}
 
 
 def save(graph: Graph, path: str | PathLike[str]) -> None:
@@ -27,17 +29,24 @@ def save(graph: Graph, path: str | PathLike[str]) -> None:
     tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
     with atomic_write(path) as file:
-        file.writelines(_in_order(to_bytes(tensors, metadata=header)))
+        file.writelines(_content(tensors, header))
 
 
-def _in_order(content: bytes) -> tuple[bytes, bytes, memoryview]:
-    """The same file with its metadata sorted: safetensors writes them in an order that differs from run to run."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file from the tensors' own memory. The library's own writer copies all of it twice, and puts the
+    metadata in an order that differs from run to run."""
+    widest_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each is aligned
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in widest_first:
+        t = tensors[name]
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [end, end := end + t.nbytes]}
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
-    return len(written).to_bytes(8, "little"), written, memoryview(content)[8 + size :]
+    yield len(written).to_bytes(8, "little")
+    yield written
+    for name in widest_first:
+        yield tensors[name].view(torch.uint8).numpy().data
 
 
 def load(path: str | PathLike[str]) -> Graph:

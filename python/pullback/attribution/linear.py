@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pullback.attribution.columns import Columns
+from pullback.attribution.heads import Taken
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
 from pullback.lens.depth import at_attention, at_mlp, before_block
 from pullback.ops import contract
+from pullback.ops.frozen import contract_leaves, contract_written
 from pullback.transcoders import in_memory
 
 
@@ -51,6 +53,7 @@ class _Sweep:
     Attributes:
         P: positions of the cone: nothing after the last target's matters to any of them.
         R: (Q P, joined, d), gradient at the residual stream.
+        just_taken: what R consists of, if that is nothing but what attention took of targets that have just joined.
     """
 
     def __init__(self, stack: Stack, columns: Columns, P: int) -> None:
@@ -60,6 +63,8 @@ class _Sweep:
         self.edges = columns.vectors.new_zeros(n, self.reach.layout.n_sources)
         self.zeroed = columns.vectors.new_zeros(self.Q, n)
         self.R = columns.vectors.new_zeros(self.Q * self.P, 0, d)
+        self.just_taken: Taken | None = None
+        self.at_depth = torch.bincount(columns.depth).tolist()
 
     @property
     def joined(self) -> int:
@@ -72,8 +77,8 @@ class _Sweep:
                 self._contract_mlp(i)
             self._through_layer(i)
             self._join_before(before_block(i))
-        for span, u in self._stream():
-            self._leaf(span, u)
+        spans, leaves = zip(*self._stream(), strict=True)
+        self._add_leaves(spans, leaves)
 
     def _stream(self) -> Iterator[tuple[slice, Tensor]]:
         """What the stream starts with."""
@@ -88,9 +93,7 @@ class _Sweep:
         for src in stack.sets.sources(i):
             active, W_dec = in_memory(self.reach.acts["features", src], stack.sets.decoder(src, i))
             contract(G, active, W_dec, out=self.edges[: self.joined, layout.features[src]])
-        self._leaf(layout.errors[i], stack.errors[i])
-        if i in stack.mlp_bias:
-            self._leaf(layout.mlp_bias[i], stack.mlp_bias[i])
+        self._leaves(("errors", i), ("mlp_bias", i))
         if stack.zeroed:
             self._lose(stack.zeroed[i])
 
@@ -101,8 +104,7 @@ class _Sweep:
         active, W_dec = in_memory(self.reach.acts["attn_features", i], stack.saes.decoder(i, i))
         G = self.R.transpose(0, 1).to(stack.precision)
         contract(G, active, W_dec, out=self.edges[: self.joined, layout.attn_features[i]])
-        self._leaf(layout.attn_errors[i], stack.attn_errors[i])
-        self._leaf(layout.attn_bias[i], stack.attn_bias[i])
+        self._leaves(("attn_errors", i), ("attn_bias", i))
         if i in stack.attn_zeroed:
             self._lose(stack.attn_zeroed[i])
 
@@ -114,10 +116,10 @@ class _Sweep:
         parallel = self.stack.layers[i].parallel
         through_skip = self._through_skip(i)
         # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
-        if through_skip is not None and not parallel:
-            self.R += through_skip
+        if not parallel:
+            self._add_to_gradient(through_skip)
         if self.joined:
-            self._leaf(self.reach.layout.attn_bias[i], self.stack.attn_bias[i])
+            self._leaves(("attn_bias", i))
         written = self._by_what_is_written(i)
         if written and not parallel:
             self._join_at_mlp(i)
@@ -125,9 +127,11 @@ class _Sweep:
             if written:
                 self._stream_through_attention()
             else:
-                self.stack.heads[i].add_pullback(self.R)
-        if through_skip is not None and parallel:
-            self.R += through_skip
+                heads, taken = self.stack.heads[i], self.just_taken
+                heads.add_pullback(self.R, None if taken is None else taken.at_z_of(heads, self.P))
+                self.just_taken = None
+        if parallel:
+            self._add_to_gradient(through_skip)
         if not written or parallel:
             self._join_at_mlp(i)
 
@@ -136,16 +140,14 @@ class _Sweep:
         parallel, through_skip = self.stack.layers[i].parallel, self._through_skip(i)
         if parallel and self.joined:
             self._contract_attention(i)
-        if through_skip is not None:
-            self.R += through_skip
+        self._add_to_gradient(through_skip)
         self._join_before(at_mlp(i))
         if not parallel and self.joined:
             self._contract_attention(i)
         which, vectors, pos = self._waiting(at_attention(i))
         if which.start < which.stop:
-            fresh = vectors.new_zeros(self.Q * self.P, *vectors.shape[1:])  # nothing reads the stream itself
-            self.stack.heads[i].add_pullback_of(fresh, vectors, pos)
-            self._join(fresh)
+            # Nothing of them reads the stream itself.
+            self._join(self.stack.heads[i].taken(vectors, pos, standing=False))
 
     def _by_what_is_written(self, i: int) -> bool:
         """Whether edges through attention are read where it writes: in the first layer, of prompts that are not long.
@@ -159,8 +161,12 @@ class _Sweep:
         for span, u in self._stream():
             into = self.edges[: self.joined, span].unflatten(1, (self.Q, self.P))
             for sources, written in self.stack.written_by(u, self.P):
-                read = self.R @ written.flatten(0, 1).transpose(1, 2)
-                into[:, :, sources] = read.unflatten(0, (self.Q, self.P)).sum(1).transpose(0, 1)
+                contract_written(self.R.unflatten(0, (self.Q, self.P)), written, sources.start, into[:, :, sources])
+
+    def _add_to_gradient(self, through_skip: Tensor | None) -> None:
+        if through_skip is not None:
+            self.R += through_skip
+            self.just_taken = None
 
     def _through_skip(self, i: int) -> Tensor | None:
         stack = self.stack
@@ -174,7 +180,8 @@ class _Sweep:
 
     def _waiting(self, depth: int) -> tuple[slice, Tensor, Tensor]:
         """Columns at this depth, which come next: which, their vectors at the stream (Q, m, d), positions (Q, m)."""
-        which = slice(self.joined, self.joined + int((self.columns.depth == depth).sum()))
+        size = self.at_depth[depth] if depth < len(self.at_depth) else 0
+        which = slice(self.joined, self.joined + size)
         return which, self.columns.vectors[:, which], self.columns.pos[:, which]
 
     def _join_at_mlp(self, i: int) -> None:
@@ -183,15 +190,13 @@ class _Sweep:
         which, vectors, pos = self._waiting(at_mlp(i))
         if which.start == which.stop:
             return
-        fresh = self._standing(vectors, pos)
-        if not layer.parallel:
+        behind = not layer.parallel and not self._by_what_is_written(i)
+        if not layer.parallel and ("attn_bias", i) in stack.leaves:
             prompt = torch.arange(self.Q, device=pos.device)[:, None]
             column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
             span = self.edges[:, self.reach.layout.attn_bias[i]]
             span[column, prompt * self.P + pos] = (vectors * stack.attn_bias[i][prompt, pos]).sum(-1)
-            if not self._by_what_is_written(i):
-                stack.heads[i].add_pullback_of(fresh, vectors, pos)
-        self._join(fresh)
+        self._join(stack.heads[i].taken(vectors, pos, standing=True) if behind else self._standing(vectors, pos))
 
     def _join_before(self, depth: int) -> None:
         """Targets that read the stream as it is at this depth."""
@@ -207,12 +212,22 @@ class _Sweep:
         stream[rows, torch.arange(m, device=pos.device)] = vectors
         return stream
 
-    def _join(self, fresh: Tensor) -> None:
-        self.R = torch.cat([self.R, fresh], dim=1) if self.joined else fresh
+    def _join(self, fresh: Tensor | Taken) -> None:
+        gradient = fresh.spread(self.P) if isinstance(fresh, Taken) else fresh
+        self.just_taken = fresh if isinstance(fresh, Taken) and not self.joined else None
+        self.R = torch.cat([self.R, gradient], dim=1) if self.joined else gradient
 
-    def _leaf(self, span: slice, u: Tensor) -> None:
-        """Edges from one vector a position, (Q, T, d)."""
-        self.edges[: self.joined, span] += self._at_each_row(u)
+    def _leaves(self, *which: tuple[str, int]) -> None:
+        """Edges from kinds of leaves by layer, one vector a position, where there is anything to read."""
+        found = [(kind, i) for kind, i in which if (kind, i) in self.stack.leaves]
+        if found:
+            spans = [self.reach.layout.of_kind(kind)[i] for kind, i in found]
+            self._add_leaves(spans, [self.stack.leaves[leaf] for leaf in found])
+
+    def _add_leaves(self, spans: Sequence[slice], leaves: Sequence[Tensor]) -> None:
+        """Edges from leaves, each (Q, T, d)."""
+        starts = [span.start for span in spans]
+        contract_leaves(self.R, [u[:, : self.P] for u in leaves], starts, self.edges[: self.joined])
 
     def _lose(self, u: Tensor) -> None:
         """Mass of zeroed positions, (Q, T, d), that is nobody's edge."""

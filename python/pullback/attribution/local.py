@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pullback._util.memory import keep_freed_memory
 from pullback.attribution.at_attention import AttentionFeatures
-from pullback.attribution.encoded import encoded, entries_of
+from pullback.attribution.encoded import encoded
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
 from pullback.attribution.stack import Stack
@@ -31,8 +31,7 @@ class LocalModel:
 
     trace: Trace
     sets: LayeredDictionary
-    acts: dict[int, SparseActivations]  # layer -> T rows
-    preactivations: dict[int, Tensor]  # layer -> (nnz), before the activation function
+    acts: dict[int, SparseActivations]  # layer -> T rows; a feature that is active is its pre-activation
     errors: list[Tensor]  # L x (T, d)
     mlp_bias: dict[int, Tensor]  # layer -> (T, d): b_dec and the norm's bias through W_skip
     attn_bias: list[Tensor]  # L x (T, d): b_O, b_V and ln1's bias through the pattern; b_dec of autoencoders
@@ -130,7 +129,6 @@ def local_models(
     inputs = {i: layers[i].read(sets.hook_in(i)) for i in sets.layers}
     acts = {i: encoded(sets, i, x, keep) for i, x in inputs.items()}
     sets = sets.holding(acts)  # every batch of targets reads the same decoder rows
-    preactivations = {i: sets[i].preactivations(inputs[i], a.rows(), a.indices) for i, a in acts.items()}
 
     errors: list[Tensor] = []
     zeroed: list[Tensor] = []
@@ -157,7 +155,6 @@ def local_models(
             trace=recorded[q],
             sets=sets,
             acts={i: a[rows] for i, a in acts.items()},
-            preactivations=entries_of(preactivations, acts, rows),
             errors=[error[q] for error in errors],
             mlp_bias=mlp_bias,
             attn_bias=[attention.bias.get(i, bias)[q] for i, bias in enumerate(attn_bias)],

@@ -98,12 +98,16 @@ class Stack:
             yield sources, heads.written_by(u, sources, P)
 
     @cached_property
-    def silent(self) -> set[tuple[str, int]]:
-        """Leaves, by kind and layer as in `Layout.spans`, that are 0 everywhere: attention without biases, MLPs without
-        errors."""
+    def _all_leaves(self) -> dict[tuple[str, int], Tensor]:
         leaves = {"errors": dict(enumerate(self.errors)), "attn_errors": self.attn_errors, "mlp_bias": self.mlp_bias}
         leaves["attn_bias"] = dict(enumerate(self.attn_bias))
-        return {(kind, layer) for kind, by in leaves.items() for layer, u in by.items() if not bool(u.any())}
+        return {(kind, layer): u for kind, by in leaves.items() for layer, u in by.items()}
+
+    @cached_property
+    def leaves(self) -> dict[tuple[str, int], Tensor]:
+        """What writes one vector a position (Q, T, d), by kind and layer as in `Layout.spans`, but for what is 0
+        everywhere: attention without biases, MLPs without errors."""
+        return {leaf: u for leaf, u in self._all_leaves.items() if bool(u.any())}
 
     def reach(self, P: int) -> Reach:
         if P not in self._reach:
@@ -135,7 +139,7 @@ class Stack:
             found = [
                 (span.start, (span.stop - span.start) // self.n_prompts, order[which])
                 for which, span in below.items()
-                if which not in self.silent
+                if which not in self._all_leaves or which in self.leaves
             ]
             self._below[P, depth] = torch.tensor(found, dtype=torch.long).view(-1, 3)
         return self._below[P, depth]

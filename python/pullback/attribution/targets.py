@@ -53,30 +53,33 @@ def vectors_at_stream(local: LocalModel, targets: Targets) -> Tensor:
     """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site. Those
     that read attention's output are as they are."""
     t = local.trace
-    vectors = targets.vectors.clone()
-    for place in (targets.layer * len(SITES) + targets.site).unique().tolist():
+    places, sizes = torch.unique_consecutive(targets.layer * len(SITES) + targets.site, return_counts=True)
+    parts: list[Tensor] = []
+    of_place = zip(targets.vectors.split(sizes.tolist()), targets.pos.split(sizes.tolist()), strict=True)
+    for place, (v, pos) in zip(places.tolist(), of_place, strict=True):
         layer, site = divmod(place, len(SITES))
-        which = (targets.layer == layer) & (targets.site == site)
-        v, pos = targets.vectors[which], targets.pos[which]
         if site == FINAL:
-            vectors[which] = t.ln_final.pullback(v, t.final_scale[pos])
+            v = t.ln_final.pullback(v, t.final_scale[pos])
         elif site not in (BEFORE_BLOCK, ATTENTION):
-            vectors[which] = t.layers[layer].read_pullback(SITES[site], v, pos)
-    return vectors
+            v = t.layers[layer].read_pullback(SITES[site], v, pos)
+        parts.append(v)
+    return torch.cat(parts) if parts else targets.vectors
 
 
 def feature_batch(local: LocalModel, chosen: Tensor) -> Targets:
     """Targets for features given by their place (B) among all active features, in layout order."""
-    start = 0
+    if not bool((chosen[1:] >= chosen[:-1]).all()):
+        ascending, order = chosen.sort(stable=True)
+        return feature_batch(local, ascending)[torch.argsort(order)]
+    active = local.active
+    ends = torch.tensor([acts.nnz for acts in active.values()], device=chosen.device).cumsum(0)
+    first = start = 0
     parts: list[Targets] = []
-    found: list[Tensor] = []
-    for (kind, i), acts in local.active.items():
-        here = (chosen >= start) & (chosen < start + acts.nnz)
-        at = chosen[here] - start
-        start += acts.nnz
+    for ((kind, i), acts), last in zip(active.items(), torch.searchsorted(chosen, ends).tolist(), strict=True):
+        at = chosen[first:last] - start
         parts.append(ENCODERS[kind](local, i, acts.rows()[at], acts.indices[at].long()))
-        found.append(here.nonzero()[:, 0])
-    return joined(parts)[torch.argsort(torch.cat(found))]
+        first, start = last, start + acts.nnz
+    return joined(parts)
 
 
 def encoder_targets(local: LocalModel, layer: int, pos: Tensor, ids: Tensor) -> Targets:

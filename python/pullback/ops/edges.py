@@ -145,8 +145,9 @@ def csr_sums(indptr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def csr_totals(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
-    """Float64[Tensor, "rows"]: the sum of the sizes of edges from nodes that count, Bool[Tensor, "n_nodes"]."""
-    totals = torch.empty(len(indptr) - 1, dtype=torch.float64)
+    """Float64[Tensor, "masks rows"]: the sums of the sizes of edges from nodes that count, Bool[Tensor, "masks
+    n_nodes"]."""
+    totals = torch.empty(len(counted), len(indptr) - 1, dtype=torch.float64)
     _run("csr_totals", indptr, sources, weights, counted, totals)
     return totals
 

@@ -19,9 +19,9 @@ from pullback.lens.fingerprint import fingerprint, same_weight
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
 
-TOKENS_AT_ONCE = 256  # of all prompts of a batch, on a CPU: more of them leave its cache
-PROMPTS_AT_ONCE = 16
-ON_DEVICE = 16  # times as many on a GPU
+TOKENS_AT_ONCE = 512  # of all prompts of a batch, on a CPU: more of them leave its cache
+PROMPTS_AT_ONCE = 32
+ON_DEVICE = 8  # times as many on a GPU
 RUN = "run.json"
 
 

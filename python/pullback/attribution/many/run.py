@@ -16,7 +16,7 @@ from pullback.attribution.graph import Graph
 from pullback.attribution.local import fitted_saes, fitted_transcoders, local_models
 from pullback.attribution.many.index import COLUMNS, OK, Journal, has_parquet, journalled, read_index, write_index
 from pullback.attribution.many.plan import Numbered, batches, claim, described, numbered
-from pullback.attribution.many.together import attribute_together
+from pullback.attribution.many.together import attribute_together, prompts_held_together
 from pullback.attribution.settings import Settings
 from pullback.lens import Lens, as_lens
 from pullback.lens.tokens import Prompt
@@ -131,14 +131,25 @@ class _Work:
         """Explain a batch, write the files of the wanted prompts, and say what is known of them. All of the batch is
         computed even if part of it is done: so the sums come out in the same order."""
         start = time.perf_counter()
-        found = self._graphs(batch)
-        seconds = (time.perf_counter() - start) / len(batch)
-        for prompt, graph in zip(batch, found, strict=True):
-            if prompt.number in wanted:
-                yield _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
+        for part, found in self._graphs(batch):
+            seconds = (time.perf_counter() - start) / len(part)
+            for prompt, graph in zip(part, found, strict=True):
+                if prompt.number in wanted:
+                    yield _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
+            start = time.perf_counter()
 
-    def _graphs(self, batch: Sequence[Numbered]) -> Sequence[Graph | str]:
-        """Smaller batches where one does not fit into memory, and each prompt alone where the model fails on some."""
+    def _graphs(self, batch: Sequence[Numbered]) -> Iterator[tuple[Sequence[Numbered], Sequence[Graph | str]]]:
+        """Graphs of all of a batch, or of a part of it after the other: where they would take too much memory together,
+        or did so, and each prompt alone where the model fails on some."""
+        found, step = self._together(batch)
+        if found:
+            yield batch, found
+            return
+        for first in range(0, len(batch), step):
+            yield from self._graphs(batch[first : first + step])
+
+    def _together(self, batch: Sequence[Numbered]) -> tuple[Sequence[Graph | str], int]:
+        """Graphs of all of a batch; or none, and how many of its prompts should be tried at a time."""
         try:
             locals = local_models(
                 self.lens,
@@ -148,14 +159,14 @@ class _Work:
                 precision=self.precision,
                 attention_saes=self.saes,
             )
-            return attribute_together(self.lens, locals, self.settings, [{"prompt": p.text} for p in batch])
+            step = prompts_held_together(locals[0], self.settings)
+            if step < len(batch):
+                return [], step
+            return attribute_together(self.lens, locals, self.settings, [{"prompt": p.text} for p in batch]), 0
         except Exception as error:  # one prompt's failure is not the others'
-            why = str(error) or type(error).__name__
-            step = max(1, len(batch) // 2) if out_of_memory(error) else 1
-        # Out of the except block, so that what failed holds no memory any more.
-        if len(batch) == 1:
-            return [why]
-        return [graph for first in range(0, len(batch), step) for graph in self._graphs(batch[first : first + step])]
+            if len(batch) == 1:
+                return [str(error) or type(error).__name__], 0
+            return [], max(1, len(batch) // 2) if out_of_memory(error) else 1
 
     def _written(self, prompt: Numbered, graph: Graph, seconds: float) -> dict[str, Any]:
         scores, answers = graph.scores(), graph.answers()

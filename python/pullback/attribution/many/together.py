@@ -13,11 +13,22 @@ from pullback.attribution.build import attribute_local, begin, finish
 from pullback.attribution.gather import stacked_rows
 from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel
+from pullback.attribution.memory import BYTES_PER_EDGE, expected_edges
 from pullback.attribution.settings import Settings
 from pullback.attribution.stack import Stack
 from pullback.lens import Lens
 
 Result = TypeVar("Result")
+HELD = 2 * 2**30  # bytes of edges of prompts whose graphs are made together
+
+
+def prompts_held_together(local: LocalModel, settings: Settings) -> int:
+    """As many prompts like this one as have edges that may be held at once, at least one."""
+    edges = expected_edges(local, settings.max_feature_nodes)
+    if settings.edges_per_target is not None:
+        targets = sum(acts.nnz for acts in local.active.values())
+        edges = min(edges, settings.edges_per_target * targets)
+    return max(1, HELD // max(1, BYTES_PER_EDGE * edges))
 
 
 @torch.no_grad()

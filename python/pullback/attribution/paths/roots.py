@@ -70,11 +70,12 @@ def _active_feature(local: LocalModel, norms: FrozenNorms, place: int) -> Root:
     layer, pos = int(target.layer), int(target.pos)
     at_entry = place - local.layout.features[layer].start + local.layout.all_features.start
     acts = local.acts[layer]
+    value = acts.values[at_entry][None]
     return _root(
         (k.FEATURE, layer, int(acts.indices[at_entry]), pos),
         "",
-        local.preactivations[layer][at_entry][None],
-        acts.values[at_entry][None],
+        value,
+        value,
         Readings.of_the_stream(vectors, target.pos, mlp_reads_below(local, layer), own),
     )
 

@@ -73,4 +73,5 @@ def csr_sums(indptr: Tensor, weights: Tensor, sums: Tensor, sizes: Tensor) -> No
 
 
 def csr_totals(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor, totals: Tensor) -> None:
-    csr_sums(indptr, weights * counted[sources.long()], torch.empty_like(totals), totals)
+    for mask, out in zip(counted, totals, strict=True):
+        csr_sums(indptr, weights * mask[sources.long()], torch.empty_like(out), out)

@@ -1,0 +1,143 @@
+// What the linear engine does at short range: frozen attention without copies in another order, and gradients against
+// what stands at their own position.
+
+#include <vector>
+
+#include "isa.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace pullback {
+namespace {
+
+constexpr int64_t second_cache = 1 << 19;  // half of what most have
+
+// Patterns (Q, H, T, T) and what a head's source is divided by (Q, T), of the first P <= T positions.
+template <class T>
+Mixing<T> mixing_of(const char* op, const View& mixing, const View& scale, int64_t Q, int64_t H, int64_t P) {
+  require_rows(op, "mixing", mixing, {Q, H, -1, -1}, sizeof(T));
+  require_rows(op, "scale", scale, {Q, -1}, sizeof(T));
+  require(P <= mixing.shape[2] && P <= mixing.shape[3] && P <= scale.shape[1],
+          std::string(op) + ": there are no patterns and scales of " + std::to_string(P) + " positions");
+  return {mixing.as<T>(), mixing.strides[0], mixing.strides[1], mixing.strides[2], scale.as<T>(), scale.strides[0]};
+}
+
+}  // namespace
+
+void spread_heads(const View& taken, const View& mixing, const View& scale, const View& pos, const View* standing,
+                  const View& out) {
+  const char* op = "spread_heads";
+  require_rows(op, "taken", taken, {-1, -1, -1, -1}, taken.itemsize);
+  const int64_t Q = taken.shape[0], n = taken.shape[1], H = taken.shape[2], d = taken.shape[3];
+  require_dense(op, "pos", pos, {Q, n}, 8);
+  require_dense(op, "out", out, {-1, n, d}, taken.itemsize);
+  const int64_t P = Q ? out.shape[0] / Q : 0;
+  require(Q * P == out.shape[0], std::string(op) + ": out must have as many rows of each prompt");
+  if (standing) require_rows(op, "standing", *standing, {Q, n, d}, taken.itemsize);
+  for (int64_t i = 0; i < Q * n; ++i)
+    require(0 <= pos.as<int64_t>()[i] && pos.as<int64_t>()[i] < P,
+            "spread_heads: a position is not among those of out");
+  with_float_type(op, taken.itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const Spread<T> spread{taken.as<T>(),
+                           taken.strides[0],
+                           taken.strides[1],
+                           taken.strides[2],
+                           mixing_of<T>(op, mixing, scale, Q, H, P),
+                           pos.as<int64_t>(),
+                           standing ? standing->as<T>() : nullptr,
+                           standing ? standing->strides[0] : 0,
+                           standing ? standing->strides[1] : 0,
+                           P,
+                           n,
+                           H,
+                           d,
+                           out.as<T>()};
+    const Table<T>& kernels = table<T>();
+    parallel_for(Q * n, Q * n * P * H * d,
+                 [&](int64_t begin, int64_t end, int) { kernels.spread_columns(spread, begin, end); });
+  });
+}
+
+void mix_back(const View& at_z, const View& mixing, const View& scale, const View& out) {
+  const char* op = "mix_back";
+  require_dense(op, "at_z", at_z, {-1, -1, -1, -1, -1}, at_z.itemsize);
+  const int64_t Q = at_z.shape[0], P = at_z.shape[1], n = at_z.shape[2], H = at_z.shape[3], d_head = at_z.shape[4];
+  require_dense(op, "out", out, {Q, P, n, -1, d_head}, at_z.itemsize);
+  const int64_t K = out.shape[3];
+  require(K > 0 && H % K == 0, std::string(op) + ": " + std::to_string(H) + " heads cannot share " + std::to_string(K));
+  with_float_type(op, at_z.itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const MixBack<T> mix{at_z.as<T>(), mixing_of<T>(op, mixing, scale, Q, H, P), P, n, H, K, d_head, out.as<T>()};
+    const Table<T>& kernels = table<T>();
+    // As many columns at a time as stay in the second cache while every source reads them.
+    const int64_t bytes = P * H * d_head * at_z.itemsize;
+    const int64_t width = std::max<int64_t>(1, second_cache / std::max<int64_t>(1, bytes));
+    const int64_t blocks = (n + width - 1) / width;
+    parallel_for(Q * blocks, Q * P * (P / 2 + 1) * n * H * d_head, [&](int64_t begin, int64_t end, int) {
+      std::vector<T> weights(H * P);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % blocks * width;
+        kernels.mix_back_columns(mix, i / blocks, first, std::min(n, first + width), weights.data());
+      }
+    });
+  });
+}
+
+void contract_leaves(const View& R, const std::vector<View>& leaves, const View& starts, const View& out) {
+  const char* op = "contract_leaves";
+  require_rows(op, "R", R, {-1, -1, -1}, R.itemsize);
+  const int64_t rows = R.shape[0], n = R.shape[1], d = R.shape[2], count = static_cast<int64_t>(leaves.size());
+  require(0 < count && count <= leaves_at_once, "contract_leaves: too many leaves, or none");
+  const int64_t Q = leaves[0].shape.at(0), P = leaves[0].shape.at(1);
+  require(Q * P == rows, "contract_leaves: leaves must be [Q, P, d] with a vector for each of the Q P rows of R");
+  for (const View& u : leaves) require_rows(op, "a leaf", u, {Q, P, d}, R.itemsize);
+  require_rows(op, "out", out, {n, -1}, R.itemsize);
+  require_dense(op, "starts", starts, {count}, 8);
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t start = starts.as<int64_t>()[j];
+    require(start >= 0 && start + rows <= out.shape[1], "contract_leaves: out has no such columns");
+  }
+  with_float_type(op, R.itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const Table<T>& kernels = table<T>();
+    parallel_for(rows, rows * n * d * count, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) {
+        const T* u[leaves_at_once];
+        T* to[leaves_at_once];
+        for (int64_t j = 0; j < count; ++j) {
+          u[j] = leaves[j].as<T>() + r / P * leaves[j].strides[0] + r % P * leaves[j].strides[1];
+          to[j] = out.as<T>() + starts.as<int64_t>()[j] + r;
+        }
+        kernels.leaf_products(R.as<T>() + r * R.strides[0], R.strides[1], n, u, count, d, to, out.strides[0]);
+      }
+    });
+  });
+}
+
+void contract_written(const View& R, const View& written, int64_t first, const View& out) {
+  const char* op = "contract_written";
+  require_rows(op, "R", R, {-1, -1, -1, -1}, R.itemsize);
+  const int64_t Q = R.shape[0], P = R.shape[1], n = R.shape[2], d = R.shape[3];
+  require_rows(op, "written", written, {Q, P, -1, d}, R.itemsize);
+  const int64_t S = written.shape[2];
+  require_rows(op, "out", out, {n, Q, S}, R.itemsize);
+  require(first >= 0, "contract_written: sources begin at 0 or later");
+  std::vector<int32_t> every(S);
+  for (int64_t s = 0; s < S; ++s) every[s] = static_cast<int32_t>(s);
+  with_float_type(op, R.itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const Table<T>& kernels = table<T>();
+    const std::vector<T> ones(S, T(1));
+    parallel_for(Q, Q * P * n * S * d, [&](int64_t begin, int64_t end, int) {
+      for (int64_t q = begin; q < end; ++q)
+        for (int64_t p = first; p < P; ++p)
+          kernels.contract_tile(R.as<T>() + q * R.strides[0] + p * R.strides[1], R.strides[2], n, every.data(),
+                                ones.data(), std::min(S, p - first + 1),
+                                written.as<T>() + q * written.strides[0] + p * written.strides[1], written.strides[2],
+                                d, out.as<T>() + q * out.strides[1], out.strides[0], true);
+    });
+  });
+}
+
+}  // namespace pullback
