@@ -56,8 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             must_be_writable(path)
         return int(args.run(args) or 0)
     except (ValueError, OSError, FloatingPointError) as error:
-        of_a_file = isinstance(error, OSError) and error.filename and error.strerror
-        said = f"{error.filename}: {error.strerror}" if of_a_file else str(error).removeprefix(f"{args.command}: ")
+        said = str(error).removeprefix(f"{args.command}: ")
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            said = f"{error.filename}: {error.strerror}"
         print(f"pullback {args.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

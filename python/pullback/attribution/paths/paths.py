@@ -134,9 +134,10 @@ class Paths:
     def _path(self, depth: int, place: int) -> Path:
         steps: list[tuple[str, float, str]] = []
         for level in range(depth, -1, -1):
-            *step, place = self._listed[level][place]
-            steps.append(tuple(step))
-        return Path(*zip(*reversed(steps), strict=True))
+            name, contribution, token, place = self._listed[level][place]
+            steps.append((name, contribution, token))
+        nodes, contributions, tokens = zip(*reversed(steps), strict=True)
+        return Path(nodes, contributions, tokens)
 
     def _ending(self, filters: Sequence[FeatureFilter]) -> list[Tensor]:
         """Whether the last nodes of each path of the tree match these, in their order."""
