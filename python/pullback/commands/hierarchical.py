@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--relative", action="store_true", help="--tau is a share of the target")
     parser.add_argument("--mode", choices=("signed", "abs"), default="signed", help="what is compared with --tau")
     parser.add_argument(
-        "--top", type=int, default=None, help="keep so many nodes of an MLP's or attention's output, whatever --tau"
+        "--top",
+        type=int,
+        default=None,
+        help="keep so many nodes of an MLP's or attention's output, instead of by --tau",
     )
     parser.add_argument("--keep-errors", action="store_true", help="keep errors, whatever they carry")
     parser.add_argument("--standard", action="store_true", help="for comparison: all paths, cut afterwards")

@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> None:
     from pullback.lens import as_lens
 
     wanted = _interventions(args.set, args.scale)
+    if not wanted:
+        raise ValueError("name features to set, --set 1_524_8=0, or to scale, --scale 1_524_8=-2")
+    if args.top < 1:
+        raise ValueError(f"--top must be at least 1, got {args.top}")
     lens, sets = as_lens(open_model(args.model)), open_set(args)
     given = {"freeze": None if args.freeze == "none" else args.freeze, "attention_saes": open_saes(args)}
     before = lens.logits(lens.to_tokens(args.prompt)[None])[0, -1]
