@@ -65,13 +65,15 @@ def test_graph_writes_each_format(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_graph_of_what_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "g.safetensors")
     asked = ["--target", "austin", "--target-difference", "austin", "sacramento", "--target-feature", "1", "-1", "5"]
+    asked += ["--target-feature", "A2", "-1", "7", "--attention-saes", "zoo"]
     rules = ["--position", "-1", "--edges-per-target", "20", "--edge-mass", "0.9", "--precision", "bfloat16"]
     assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, *asked, *rules]) == 0
     said = capsys.readouterr().out
     assert "explained: austin - sacramento = " in said
     assert f"explained: feature 1_5_{len(PROMPT.split())} = " in said
+    assert f"explained: feature A2_7_{len(PROMPT.split())} = " in said
     graph = Graph.load(out)
-    assert int(graph.explained.sum()) == 3
+    assert int(graph.explained.sum()) == 4
     assert int(graph.indptr.diff().max()) <= 21
     assert graph.meta["generation_settings"]["precision"] == "bfloat16"
     assert cli.main(["graph", "tiny-mix", PROMPT, "--out", out, "--chat"]) == 2
@@ -96,6 +98,10 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "CE recovered" in capsys.readouterr().out
     assert set(json.loads(figures.read_text())["fvu"]) == {"0", "2"}
     read = figures.read_text()
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(json.dumps({"said": "dallas is in"}) + "\n")
+    assert cli.main([*evaluate[:-3], str(documents), "--column", "said", "--context-size", "4"]) == 0
+    assert "(3 tokens)" in capsys.readouterr().out
     assert cli.main([*evaluate, "--lazy"]) == 0
     assert figures.read_text() == read
     assert cli.main(["graph", "tiny-mix", PROMPT, "--out", str(tmp_path / "g.json"), "--lazy"]) == 2
@@ -160,6 +166,7 @@ def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixt
         (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--node-threshold", "7"], "--node-threshold must lie in"),
         (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--transcoders", "nowhere"], "nowhere"),
         (["graph", "no/such-model", PROMPT, "--out", "g.html", "--transcoders", "x"], "no model 'no/such-model'"),
+        (["graph", "folder.html", PROMPT, "--out", "g.html", "--transcoders", "x"], "model in 'folder.html' cannot be"),
         (["eval", "tiny-mix", "--data", "nowhere.txt"], "nowhere.txt"),
         (["demo", "--city", "atlantis", "--shipped", "--out", "d"], "does not know the city"),
         (["graph", "tiny-mix", PROMPT, "--out", "folder.html"], "--out names a folder"),
@@ -167,8 +174,40 @@ def test_cache_then_train_on_it_twice(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "tiny-mix", "--out", "o"], "--data FILE is needed"),
         (["train", "tiny-mix", "--out", "o", "--parallel", "wide"], "parallel must be one of none, layers"),
         (["plan", "--d-sae", "8"], "name one of gpt2-small"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.safetensors", "--node-threshold", "0.5"], "keeps the whole graph"),
+        (["graph", "tiny-mix", "--prompts", "p.txt", "--out", "o", "--edge-threshold", "1"], "whole without --prune"),
+        (["graph", "tiny-mix", PROMPT, "--out", "g.html", "--num-shards", "2"], "are for --prompts FILE"),
+        (
+            ["graph", "tiny-mix", PROMPT, "--out", "g.html", "--target-feature", "1", "8", "3", "--position", "2"],
+            "--position is of logits",
+        ),
+        (["paths", "tiny-mix", PROMPT, "--root-feature", "1", "8", "3", "--position", "2"], "--position is of logits"),
+        (["intervene", "tiny-mix", PROMPT, "--generate", "2"], "name features to set"),
+        (["graph", "tiny-mix", PROMPT, "--out", "p.txt/g.html"], "p.txt/g.html: Not a directory"),
+        (["eval", "tiny-mix", "--data", "p.txt", "--json", "p.txt/e.json"], "p.txt/e.json: Not a directory"),
+        (["features", "tiny-mix", "--data", "p.txt", "--out", "p.txt"], "--out takes a folder, and p.txt is a file"),
+        (["intervene", "tiny-mix", PROMPT, "--set", "1_524_8=0", "--top", "0"], "--top must be at least 1"),
+        (["study", "ioi", "--n", "0", "--out", "o"], "n must be at least 1, got 0"),
+        (
+            ["sweep", "tiny-mix", "--data", "p.txt", "--out", "o", "--k", "4", "--l1-coefficient", "1"],
+            "none of topk has l1_coefficient",
+        ),
+        (["demo", "--shipped", "--steps", "5"], "leave out --steps, or --shipped"),
+        (["plan", "gpt2-small", "--d-model", "8"], "are known of gpt2-small: leave them out"),
+        (["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--cache-dtype", "int8"], "of the cache that --cache"),
+        (
+            ["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--checkpoint-every-tokens", "9"],
+            "needs --checkpoint",
+        ),
+        (
+            ["train", "tiny-mix", "--data", "p.txt", "--out", "o", "--l1-coefficient", "1"],
+            "l1_coefficient is a penalty",
+        ),
         (["train", "tiny-mix", "--out", "o", "--resume"], "--resume needs --checkpoint"),
         (["cache", "tiny-mix", "--data", "nowhere.npy", "--out", "o"], "no file nowhere.npy"),
+        (["cache", "tiny-mix", "--data", "p.txt", "--column", "x", "--out", "o"], "--column is for .jsonl"),
+        (["cache", "tiny-mix", "--data", "p.txt", "--token-dtype", "int32", "--out", "o"], "--token-dtype is for"),
+        (["features", "tiny-mix", "--data", "p.txt", "--column", "x", "--out", "o"], "--column is for .jsonl files"),
         (["sweep", "tiny-mix", "--k", "4", "--out", "o"], "--data FILE is needed"),
         (["sweep", "tiny-mix", "--data", "p.txt", "--out", "o"], "topk needs values of k"),
     ],
@@ -248,7 +287,7 @@ def test_a_layer_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.
 
 
 def test_a_slip_in_a_name_of_the_zoo_asks_no_hub(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["intervene", "tiny-mixx", PROMPT]) == 2
+    assert cli.main(["intervene", "tiny-mixx", PROMPT, "--scale", "1_524_8=0"]) == 2
     assert "did you mean 'tiny-mix'?" in capsys.readouterr().err
 
 

@@ -50,7 +50,10 @@ def test_notebooks_are_kept_without_what_running_adds(path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # what the kernel client says about sockets and event loops is its own affair
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executed(nbformat.read(path, as_version=4), tmp_path, monkeypatch)
+    notebook = executed(nbformat.read(path, as_version=4), tmp_path, monkeypatch)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "Warning" not in said, said  # no widgets here, for one: bars are plain then, and nobody is told off for it
 
 
 @pytest.mark.slow

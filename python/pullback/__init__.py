@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         FeatureTarget,
         Graph,
         GraphCollection,
+        GraphView,
         HeadLoadings,
         InputAttribution,
         Interference,
@@ -104,6 +106,7 @@ __all__ = [
     "FeatureTarget",
     "Graph",
     "GraphCollection",
+    "GraphView",
     "HeadLoadings",
     "InputAttribution",
     "Interference",
@@ -193,6 +196,7 @@ _FROM = {
         "FeatureTarget",
         "Graph",
         "GraphCollection",
+        "GraphView",
         "HeadLoadings",
         "InputAttribution",
         "Interference",
@@ -271,6 +275,9 @@ _FROM = {
     ),
 }
 _HOME = {name: room for room, names in _FROM.items() for name in names}
+
+if "ipykernel" in sys.modules:  # a notebook: before anything that we load shows a progress bar
+    importlib.import_module("pullback._util.notebook")
 
 
 def __getattr__(name: str) -> Any:

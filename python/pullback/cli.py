@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from pullback._util.atomic import must_be_writable
 from pullback.commands import (
     cache,
     convert,
@@ -50,14 +52,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status. What the user got wrong is a sentence on stderr, not a traceback."""
     args = _parser().parse_args(argv)
     try:
+        for path in _written(args):
+            must_be_writable(path)
         return int(args.run(args) or 0)
     except (ValueError, OSError, FloatingPointError) as error:
         said = str(error).removeprefix(f"{args.command}: ")
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            said = f"{error.filename}: {error.strerror}"
         print(f"pullback {args.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\npullback {args.command}: interrupted; what was written before is intact", file=sys.stderr)
         return 130
+
+
+def _written(args: argparse.Namespace) -> list[Path]:
+    """The files and folders that options name to be written."""
+    given = (getattr(args, name, None) for name in ("out", "json"))
+    return [path for value in given if value for path in (value if isinstance(value, list) else [value])]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -135,6 +135,9 @@ def test_positions_are_counted_from_the_end() -> None:
         pb.GraphCollection([one, other]).mean()
     with pytest.raises(ValueError, match="align must be"):
         pb.GraphCollection([one]).mean("start")  # type: ignore[arg-type]
+    for ask in ("features", "edges", "mean"):
+        with pytest.raises(ValueError, match=r"min_share must lie in \[0, 1\], got 80"):
+            getattr(pb.GraphCollection([one]), ask)(min_share=80)
 
 
 def test_difference_of_prompts_and_of_collections(graphs: list[pb.Graph]) -> None:

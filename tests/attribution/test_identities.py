@@ -163,30 +163,35 @@ def test_local_replacement_gives_the_models_logits(name: str, skip: bool) -> Non
     assert torch.allclose(replaced, lens.logits(tokens[None]), atol=1e-9)
 
 
+@pytest.mark.parametrize("at_attention", [[], [1], [0, 1, 2]])
 @pytest.mark.parametrize(
     "name", ["LN-mha-standard-plain", "LNPre-gqa-rotary-plain", "RMS-gqa-rotary-gated", "neox-parallel"]
 )
-def test_perturbing_a_feature_moves_targets_by_its_column(name: str) -> None:
+def test_perturbing_a_feature_moves_targets_by_its_column(name: str, at_attention: list[int]) -> None:
     """O5: with all else frozen, doubling a feature adds its edge to every target."""
     lens = as_lens(models.build(name))
-    sets = models.random_set(lens)
+    sets, saes = models.random_set(lens), models.random_saes(lens, layers=at_attention) if at_attention else None
     tokens = tokens_of(6)
-    graph = pb.attribute(lens, sets, tokens, max_n_logits=3)
+    graph = pb.attribute(lens, sets, tokens, max_n_logits=3, attention_saes=saes)
     adjacency = _dense(graph)
     n = graph.nodes
-    features = graph.of_kind(k.FEATURE).nonzero()[:, 0]
-    targets = graph.of_kind(k.FEATURE, k.LOGIT).nonzero()[:, 0]
-    before = run_interventions(lens, sets, tokens, [], freeze="all")
+    features = graph.of_kind(*k.FEATURES).nonzero()[:, 0]
+    targets = graph.of_kind(*k.FEATURES, k.LOGIT).nonzero()[:, 0]
+    given = {"freeze": "all", "attention_saes": saes}
+    before = run_interventions(lens, sets, tokens, [], **given)
     for s in features[:: len(features) // 12].tolist():
         layer, pos, feature, z = int(n.layer[s]), int(n.pos[s]), int(n.feature[s]), float(n.activation[s])
-        after = run_interventions(lens, sets, tokens, [(layer, pos, feature, 2 * z)], freeze="all")
+        one = pb.FeatureTarget(layer, pos, feature, attention=int(n.kind[s]) == k.ATTENTION_FEATURE)
+        after = run_interventions(lens, sets, tokens, [(one, 2 * z)], **given)
         shift = after.logits[-1] - before.logits[-1]
         for t in targets.tolist():
+            i = int(n.layer[t])
             if int(n.kind[t]) == k.LOGIT:
                 moved = shift[n.feature[t]] - shift.mean()
-            else:
-                i = int(n.layer[t])
+            elif int(n.kind[t]) == k.FEATURE:
                 moved = (after.inputs[i] - before.inputs[i])[n.pos[t]] @ sets[i].W_enc[n.feature[t]]
+            else:
+                moved = (after.attention[i] - before.attention[i])[n.pos[t]] @ saes[i].W_enc[n.feature[t]]
             assert abs(float(moved) - float(adjacency[t, s])) <= 1e-9 * max(1.0, float(adjacency.abs().max()))
 
 

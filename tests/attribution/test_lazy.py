@@ -12,6 +12,7 @@ import torch
 
 import pullback as pb
 from pullback.attribution import Graph, attribute
+from pullback.attribution.local import local_model
 from pullback.causal import Swap, interchange, intervene
 from pullback.lens import as_lens
 from pullback.transcoders import HeldRows, LayeredDictionary, MappedRows, load_transcoders
@@ -92,6 +93,32 @@ def test_causal_tests_with_a_set_in_files(tmp_path):
     swap = Swap.features(1, 3, torch.arange(40) % 2 == 0)
     base, source = torch.tensor([TOKENS]), torch.tensor([TOKENS[::-1]])
     assert torch.equal(interchange(lens, lazy, base, source, [swap]), interchange(lens, eager, base, source, [swap]))
+
+
+@pytest.mark.parametrize("draw", [models.random_set, models.random_clt])
+def test_circuits_and_scores_with_dictionaries_in_files(tmp_path, draw):
+    """Other features are active in a circuit than on the prompt, and one that is explained need not be."""
+    lens = as_lens(models.build("llama"))
+    eager, lazy = _both(draw(lens), tmp_path / "sets")
+    saes, lazy_saes = _both(models.random_saes(lens), tmp_path / "saes")
+    found = local_model(lens, eager, torch.tensor(TOKENS), attention_saes=saes)
+    off = [next(f for f in range(40) if f not in acts[2].row(5)[0]) for acts in (found.acts, found.attention.acts)]
+    asked = [3, 7, *(pb.FeatureTarget(2, 5, f, attention=bool(attention)) for attention, f in enumerate(off))]
+    graph = attribute(lens, eager, TOKENS, attribution_targets=asked, attention_saes=saes)
+    other = pb.Ablation.resample(lens, eager, TOKENS[::-1], attention_saes=saes)
+    margin = pb.causal.Margin(3, 7)
+    seen = []
+    for sets, at_attention in ((eager, saes), (lazy, lazy_saes)):
+        given = {"margin": margin, "attention_saes": at_attention}
+        scores = pb.node_scores(lens, sets, graph, methods=["exact", "eap"], ablation=other, **given).scores
+        curves = pb.faithfulness_curves(lens, sets, graph, scores, sizes=(0.1, 0.4), **given).curves
+        score = pb.agreement(lens, sets, graph, n=8, **given)
+        seen.append((scores["exact"], scores["eap"], torch.tensor(curves["eap"]["signed"].faithfulness), score))
+    for ours, theirs in zip(*seen, strict=True):
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        else:
+            assert [run.nmse for run in ours.runs.values()] == pytest.approx([r.nmse for r in theirs.runs.values()])
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -253,6 +253,15 @@ def test_without_pyarrow_the_table_is_csv(
         pb.read_index(tmp_path / "nothing")
 
 
+def test_no_prompts_and_no_folder(tmp_path: Path) -> None:
+    model, sets = pb.zoo.load("planted"), pb.zoo.transcoders("planted")
+    with pytest.raises(ValueError, match="there are no prompts"):
+        pb.attribute_many(model, sets, [], tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="graphs go into a folder, and .* is a file"):
+        pb.attribute_many(model, sets, ["dallas is in"], tmp_path / "file")
+
+
 def test_batches_follow_from_the_list_alone() -> None:
     prompts = [Numbered(i, "", f"{i}", [0] * n) for i, n in enumerate((3, 5, 3, 3, 5))]
     numbers = [[p.number for p in batch] for batch in batches(prompts, 2, torch.device("cpu"))]
@@ -267,7 +276,9 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     command = ["graph", "tiny-mix", "--prompts", str(path), "--out", str(out), "--prune"]
     for shard in ("0", "1"):
         assert cli.main([*command, "--num-shards", "2", "--shard-id", shard]) == 0
-    assert "3 graphs, 0 prompts without one" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].endswith("3 prompts, 0 without a graph")
+    assert said.count("without") == 2, "once a shard"
     table = pb.read_index(out)
     assert table["answer"].tolist()[:2] == ["austin", "texas"]
     assert pb.Graph.load(out / table["file"][0]).meta["pruning_settings"]["node_threshold"] == 0.8

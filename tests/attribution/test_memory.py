@@ -107,5 +107,5 @@ def test_said_before_a_run(capsys):
     lens = as_lens(models.build("llama"))
     attribute(lens, models.random_set(lens), TOKENS, verbose=True)
     said = capsys.readouterr().out
-    assert re.search(r"memory, about [\d.]+ GB: model: .*; some [\d,]+ edges: ", said)
+    assert re.search(r"memory, about [\d.]+ MB: model: [\d.]+ kB; .*; some [\d,]+ edges: ", said)
     assert "in files" not in said

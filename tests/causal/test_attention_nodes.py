@@ -132,7 +132,5 @@ def test_what_does_not_fit_is_refused() -> None:
         CircuitRunner.of(lens, sets, graph)
     with pytest.raises(ValueError, match="give attention_saes"):
         pb.node_scores(lens, sets, graph)
-    with pytest.raises(ValueError, match="make it without attention_saes"):
-        pb.agreement(lens, sets, graph)
     with pytest.raises(ValueError, match="says nothing of features of attention"):
         CircuitRunner.of(lens, sets, graph, ablation=Ablation.zero(lens, sets), attention_saes=saes)

@@ -3,7 +3,6 @@ and attention scores are capped, queries and keys are normed, or one norm serves
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 import pullback as pb
 from pullback.attribution.local import local_model
-from pullback.attribution.nodes import FEATURE, LOGIT
+from pullback.attribution.nodes import ATTENTION_FEATURE, FEATURE, LOGIT
 from pullback.causal import CircuitRunner, Margin, NodeSet, Swap, interchange, predicted, run_interventions
 from pullback.causal.edges import EDGE_METHODS
 from pullback.causal.edges.methods import Pairs
@@ -23,7 +22,7 @@ from pullback.causal.scores.relevance import relevance_edits, relevance_margin
 from pullback.lens import as_lens
 from pullback.lens.freeze import Freeze
 from tests import families, models
-from tests.causal.exact import prompts
+from tests.causal.exact import nearly, prompts
 
 TOKENS, OTHER = prompts(2, 6, seed=1)
 MARGIN = Margin(3, 7)
@@ -73,22 +72,28 @@ def test_what_is_there_already_changes_nothing(name: str, draw: Any) -> None:
 def test_constrained_patching_is_what_the_edges_say(name: str, draw: Any) -> None:
     """Of every feature downstream its pre-activation, of every logit its demeaned value before a soft cap."""
     lens, sets = setting(name, draw)
-    graph = pb.attribute(lens, sets, TOKENS, max_n_logits=3)
-    features, logits = (graph.of_kind(kind).nonzero()[:, 0] for kind in (FEATURE, LOGIT))
+    saes = models.random_saes(lens, layers=[1])
+    graph = pb.attribute(lens, sets, TOKENS, max_n_logits=3, attention_saes=saes)
+    of_mlps, of_attention, logits = (
+        graph.of_kind(kind).nonzero()[:, 0] for kind in (FEATURE, ATTENTION_FEATURE, LOGIT)
+    )
     nodes, V = graph.nodes, lens.d_vocab
-    for node in features[nodes.layer[features] < 2][::25].tolist():
-        layer, pos, f = (int(column[node]) for column in (nodes.layer, nodes.pos, nodes.feature))
-        wanted = [(layer, pos, f, float(nodes.activation[node]) + 2.0)]
-        after = run_interventions(lens, sets, TOKENS, wanted, freeze=None, constrained_layers=range(3))
+    for node in [*of_mlps[nodes.layer[of_mlps] < 2][::25].tolist(), *of_attention[::12].tolist()]:
+        layer, pos, f, kind = (int(column[node]) for column in (nodes.layer, nodes.pos, nodes.feature, nodes.kind))
+        one = pb.FeatureTarget(layer, pos, f, attention=kind == ATTENTION_FEATURE)
+        wanted = [(one, float(nodes.activation[node]) + 2.0)]
+        given: Any = {"freeze": None, "constrained_layers": range(3), "attention_saes": saes}
+        after = run_interventions(lens, sets, TOKENS, wanted, **given)
         foretold = predicted(graph, node, 2.0, holding=range(3))
-        for other in features[nodes.layer[features] > layer].tolist():
-            tc, x = sets[int(nodes.layer[other])], after.inputs[int(nodes.layer[other])][int(nodes.pos[other])]
-            h = x @ tc.W_enc[int(nodes.feature[other])] + tc.b_enc[int(nodes.feature[other])]
-            assert float(h - nodes.preactivation[other]) == pytest.approx(float(foretold[other]), abs=1e-9)
+        for dictionaries, read, found in ((sets, after.inputs, of_mlps), (saes, after.attention, of_attention)):
+            for other in found[nodes.depth[found] > nodes.depth[node]].tolist():
+                i, number = int(nodes.layer[other]), int(nodes.feature[other])
+                h = read[i][int(nodes.pos[other])] @ dictionaries[i].W_enc[number] + dictionaries[i].b_enc[number]
+                assert float(h - nodes.preactivation[other]) == pytest.approx(float(foretold[other]), abs=1e-9)
         raw = lens.uncapped(after.logits[-1])
         moved = (raw - raw.sum() / V)[nodes.feature[logits].long()] - nodes.preactivation[logits]
         assert torch.allclose(moved, foretold[logits], atol=1e-9)
-        assert bool(foretold[features].any())
+        assert bool(foretold[of_mlps].any())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -121,21 +126,21 @@ STEP = 1e-3  # transformers computes patterns in float32: smaller steps drown in
 @pytest.mark.parametrize("name", FAMILIES)
 def test_node_scores_are_the_derivative_of_patching(name: str) -> None:
     lens, sets = setting(name)
-    local, same = local_model(lens, sets, TOKENS), pb.Ablation.resample(lens, sets, TOKENS)
+    saes = models.random_saes(lens, layers=[1])
+    local = local_model(lens, sets, TOKENS, attention_saes=saes)
+    nodes = NodeSet.active(lens, sets, TOKENS, attention_saes=saes)
+    same = pb.Ablation.resample(lens, sets, TOKENS, attention_saes=saes)
 
     def scores(method: str, step: float) -> Tensor:
-        """A share `step` of every node taken away."""
-        nearly = replace(
-            same,
-            acts={i: replace(a, values=a.values * (1 - step)) for i, a in same.acts.items()},
-            errors={i: e * (1 - step) for i, e in same.errors.items()},
-        )
-        patches = Patches(local, NodeSet.active(lens, sets, TOKENS), nearly)
-        problem = Problem(lens, local, patches, nearly, MARGIN, Freeze.of(3, None), 1, batch_size=64)
+        ablation = nearly(same, step)
+        patches = Patches(local, nodes, ablation)
+        problem = Problem(lens, local, patches, ablation, MARGIN, Freeze.of(3, None), 1, batch_size=64)
         return METHODS[method](problem) / step
 
     slope = (scores("exact", STEP) + scores("exact", -STEP)) / 2
-    assert torch.allclose(scores("eap", STEP), slope, atol=2e-3 * float(slope.abs().max()))
+    eap = scores("eap", STEP)
+    for which in (nodes.attention, ~nodes.attention):
+        assert torch.allclose(eap[which], slope[which], atol=2e-3 * float(slope[which].abs().max()))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "olmo2", "phi"])

@@ -133,6 +133,77 @@ def test_negative_positions_and_numbers_of_any_kind() -> None:
         assert torch.equal(pb.intervene(lens, sets, TOKENS, [place]), expected)
 
 
+@pytest.mark.parametrize("freeze", FREEZES)
+@pytest.mark.parametrize("name", WIRINGS)
+def test_features_of_attention_are_set_like_others(name: str, freeze: str | None) -> None:
+    """Against hooks by hand: (value - z) W_dec at what attention writes; held layers write there what they wrote."""
+    lens = as_lens(models.build(name))
+    sets, saes = models.random_set(lens), models.random_saes(lens, layers=[0, 1])
+    held = [f"blocks.{i}.{s}" for i in range(3) for s in ("attn.hook_pattern", "ln1.hook_scale", "ln2.hook_scale")]
+    held += [f"blocks.{i}.{s}" for i in range(3) for s in ("hook_attn_out", "hook_mlp_out")]
+    _, base = lens.record(TOKENS[None], [*held, "ln_final.hook_scale"])
+    ids, values = saes.encode(1, base["blocks.1.hook_attn_out"][0]).row(3)
+    f, z = int(ids[-1]), float(values[-1])
+    mlp = (0, 2, *active(lens, sets, 0, 2))
+    given: Any = {"freeze": freeze, "attention_saes": saes}
+    one = pb.FeatureTarget(1, 3, f, attention=True)
+    plain = lens.logits(TOKENS[None])[0]
+    for nothing in ([(one, z)], [(one, z), mlp], []):
+        assert torch.allclose(pb.intervene(lens, sets, TOKENS, nothing, **given), plain, atol=1e-9)
+    seen = run_interventions(lens, sets, TOKENS, [(one, z + 2.5)], **given)
+
+    def more(y: Tensor) -> Tensor:
+        return y.index_add(1, torch.tensor([3]), (2.5 * saes[1].W_dec[f])[None, None].to(y.dtype))
+
+    frozen = {"all": ["pattern", "scale", "mlp_out"], "attention": ["pattern"], None: []}[freeze]
+    edits: list[Any] = [(site, lambda y, site=site: base[site]) for site in base if site.endswith(tuple(frozen))]
+    edits += [
+        (f"blocks.{i}.hook_attn_out", lambda y, i=i: base[f"blocks.{i}.hook_attn_out"])
+        for i in (0, 1)
+        if freeze == "all"
+    ]
+    expected, _ = lens.record(TOKENS[None], [], [*edits, ("blocks.1.hook_attn_out", more)])
+    assert torch.allclose(seen.logits, expected[0], atol=1e-9)
+    assert not torch.allclose(seen.logits, plain, atol=1e-3)
+    assert list(seen.attention) == [0, 1]
+    assert torch.allclose(seen.attention[1], base["blocks.1.hook_attn_out"][0], atol=1e-9), "as read, before it is set"
+
+
+def test_a_supernode_holds_features_of_both_kinds() -> None:
+    lens = as_lens(models.build("gpt2"))
+    sets, saes = models.random_set(lens), models.random_saes(lens)
+    graph = pb.attribute(lens, sets, TOKENS, attention_saes=saes)
+    both = [next(i for i in graph.node_ids() if i.startswith(name)) for name in ("1_", "A1_")]
+    group = pb.Supernode.from_node_ids("both", both)
+    _, layer = group.features
+    assert (layer.layer, layer.attention) == (1, True)
+    given: Any = {"attention_saes": saes, "freeze": None}
+    set_to_0 = pb.intervene(lens, sets, TOKENS, [(feature, 0.0) for feature in group.features], **given)
+    assert torch.equal(pb.intervene(lens, sets, TOKENS, [(group, 0.0)], **given), set_to_0)
+    assert torch.equal(pb.ablate(lens, sets, TOKENS, group, **given), set_to_0)
+    assert torch.equal(pb.steer(lens, sets, TOKENS, group, [0.0], **given).logits[0], set_to_0[-1])
+    written = pb.generate(lens, sets, TOKENS, [(group, 0.0)], max_new_tokens=2, stop_at_eos=False, **given)
+    assert torch.allclose(written.logits[0], set_to_0[-1], atol=1e-9)
+    other = pb.Ablation.resample(lens, sets, prompts(2, 6, seed=1)[1], attention_saes=saes)
+    assert not torch.allclose(pb.ablate(lens, sets, TOKENS, group, other, **given), set_to_0, atol=1e-4)
+    for sentence, wanted, options in [
+        ("is of attention; give attention_saes", [(group, 0.0)], {}),
+        (
+            "no autoencoder of attention for layer 1",
+            [(group, 0.0)],
+            {"attention_saes": models.random_saes(lens, layers=[0])},
+        ),
+        ("feature 999 is out of range", [(pb.FeatureTarget(1, 0, 999, attention=True), 0.0)], given),
+        ("is set twice", [(group, 0.0), (group.features[1], 1.0)], given),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            pb.intervene(lens, sets, TOKENS, wanted, **options)
+    with pytest.raises(ValueError, match="says nothing of features of attention"):
+        pb.ablate(lens, sets, TOKENS, group, pb.Ablation.zero(lens, sets), **given)
+    with pytest.raises(ValueError, match=r"of attention of 'both' is no feature of this set"):
+        pb.Swap.supernode(sets, group)
+
+
 def test_strings_and_narrow_transcoders() -> None:
     lens = as_lens(models.build("gpt2"))
     sets = models.random_set(lens).to(dtype=torch.float32)

@@ -183,6 +183,7 @@ def test_refusals(lens: Any, sets: Any, tmp_path: Path) -> None:
         ({"bands": "log"}, "bands are uniform, quantile"),
         ({"pack": tmp_path}, "a corpus or a pack"),
         ({"n_top": 0}, "n_top=0"),
+        ({"tokens": None, "context_size": 8}, "are of a corpus: give tokens, or leave them out"),
     ):
         given = {"layer": LAYER, "features": IDS, "tokens": CORPUS, **wrong}
         with pytest.raises(ValueError, match=message):

@@ -76,6 +76,16 @@ def test_all_frozen_is_linear(name: str) -> None:
     assert float((once - base).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("name", WIRINGS)
+def test_what_attention_writes_may_be_edited_and_is_read_before(name: str) -> None:
+    lens = as_lens(models.build(name))
+    base, site = trace(lens, TOKENS), "blocks.1.hook_attn_out"
+    for freeze in ("all", "attention", None):
+        logits, seen = frozen_run(lens, TOKENS, base, freeze, [(site, torch.zeros_like)], [site])
+        assert torch.allclose(seen[site], base.layers[1].attn_out, atol=1e-10)
+        assert float((logits - base.logits).abs().max()) > 1e-2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("freeze", ["all", "attention", None])
 def test_freezes_hold_in_lower_precision(dtype: torch.dtype, freeze: str | None) -> None:

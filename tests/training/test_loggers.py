@@ -34,6 +34,15 @@ def wandb(monkeypatch):
     return run
 
 
+def test_wandb_that_does_not_start_is_a_sentence(lens, tokens, wandb, monkeypatch):
+    def init(**_):
+        raise RuntimeError("No API key configured")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", init)
+    with pytest.raises(ValueError, match="log_to_wandb: Weights & Biases does not start: No API key"):
+        train(lens, tokens, TrainConfig(**SETTINGS), logger=LoggingConfig(log_to_wandb=True), verbose=False)
+
+
 def test_wandb_gets_the_names_of_saelens(lens, tokens, wandb):
     config = TrainConfig(**SETTINGS)
     logger = LoggingConfig(log_every_n_steps=5, log_to_wandb=True, wandb_project="p", run_name="r")

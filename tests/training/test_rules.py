@@ -353,6 +353,13 @@ def test_the_state_of_a_rule_travels():
 @pytest.mark.parametrize(
     ("activation", "recipe", "sizes", "sentence"),
     [
+        (
+            TopK(2),
+            {"l1_coefficient": 0.1},
+            (4, 4),
+            "is a penalty of ReLU, and TopK has none .* architecture='standard'",
+        ),
+        (ReLU(), {"l0_coefficient": 0.1}, (4, 4), "is a penalty of JumpReLU, and ReLU has none like it"),
         (ReLU(), {"matryoshka_widths": [4]}, (4, 4), "matryoshka_widths goes with TopK or BatchTopK, not ReLU"),
         (TopK(2), {"matryoshka_widths": [4, 9]}, (4, 4), r"must not exceed d_sae=8, got \[4, 9\]"),
         (TopK(2), {"matryoshka_widths": [4, 4]}, (4, 4), "matryoshka_widths must be positive and ascend"),

@@ -207,6 +207,7 @@ def test_activations_that_do_not_fit_are_refused():
         ({"d_sae": 8, "activation": TopK(9)}, "k=9 exceeds d_sae=8"),
         ({"architecture": "gated"}, "architecture must be one of topk, batchtopk, standard, jumprelu, matryoshka_"),
         ({"architecture": "jumprelu", "activation": JumpReLU(0.1)}, "say the same thing twice; give one of them"),
+        ({"k": 4, "activation": TopK(8)}, r"k=4 and activation=TopK\(k=8, relu=True\) disagree; leave k out"),
         ({"architecture": "matryoshka_batchtopk"}, "needs matryoshka_widths"),
         ({"jumprelu_init_threshold": 0.0}, "jumprelu_init_threshold must be positive"),
         ({"l1_coefficient": -1}, "TrainConfig: l1_coefficient must not be negative"),

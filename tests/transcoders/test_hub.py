@@ -147,8 +147,21 @@ def test_an_unreachable_hub_is_said(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("pullback._util.network.reachable", lambda _: True)  # and then the connection breaks off
     with pytest.raises(FileNotFoundError, match=r"while the hub cannot be reached \(ConnectionError\)"):
         load_transcoders("owner/repo")
+
+
+@pytest.mark.parametrize("reference", ["owner/not-there", "hf://owner/not-there/layer_0.safetensors"])
+def test_without_a_network_nothing_is_tried_again(reference, monkeypatch, tmp_path):
+    """The client alone would try five times, for 20 s and more."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("pullback._util.network.reachable", lambda _: False)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"not in the cache while https://\S+ cannot be reached; download it"):
+        load_transcoders(reference)
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False, "as it was"
 
 
 def test_local_files_need_no_hub_client(make, tmp_path):

@@ -9,7 +9,14 @@ import stat
 import pytest
 
 from pullback._util import atomic
-from pullback._util.atomic import atomic_directory, atomic_path, atomic_save, atomic_write, previous_directory
+from pullback._util.atomic import (
+    atomic_directory,
+    atomic_path,
+    atomic_save,
+    atomic_write,
+    must_be_writable,
+    previous_directory,
+)
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
@@ -100,6 +107,22 @@ def test_atomic_path_serves_writers_that_open_the_file_themselves(tmp_path):
         assert temporary.parent == tmp_path
         temporary.write_bytes(b"1")
     assert read(tmp_path) == {"x.bin": "1"}
+
+
+def test_what_cannot_be_written_is_said_before_and_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for fine in ("new", "a/b/new", "file", "."):
+        must_be_writable(tmp_path / fine)
+    for under in ("file/new", "file/a/new"):
+        with pytest.raises(NotADirectoryError) as stopped:
+            must_be_writable(tmp_path / under)
+        assert stopped.value.filename == str(tmp_path / under)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError):
+        must_be_writable(tmp_path / "new")
+    with pytest.raises(FileNotFoundError) as stopped, atomic_path(tmp_path / "new") as temporary:
+        temporary.read_bytes()
+    assert stopped.value.filename == str(tmp_path / "new"), "not a temporary name"
 
 
 def test_append_mode_is_refused(tmp_path):

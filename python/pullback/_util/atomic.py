@@ -15,6 +15,7 @@ removes the temporary file and leaves the old content where it was.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -29,6 +30,7 @@ __all__ = [
     "atomic_path",
     "atomic_save",
     "atomic_write",
+    "must_be_writable",
     "previous_directory",
     "sync_directory",
     "sync_file",
@@ -68,6 +70,18 @@ def _temporary_sibling(path: Path) -> Path:
     return path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
 
 
+def must_be_writable(path: str | os.PathLike[str]) -> None:
+    """Raise now the OSError that writing a file or a folder there would end in, where folders or rights are the reason:
+    before a long run and not after it."""
+    target = _resolved(path)
+    folder = next(p for p in (target, *target.parents) if p.is_dir())
+    missing = [p for p in target.parents if not p.is_dir()]
+    if any(p.exists() for p in missing):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is written there becomes `path` when the block ends well.
@@ -85,9 +99,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
         sync_file(temporary)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)  # the name that the caller knows
         raise
     sync_directory(target.parent)
 

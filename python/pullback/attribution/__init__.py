@@ -5,6 +5,7 @@ from pullback.attribution.attention import HeadLoadings, QKAttribution, head_loa
 from pullback.attribution.build import attribute, attribute_local
 from pullback.attribution.collection import GraphCollection
 from pullback.attribution.effects import Effects
+from pullback.attribution.exchange.view import GraphView
 from pullback.attribution.graph import Graph, Scores
 from pullback.attribution.hierarchical import Hierarchical, ModelAttribution, attribute_through_model, hierarchical
 from pullback.attribution.many import attribute_many, attribute_on_devices, read_index, write_index
@@ -40,6 +41,7 @@ __all__ = [
     "FeatureTarget",
     "Graph",
     "GraphCollection",
+    "GraphView",
     "HeadLoadings",
     "Hierarchical",
     "InputAttribution",

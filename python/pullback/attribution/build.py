@@ -170,6 +170,7 @@ def _meta(lens: Lens, local: LocalModel, what: Explained) -> dict[str, Any]:
         "n_layers": lens.n_layers,
         "logit_labels": what.labels_of(k.LOGIT),
         "direction_labels": what.labels_of(k.DIRECTION),
+        "attention_layers": sorted(local.attention.acts),
         "hook_in": local.sets.hook_in(local.sets.layers[0]),
         "dtype": str(lens.dtype).removeprefix("torch."),
     }

@@ -139,6 +139,8 @@ class Graph:
             return self.explained.nonzero()[:, 0]
         nodes = [nodes] if isinstance(nodes, str | int) else list(nodes)
         where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in nodes) else {}
+        if unknown := [node for node in nodes if isinstance(node, str) and node not in where]:
+            raise KeyError(f"graph: there is no node {unknown[0]!r}; there are {', '.join(list(where)[:3])}, ...")
         found = [where[node] if isinstance(node, str) else int(node) for node in nodes]
         if found and not 0 <= min(found) <= max(found) < self.n_nodes:
             raise IndexError(f"graph: nodes are numbered 0..{self.n_nodes - 1}, got {found}")
@@ -224,7 +226,7 @@ class Graph:
         return list(zip(self.meta["logit_labels"], self.nodes.activation[self.of_kind(LOGIT)].tolist(), strict=True))
 
     def top_features(self, n: int = 10) -> list[tuple[int, int, int]]:
-        """(layer, pos, feature) of the n features with the largest influence."""
+        """(layer, pos, feature) of the n features of MLPs with the largest influence."""
         which = self.of_kind(FEATURE).nonzero()[:, 0]
         best = which[torch.argsort(self.influence()[which], descending=True, stable=True)[:n]]
         return [(int(self.nodes.layer[b]), int(self.nodes.pos[b]), int(self.nodes.feature[b])) for b in best]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from pullback.lens import LayerTrace, Lens, Trace, must_be_attention_saes, must_
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
 
+Dictionaries: TypeAlias = tuple[LayeredDictionary, ...]
+"""Of MLPs and, where there are some, of attention outputs: `dictionaries[attention]`."""
+
 
 @dataclass(frozen=True)
 class LocalModel:
@@ -26,10 +30,12 @@ class LocalModel:
 
     Layers without a transcoder have no features and no bias: their whole MLP output is error. Attention writes what it
     reads of the stream through frozen patterns, plus attn_bias[l]; in layers that `attention` has, it writes its
-    features, errors and attn_bias[l].
+    features, errors and attn_bias[l]. `sets` and those of `attention` hold the rows of this prompt's features;
+    `dictionaries` are whole, for features that become active in other runs.
     """
 
     trace: Trace
+    dictionaries: Dictionaries
     sets: LayeredDictionary
     acts: dict[int, SparseActivations]  # layer -> T rows; a feature that is active is its pre-activation
     errors: list[Tensor]  # L x (T, d)
@@ -128,6 +134,7 @@ def local_models(
     # Of activations, every prompt's T rows one after the other.
     inputs = {i: layers[i].read(sets.hook_in(i)) for i in sets.layers}
     acts = {i: encoded(sets, i, x, keep) for i, x in inputs.items()}
+    dictionaries = (sets,) if attention_saes is None else (sets, attention_saes)
     sets = sets.holding(acts)  # every batch of targets reads the same decoder rows
 
     errors: list[Tensor] = []
@@ -153,6 +160,7 @@ def local_models(
         rows = slice(q * T, (q + 1) * T)
         return LocalModel(
             trace=recorded[q],
+            dictionaries=dictionaries,
             sets=sets,
             acts={i: a[rows] for i, a in acts.items()},
             errors=[error[q] for error in errors],

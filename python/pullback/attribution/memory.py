@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pullback._util.amounts import amount
 from pullback.attribution.batches import targets_at_once
 from pullback.attribution.linear import bytes_per_target
 from pullback.attribution.local import LocalModel, local_model
@@ -53,8 +54,8 @@ class MemoryEstimate(NamedTuple):
             ("batch of targets", self.batch),
             (f"some {self.n_edges:,} edges", self.edges),
         ]
-        lines = [f"{what}: {size / 1e9:.2f} GB" for what, size in parts if size]
-        return f"memory, about {self.total / 1e9:.2f} GB: {'; '.join(lines)}"
+        lines = [f"{what}: {amount(size, 'B')}" for what, size in parts if size]
+        return f"memory, about {amount(self.total, 'B')}: {'; '.join(lines)}"
 
 
 def memory_estimate(

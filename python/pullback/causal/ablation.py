@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pullback.attribution.local import local_model
 from pullback.causal.intervene import held, run_from, values_at
-from pullback.causal.places import Feature, Placed, Supernode, parsed, placed
+from pullback.causal.places import Feature, Place, Placed, Supernode, fitted, parsed, placed
 from pullback.lens import as_lens, trace
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
@@ -113,6 +113,13 @@ class Ablation:
                 f"{self.embed.shape[0]}; they must be as long as each other"
             )
 
+    def of(self, *, attention: bool) -> Ablation:
+        """Of MLPs, or of attention outputs. Raises ValueError where it has none of these."""
+        found = self.attention if attention else self
+        if found is None:
+            raise ValueError("the ablation says nothing of features of attention; give it attention_saes too")
+        return found
+
     def features(self, layer: int, pos: Tensor, ids: Tensor) -> Tensor:
         """Values of features `ids` (n) at positions (n)."""
         acts = self.acts[layer]
@@ -133,26 +140,29 @@ def ablate(
     *,
     freeze: str | None = "attention",
     constrained_layers: Iterable[int] | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Tensor:
     """Logits (T, V) with features set to what an ablation makes of them (None: zero).
 
-    features: (layer, position, feature) each, or a `Supernode`; positions may be slices. Otherwise as `intervene`.
+    features: (layer, position, feature) or a `FeatureTarget` each, or a `Supernode`; positions may be slices. Otherwise
+    as `intervene`.
     """
     lens = as_lens(model)
     base = trace(lens, lens.to_tokens(prompt))
-    sets = lens.fitted(sets, strict=strict)
-    ablation = Ablation.zero(lens, sets) if ablation is None else ablation
+    dictionaries = fitted(lens, sets, attention_saes, strict=strict)
+    if ablation is None:
+        ablation = Ablation.zero(lens, dictionaries[0], attention_saes=attention_saes)
     ablation.must_fit(base.n_pos)
-    hold = held(lens, sets, freeze, constrained_layers)
+    hold = held(lens, dictionaries, freeze, constrained_layers)
     group = features if isinstance(features, Supernode) else Supernode("features", tuple(features))
-    wanted = placed(sets, base.n_pos, parsed([(group, 0.0)]))
+    wanted = placed(dictionaries, base.n_pos, parsed([(group, 0.0)]))
 
-    def ablated(layer: int, places: Placed) -> Placed:
+    def ablated(place: Place, places: Placed) -> Placed:
+        attention, layer = place
         pos, ids = places.positions.to(lens.device), places.ids.to(lens.device)
-        return replace(
-            places, amounts=ablation.features(layer, pos, ids), relative=torch.zeros_like(pos, dtype=torch.bool)
-        )
+        amounts = ablation.of(attention=attention).features(layer, pos, ids)
+        return replace(places, amounts=amounts, relative=torch.zeros_like(pos, dtype=torch.bool))
 
-    changed = {layer: ablated(layer, places) for layer, places in wanted.items()}
-    return run_from(lens, sets, base, changed, hold).logits
+    changed = {place: ablated(place, places) for place, places in wanted.items()}
+    return run_from(lens, dictionaries, base, changed, hold).logits

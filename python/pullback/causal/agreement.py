@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,12 +13,15 @@ from torch import Tensor
 from pullback._util.statistics import spearman
 from pullback.attribution import Graph
 from pullback.attribution.influence import smallest_set
-from pullback.attribution.nodes import ATTENTION_FEATURE, FEATURE
+from pullback.attribution.local import Dictionaries
+from pullback.attribution.nodes import ATTENTION_FEATURE, FEATURES
 from pullback.causal.effects import predicted
 from pullback.causal.intervene import held, run_from, unchanged_input
 from pullback.causal.margin import Margin, margin_of
-from pullback.causal.places import Setting, placed
+from pullback.causal.nodes import NodeSet
+from pullback.causal.places import Setting, fitted, placed
 from pullback.lens import Lens, Trace, as_lens, trace
+from pullback.lens.depth import block_of
 from pullback.lens.structure import relative_error, tolerance
 from pullback.transcoders import LayeredDictionary
 
@@ -62,6 +66,7 @@ def agreement(
     factor: float = 0.0,
     margin: Margin | None = None,
     runs: Sequence[str] = RUNS,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Agreement:
     """Change n features of the graph, one at a time, and compare what happens with what its edges say.
@@ -70,10 +75,10 @@ def agreement(
     `share` of it: most features of a graph do next to nothing, and ranking those is ranking noise. Three ways to run
     the model:
 
-    * direct: patterns, norm scales and all MLP outputs held. The graph states direct effects exactly, so agreement is 1
-      up to rounding; anything else says that graph and model do not belong together.
-    * constrained: patterns held, and all of every layer up to the feature's own; later MLPs and norms, and the last
-      norm, run on.
+    * direct: patterns, norm scales and all MLP outputs held, and attention outputs where autoencoders stand in for
+      them. The graph states direct effects exactly, so agreement is 1 up to rounding; anything else says that graph and
+      model do not belong together.
+    * constrained: patterns held, and all up to the feature's own place; what lies behind it runs on, the last norm too.
     * unconstrained: nothing held.
 
     Effects and changes smaller than what logits and pre-activations resolve count as 0.
@@ -86,24 +91,20 @@ def agreement(
         factor: what features are multiplied by; 0 ablates them.
         margin: the answer; by default the two likeliest tokens of the graph.
         runs: which of the three.
+        attention_saes: those that the graph was made with.
 
     Raises:
-        ValueError: a graph without features, or of another model, set or prompt; an unknown run; n below 1 or
-            share outside (0, 1].
+        ValueError: a graph without features, or of another model, prompt or other dictionaries; an unknown run; n below
+            1 or share outside (0, 1].
     """
     if unknown := [run for run in runs if run not in RUNS]:
         raise ValueError(f"agreement: there are the runs {', '.join(RUNS)}, not {', '.join(unknown)}")
-    if bool(graph.of_kind(ATTENTION_FEATURE).any()):
-        raise ValueError(
-            "agreement: runs of the model do not hold the masks of features of attention, which this graph has; make "
-            "it without attention_saes"
-        )
     chosen = _stratified(graph, n, share, seed)
     lens = as_lens(model)
-    sets = lens.fitted(sets, strict=strict)
+    dictionaries = fitted(lens, sets, attention_saes, strict=strict)
     base = trace(lens, lens.to_tokens(graph.meta["tokens"]))
     margin = margin_of(graph) if margin is None else margin
-    test = _Test(lens, sets, graph, base, margin, factor)
+    test = _Test(lens, dictionaries, graph, base, margin, factor)
     found = Agreement(
         len(chosen), seed, share, factor, margin.target, margin.other, {run: test.run(run, chosen) for run in runs}
     )
@@ -113,7 +114,7 @@ def agreement(
 
 def _stratified(graph: Graph, n: int, share: float, seed: int) -> list[int]:
     """n feature nodes, one from each of n neighbouring groups by influence."""
-    features = graph.of_kind(FEATURE).nonzero()[:, 0]
+    features = graph.of_kind(*FEATURES).nonzero()[:, 0]
     if n < 1 or not 0 < share <= 1 or not len(features):
         raise ValueError(
             "agreement: n must be at least 1, share in (0, 1], and the graph have features; got "
@@ -133,13 +134,16 @@ class _Test:
     """A graph, the run that it is of, and one changed feature after another."""
 
     def __init__(
-        self, lens: Lens, sets: LayeredDictionary, graph: Graph, base: Trace, margin: Margin, factor: float
+        self, lens: Lens, dictionaries: Dictionaries, graph: Graph, base: Trace, margin: Margin, factor: float
     ) -> None:
-        self.lens, self.sets, self.graph, self.base = lens, sets, graph, base
+        self.lens, self.dictionaries, self.graph, self.base = lens, dictionaries, graph, base
         self.margin, self.factor, self.weights = margin, factor, margin.weights(graph)
-        self.features = graph.of_kind(FEATURE).nonzero()[:, 0]
-        self.nodes = graph.nodes[self.features]
-        self.before = self._preactivations({i: unchanged_input(sets, base, i) for i in sets.layers})
+        self.features = graph.of_kind(*FEATURES).nonzero()[:, 0]
+        self.nodes, self.depth = graph.nodes[self.features], graph.nodes.depth
+        _must_be_made_with(graph, dictionaries, base)
+        self.before = self._preactivations(
+            [{i: unchanged_input(sets, base, i) for i in sets.layers} for sets in dictionaries]
+        )
         if not relative_error(self.before, self.nodes.preactivation.to(self.before)) <= tolerance(lens.dtype):
             raise ValueError(
                 "agreement: the features of this graph are not what this model and set compute on its prompt; it is a "
@@ -151,8 +155,8 @@ class _Test:
         for node in chosen:
             foretold, measured = self._foretold(run, node), self._measured(run, node)
             effects.append((foretold[0], measured[0]))
-            later = self.nodes.layer > self.graph.nodes.layer[node]
-            changes.append((foretold[1][later], measured[1][later]))
+            later = self.nodes.depth > self.depth[node]
+            changes.append((self._resolved(foretold[1][later]), self._resolved(measured[1][later])))
         wanted, got = (torch.stack(column) for column in zip(*effects, strict=True))
         unit = self.resolution(self.base.logits)
         wanted, got = (wanted / unit).round(), (got / unit).round()
@@ -163,10 +167,14 @@ class _Test:
         """What sums of that size and dtype can tell apart, with room for the rounding of many of them."""
         return 64 * torch.finfo(values.dtype).eps * float(values.abs().max())
 
+    def _resolved(self, moved: Tensor) -> Tensor:
+        """Changes of pre-activations, those that cannot be told from rounding as 0."""
+        return torch.where(moved.abs() > self.resolution(self.before), moved, 0)
+
     def _holding(self, run: str, node: int) -> Collection[int]:
-        """Layers held whole."""
-        last = {"direct": self.lens.n_layers - 1, "constrained": int(self.graph.nodes.layer[node]), "unconstrained": -1}
-        return range(last[run] + 1)
+        """Layers held whole: up to a feature's own place, those that have all they write at or below it."""
+        own = block_of(int(self.depth[node]) + 1)
+        return range({"direct": self.lens.n_layers, "constrained": own, "unconstrained": 0}[run])
 
     def _foretold(self, run: str, node: int) -> tuple[Tensor, Tensor]:
         """Change of the margin (), and of every feature's pre-activation (n_features)."""
@@ -176,23 +184,36 @@ class _Test:
 
     def _measured(self, run: str, node: int) -> tuple[Tensor, Tensor]:
         at = self.graph.nodes
-        place = Setting(int(at.layer[node]), int(at.pos[node]), int(at.feature[node]), self.factor, relative=True)
+        layer, pos, feature, kind = (int(column[node]) for column in (at.layer, at.pos, at.feature, at.kind))
+        place = Setting(layer, pos, feature, self.factor, relative=True, attention=kind == ATTENTION_FEATURE)
         freeze = None if run == "unconstrained" else "attention"
-        hold = replace(held(self.lens, self.sets, freeze, self._holding(run, node)), final_norm=run == "direct")
-        after = run_from(self.lens, self.sets, self.base, placed(self.sets, self.base.n_pos, [place]), hold)
+        hold = replace(held(self.lens, self.dictionaries, freeze, self._holding(run, node)), final_norm=run == "direct")
+        wanted = placed(self.dictionaries, self.base.n_pos, [place])
+        after = run_from(self.lens, self.dictionaries, self.base, wanted, hold)
         logits = self.lens.uncapped(after.logits.to(self.base.logits))  # edges explain logits before a soft cap
         margins = self.margin(torch.stack([self.base.logits, logits]))
-        moved = self._preactivations(after.inputs) - self.before
-        moved = torch.where(moved.abs() > self.resolution(self.before), moved, 0)
+        moved = self._preactivations([after.inputs, after.attention]) - self.before
         return (margins[1] - margins[0]).cpu().to(self.weights), moved.cpu().to(self.weights)
 
-    def _preactivations(self, inputs: dict[int, Tensor]) -> Tensor:
-        """Of every feature node of the graph, from what transcoders read, {layer: (T, d)}."""
+    def _preactivations(self, read: Sequence[dict[int, Tensor]]) -> Tensor:
+        """Of every feature node of the graph, from what each kind of dictionaries reads, {layer: (T, d)}."""
         found = self.base.embed.new_zeros(len(self.features))
-        for layer, x in inputs.items():
-            here = (self.nodes.layer == layer).nonzero()[:, 0]
-            found[here] = self.sets[layer].preactivations(x, self.nodes.pos[here], self.nodes.feature[here]).to(found)
+        for kind, sets, inputs in zip(FEATURES, self.dictionaries, read, strict=False):
+            for layer, x in inputs.items():
+                here = ((self.nodes.kind == kind) & (self.nodes.layer == layer)).nonzero()[:, 0]
+                found[here] = sets[layer].preactivations(x, self.nodes.pos[here], self.nodes.feature[here]).to(found)
         return found
+
+
+def _must_be_made_with(graph: Graph, dictionaries: Dictionaries, base: Trace) -> None:
+    """Raises ValueError where attention is features in layers of the graph and in others of the test."""
+    NodeSet.of(graph).must_fit(dictionaries, base)
+    here = [i for sets in dictionaries[1:] for i in sets.layers]
+    if (there := graph.meta.get("attention_layers", here)) != here:
+        raise ValueError(
+            f"agreement: this graph was made with autoencoders of attention at layers {there}, and here they are at "
+            f"{here}; give the attention_saes that it was made with"
+        )
 
 
 def _cosine(changes: list[tuple[Tensor, Tensor]]) -> float:
@@ -211,4 +232,4 @@ def _nmse(changes: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def _or_none(value: float) -> float | None:
-    return None if value != value else value  # nan
+    return value if math.isfinite(value) else None  # nothing moved

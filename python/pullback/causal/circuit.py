@@ -58,13 +58,12 @@ class CircuitRunner:
             raise ValueError("circuits: with everything frozen no node reads another; use freeze='attention' or None")
         self.lens, self.nodes = lens, nodes
         self.local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)
-        nodes.must_fit(self.local)
+        nodes.must_fit(self.local.dictionaries, self.local.trace)
         if ablation is None:
             ablation = Ablation.zero(lens, self.local.sets, attention_saes=self.local.attention.saes)
-        if self.local.attention.saes is not None and ablation.attention is None:
-            raise ValueError("circuits: the ablation says nothing of features of attention; give it attention_saes too")
         self.ablation = ablation
         self.ablation.must_fit(self.local.n_pos)
+        self.ablation.of(attention=self.local.attention.saes is not None)
         self.hold = Freeze.of(lens.n_layers, freeze)
 
     @staticmethod
@@ -98,14 +97,15 @@ class CircuitRunner:
         lens, trace, nodes = self.lens, self.local.trace, self.nodes
         kept, out = nodes[keep], nodes[~keep]
 
-        def ablated(sets: LayeredDictionary, ablation: Ablation, *, attention: bool) -> _Ablated:
+        def ablated(*, attention: bool) -> _Ablated:
             own, gone = (part[part.attention == attention] for part in (kept, out))
+            sets, ablation = self.local.dictionaries[attention], self.ablation.of(attention=attention)
             return _Ablated(lens, sets, own, gone, ablation, trace)
 
-        at_mlps = ablated(self.local.sets, self.ablation, attention=False)
+        at_mlps = ablated(attention=False)
         edits, read = at_mlps.edits(range(lens.n_layers)), (at_mlps.read, dict[int, Tensor]())
-        if self.local.attention.saes is not None and self.ablation.attention is not None:
-            at_attention = ablated(self.local.attention.saes, self.ablation.attention, attention=True)
+        if len(self.local.dictionaries) > 1:
+            at_attention = ablated(attention=True)
             edits, read = [*edits, *at_attention.edits()], (at_mlps.read, at_attention.read)
         return frozen_run(lens, trace.tokens, trace, self.hold, edits, [])[0], read
 
@@ -113,9 +113,8 @@ class CircuitRunner:
         position = feature.position + self.local.n_pos * (feature.position < 0)
         numbers = (feature.layer, position, feature.feature, feature.attention)
         place = NodeSet(*(torch.tensor([n]) for n in numbers))
-        place.must_fit(self.local)
-        sets = self.local.attention.sets if feature.attention else self.local.sets
-        x = read[feature.attention][feature.layer]
+        place.must_fit(self.local.dictionaries, self.local.trace)
+        sets, x = self.local.dictionaries[feature.attention], read[feature.attention][feature.layer]
         return float(sets[feature.layer].preactivations(x, place.pos, place.feature)[0])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback.causal.intervene import held, run_from
-from pullback.causal.places import Intervention, anchored, parsed, placed
+from pullback.causal.places import Intervention, anchored, fitted, parsed, placed
 from pullback.lens import Lens, as_lens, trace
 from pullback.lens.tokens import continuation
 from pullback.transcoders import LayeredDictionary
@@ -47,6 +47,7 @@ def generate(
     generator: torch.Generator | None = None,
     freeze: str | None = "attention",
     constrained_layers: Iterable[int] | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Generated:
     """Continue a prompt with features set as `intervene` sets them.
@@ -62,17 +63,17 @@ def generate(
         temperature, top_k, top_p: of the distribution drawn from, applied in this order.
         stop_at_eos, eos_token_id: end with this token (default: the tokenizer's, where there is one).
         seed, generator: of the draws; without either, the default generator of torch.
-        freeze, constrained_layers, strict: of `intervene`.
+        freeze, constrained_layers, attention_saes, strict: of `intervene`.
 
     Raises:
         ValueError: as `intervene`, for sampling arguments out of range, and where the text would outgrow the context.
     """
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
-    sets = lens.fitted(sets, strict=strict)
-    hold = held(lens, sets, freeze, constrained_layers)
+    dictionaries = fitted(lens, sets, attention_saes, strict=strict)
+    hold = held(lens, dictionaries, freeze, constrained_layers)
     settings = anchored(parsed(interventions), len(tokens))
-    placed(sets, len(tokens), settings, must_cover=False)  # what cannot be set is said before anything runs
+    placed(dictionaries, len(tokens), settings, must_cover=False)  # what cannot be set is said before anything runs
     if max_new_tokens < 1 or len(tokens) + max_new_tokens - 1 > lens.n_ctx:
         raise ValueError(
             f"generate: max_new_tokens must be in 1..{lens.n_ctx - len(tokens) + 1} after {len(tokens)} tokens (the "
@@ -82,8 +83,8 @@ def generate(
     end = _eos(lens, eos_token_id) if stop_at_eos else None
     seen: list[Tensor] = []
     while len(seen) < max_new_tokens:
-        wanted = placed(sets, len(tokens), settings, must_cover=False)
-        seen.append(run_from(lens, sets, trace(lens, tokens), wanted, hold).logits[-1])
+        wanted = placed(dictionaries, len(tokens), settings, must_cover=False)
+        seen.append(run_from(lens, dictionaries, trace(lens, tokens), wanted, hold).logits[-1])
         tokens = torch.cat([tokens, choose(seen[-1])])
         if int(tokens[-1]) == end:
             break

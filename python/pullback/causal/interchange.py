@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback.causal.gradients import output_gradients
-from pullback.causal.places import Supernode
+from pullback.causal.places import Supernode, spelled_out
 from pullback.lens import Lens, as_lens
 from pullback.lens import record as rec
 from pullback.lens.tokens import check_ids
@@ -68,11 +68,12 @@ class Swap:
         swapped place by place.
         """
         chosen: dict[tuple[int, int], Tensor] = {}
-        for layer, pos, feature in group.features:
-            if isinstance(pos, slice) or layer not in sets or not 0 <= feature < sets[layer].d_sae:
+        for layer, pos, feature, attention in map(spelled_out, group.features):
+            if attention or isinstance(pos, slice) or layer not in sets or not 0 <= feature < sets[layer].d_sae:
+                what = " of attention" if attention else ""
                 raise ValueError(
-                    f"Swap.supernode: ({layer}, {pos}, {feature}) of '{group.name}' is no feature of this set at one "
-                    "position"
+                    f"Swap.supernode: ({layer}, {pos}, {feature}){what} of '{group.name}' is no feature of this set at "
+                    "one position"
                 )
             mask = chosen.setdefault((layer, pos), torch.zeros(sets[layer].d_sae, dtype=torch.bool))
             mask[feature] = True

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pullback.causal.places import Intervention, Placed, parsed, placed
+from pullback.attribution.local import Dictionaries
+from pullback.causal.places import Intervention, Place, Placed, fitted, parsed, placed
 from pullback.lens import Lens, Trace, as_lens, must_be_transcoders, trace
 from pullback.lens import record as rec
-from pullback.lens.freeze import Freeze, frozen_run
+from pullback.lens.freeze import Freeze, frozen_run, put
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
 
 
 @dataclass(frozen=True)
 class Intervened:
-    """A forward pass under intervention: logits (T, V), and what each transcoder then read, {layer: (T, d_in)}."""
+    """A forward pass under intervention: logits (T, V), and what each transcoder then read, {layer: (T, d_in)}.
+
+    attention: the same of autoencoders of attention outputs, before anything was held or set there.
+    """
 
     logits: Tensor
     inputs: dict[int, Tensor]
+    attention: dict[int, Tensor] = field(default_factory=dict)
 
 
 def intervene(
@@ -34,6 +39,7 @@ def intervene(
     *,
     freeze: str | None = "attention",
     constrained_layers: Iterable[int] | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Tensor:
     """Logits (T, V) of the model with features set to values.
@@ -43,15 +49,17 @@ def intervene(
     the output hook of every layer it writes to, whose MLP runs on, too, unless it is frozen.
 
     Args:
-        interventions: (layer, position, feature, value), the value after the activation function, or (supernode,
-            factor), which sets its features to that factor times what they are in the unchanged run. Positions may be
-            negative, or slices.
+        interventions: (layer, position, feature, value), the value after the activation function; (`FeatureTarget`,
+            value), which may be of attention; or (supernode, factor), which sets its features to that factor times what
+            they are in the unchanged run. Positions may be negative, or slices.
         freeze: "attention" (default) holds attention patterns at the unchanged run's; "all" holds patterns, norm scales
             and MLP outputs but for a transcoder's skip path, so that only direct effects remain, which a graph's edges
             are; None holds nothing.
         constrained_layers: layers held whole at the unchanged run (patterns, norm scales, MLP outputs), so that within
             them nothing changes but what set features write; the others follow `freeze`. `range(n)` is circuit-tracer's
             constrained patching up to layer n - 1, `range(n_layers)` is freeze="all"; None: iterative patching.
+        attention_saes: autoencoders of attention outputs, whose features may be set too. Where they are, a layer held
+            whole has its attention output held as well: it is features and errors there, as an MLP's is.
         strict: False accepts transcoders of a fine-tuned sibling.
 
     Raises:
@@ -59,7 +67,14 @@ def intervene(
             autoencoders in constrained layers, or a freeze that this model does not keep.
     """
     return run_interventions(
-        model, sets, prompt, interventions, freeze=freeze, constrained_layers=constrained_layers, strict=strict
+        model,
+        sets,
+        prompt,
+        interventions,
+        freeze=freeze,
+        constrained_layers=constrained_layers,
+        attention_saes=attention_saes,
+        strict=strict,
     ).logits
 
 
@@ -71,37 +86,49 @@ def run_interventions(
     *,
     freeze: str | None = "attention",
     constrained_layers: Iterable[int] | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Intervened:
-    """As `intervene`, with the inputs that every transcoder of the set read."""
+    """As `intervene`, with the inputs that every dictionary read."""
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
-    sets = lens.fitted(sets, strict=strict)
-    hold = held(lens, sets, freeze, constrained_layers)
-    wanted = placed(sets, len(tokens), parsed(interventions))
-    return run_from(lens, sets, trace(lens, tokens), wanted, hold)
+    dictionaries = fitted(lens, sets, attention_saes, strict=strict)
+    hold = held(lens, dictionaries, freeze, constrained_layers)
+    wanted = placed(dictionaries, len(tokens), parsed(interventions))
+    return run_from(lens, dictionaries, trace(lens, tokens), wanted, hold)
 
 
-def held(lens: Lens, sets: LayeredDictionary, freeze: str | None, constrained_layers: Iterable[int] | None) -> Freeze:
+def held(
+    lens: Lens, dictionaries: Dictionaries, freeze: str | None, constrained_layers: Iterable[int] | None
+) -> Freeze:
     """The freeze that these arguments ask for. Raises ValueError where this set or model cannot have it."""
     hold = Freeze.of(lens.n_layers, freeze, constrained_layers or ())
     if hold.whole:
-        must_be_transcoders(sets, "freeze='all'" if freeze == "all" else "constrained patching")
+        must_be_transcoders(dictionaries[0], "freeze='all'" if freeze == "all" else "constrained patching")
     return hold
 
 
-def run_from(lens: Lens, sets: LayeredDictionary, base: Trace, wanted: dict[int, Placed], hold: Freeze) -> Intervened:
-    """One pass under intervention from the unchanged run `base`; the set as `Lens.fitted` gives it."""
-    edits: list[tuple[str, rec.Edit]] = []
-    for layer, places in wanted.items():
+def run_from(
+    lens: Lens, dictionaries: Dictionaries, base: Trace, wanted: dict[Place, Placed], hold: Freeze
+) -> Intervened:
+    """One pass under intervention from the unchanged run `base`; dictionaries as `fitted` gives them."""
+    edits = _attended(dictionaries, base, hold)
+    for (attention, layer), places in wanted.items():
+        sets = dictionaries[attention]
         change = _Change(sets, base, layer, places, frozen=layer in hold.whole)
         sites = lens.sites(sets, sets.targets(layer))
         edits.append((sites[layer][0], change.read))
         edits += [(site_out, partial(change.write, dst)) for dst, (_, site_out) in sites.items()]
-    edits += _skips(lens, sets, base, hold)
-    sites = {i: site_in for i, (site_in, _) in lens.sites(sets, sets.layers).items()}
-    logits, seen = frozen_run(lens, base.tokens, base, hold, edits, list(sites.values()))
-    return Intervened(logits, {i: seen[s] for i, s in sites.items()})
+    edits += _skips(lens, dictionaries[0], base, hold)
+    read = [{i: site_in for i, (site_in, _) in lens.sites(sets, sets.layers).items()} for sets in dictionaries]
+    logits, seen = frozen_run(lens, base.tokens, base, hold, edits, [site for sites in read for site in sites.values()])
+    return Intervened(logits, *({i: seen[site] for i, site in sites.items()} for sites in read))
+
+
+def _attended(dictionaries: Dictionaries, base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:
+    """Of layers held whole, what attention writes is held where autoencoders stand in for it; what they read is not."""
+    layers = [i for sets in dictionaries[1:] for i in sets.layers if i in hold.whole]
+    return [(f"blocks.{i}.hook_attn_out", put(base.layers[i].attn_out)) for i in layers]
 
 
 def _skips(lens: Lens, sets: LayeredDictionary, base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:

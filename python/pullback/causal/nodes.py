@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pullback.attribution import Graph
-from pullback.attribution.local import LocalModel, local_model
-from pullback.attribution.nodes import ATTENTION_ERROR, ATTENTION_FEATURE, ERRORS, FEATURES
-from pullback.lens import as_lens
+from pullback.attribution.local import Dictionaries, local_model
+from pullback.attribution.nodes import ATTENTION_ERROR, ATTENTION_FEATURE, ERRORS, FEATURES, KINDS
+from pullback.lens import Trace, as_lens
 from pullback.transcoders import LayeredDictionary
 
 
@@ -89,6 +89,11 @@ class NodeSet:
         """(layer, position, feature) of each."""
         return list(zip(*(column.tolist() for column in self._columns()[:3]), strict=True))
 
+    def kinds(self) -> list[str]:
+        """Of each, as tables of graphs name it."""
+        columns = zip(self.is_error.tolist(), self.attention.tolist(), strict=True)
+        return [KINDS[(ERRORS if error else FEATURES)[attention]] for error, attention in columns]
+
     def ids(self) -> list[str]:
         """Names of nodes, as `Graph.node_ids` has them."""
         named = zip(self.places(), self.attention.tolist(), strict=True)
@@ -97,18 +102,18 @@ class NodeSet:
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.layer, self.pos, self.feature, self.attention
 
-    def must_fit(self, local: LocalModel) -> None:
-        """Raises ValueError where a node is none of this prompt and these transcoders."""
+    def must_fit(self, dictionaries: Dictionaries, trace: Trace) -> None:
+        """Raises ValueError where a node is none of this prompt and these dictionaries."""
         for (layer, pos, feature), attention in zip(self.places(), self.attention.tolist(), strict=True):
-            if attention and layer not in local.attention.acts:
+            if attention and (len(dictionaries) == 1 or layer not in dictionaries[1]):
                 raise ValueError(
                     f"node A{layer}_{feature}_{pos} is of attention, and there are no autoencoders of its layer here: "
                     "give attention_saes, where it can be given; else make the graph without"
                 )
-            sets = local.attention.sets if attention else local.sets
+            sets = dictionaries[attention]
             known = sets[layer].d_sae if layer in sets else 0
-            if not (0 <= layer < local.n_layers and 0 <= pos < local.n_pos and -1 <= feature < known):
+            if not (0 <= layer < len(trace.layers) and 0 <= pos < trace.n_pos and -1 <= feature < known):
                 raise ValueError(
-                    f"node {layer}_{feature}_{pos} is none of this prompt of {local.n_pos} tokens and these "
+                    f"node {layer}_{feature}_{pos} is none of this prompt of {trace.n_pos} tokens and these "
                     "transcoders: nodes of another graph?"
                 )

@@ -11,25 +11,31 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from pullback.attribution import FeatureTarget
+from pullback.attribution.local import Dictionaries, fitted_saes
+from pullback.lens import Lens
 from pullback.transcoders import LayeredDictionary
 
 Position: TypeAlias = int | slice
 """A position, negative from the end, or a slice of them; `slice(a, None)` goes on through generated tokens."""
 
-Feature: TypeAlias = tuple[int, Position, int]
-"""(layer, position, feature)"""
+Feature: TypeAlias = tuple[int, Position, int] | FeatureTarget
+"""(layer, position, feature) of an MLP; or a `FeatureTarget`, which may be of attention."""
+
+Place: TypeAlias = tuple[bool, int]
+"""Whose features: whether of attention, and the layer."""
 
 
 @dataclass(frozen=True)
 class Supernode:
-    """A named group of features that are set together, (layer, position, feature) each."""
+    """A named group of features that are set together."""
 
     name: str
     features: tuple[Feature, ...]
 
     @staticmethod
     def from_node_ids(name: str, ids: Iterable[str]) -> Supernode:
-        """From node ids of graphs, files and Neuronpedia: `{layer}_{feature}_{pos}`.
+        """From node ids of graphs, files and Neuronpedia: `{layer}_{feature}_{pos}`, of attention `A{layer}_...`.
 
         Raises ValueError for the id of anything but a feature.
         """
@@ -37,15 +43,17 @@ class Supernode:
 
 
 def _feature_of(node_id: str) -> Feature:
-    parts = node_id.split("_")
+    attention = node_id.startswith("A")
+    parts = node_id.removeprefix("A").split("_")
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise ValueError(f"a supernode holds features, '{{layer}}_{{feature}}_{{pos}}', and '{node_id}' is none")
     layer, feature, pos = map(int, parts)
-    return layer, pos, feature
+    return FeatureTarget(layer, pos, feature, attention=True) if attention else (layer, pos, feature)
 
 
-Intervention: TypeAlias = tuple[int, Position, int, float] | tuple[Supernode, float]
-"""(layer, position, feature, value after the activation function), or (supernode, factor on its features)."""
+Intervention: TypeAlias = tuple[int, Position, int, float] | tuple[Feature, float] | tuple[Supernode, float]
+"""(layer, position, feature, value after the activation function), (feature, value), or (supernode, factor on its
+features)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Setting:
     feature: int
     amount: float
     relative: bool = False
+    attention: bool = False
 
 
 def parsed(interventions: Sequence[Intervention]) -> list[Setting]:
@@ -68,20 +77,29 @@ def _settings(intervention: Any) -> list[Setting]:
     try:
         if isinstance(intervention[0], Supernode):
             group, factor = intervention
-            return [_setting(layer, pos, feature, factor, relative=True) for layer, pos, feature in group.features]
-        layer, pos, feature, value = intervention
-        return [_setting(layer, pos, feature, value)]
+            return [_setting(feature, factor, relative=True) for feature in group.features]
+        *feature, value = intervention
+        return [_setting(feature[0] if len(feature) == 1 else feature, value)]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             "intervene: an intervention is (layer, position, feature, value), three integers and a number (the "
-            f"position may be a slice), or (supernode, factor), got {intervention!r}"
+            f"position may be a slice), or (feature, value), or (supernode, factor), got {intervention!r}"
         ) from error
 
 
-def _setting(layer: Any, pos: Any, feature: Any, amount: Any, *, relative: bool = False) -> Setting:
+def _setting(feature: Any, amount: Any, *, relative: bool = False) -> Setting:
     """Plain numbers, whether they came as such, from numpy or as tensors of one element."""
+    layer, pos, number, attention = spelled_out(feature)
     where = pos if isinstance(pos, slice) else operator.index(pos)
-    return Setting(operator.index(layer), where, operator.index(feature), float(amount), relative)
+    return Setting(operator.index(layer), where, operator.index(number), float(amount), relative, attention)
+
+
+def spelled_out(feature: Feature) -> tuple[int, Position, int, bool]:
+    """Layer, position, number, and whether it is of attention."""
+    if isinstance(feature, FeatureTarget):
+        return feature.layer, feature.position, feature.feature, feature.attention
+    layer, pos, number = feature
+    return layer, pos, number, False
 
 
 def anchored(settings: Sequence[Setting], T: int) -> list[Setting]:
@@ -114,18 +132,34 @@ class Placed:
         return torch.where(self.relative.to(unchanged.device), amounts * unchanged, amounts)
 
 
+def fitted(
+    lens: Lens, sets: LayeredDictionary, attention_saes: LayeredDictionary | None, *, strict: bool = True
+) -> Dictionaries:
+    """The dictionaries as this model is computed, checked."""
+    saes = fitted_saes(lens, attention_saes, strict=strict)
+    mlps = lens.fitted(sets, strict=strict)
+    return (mlps,) if saes is None else (mlps, saes)
+
+
 def placed(
-    sets: LayeredDictionary, T: int, settings: Sequence[Setting], *, must_cover: bool = True
-) -> dict[int, Placed]:
-    """Checked settings on a prompt of T tokens, by layer.
+    dictionaries: Dictionaries, T: int, settings: Sequence[Setting], *, must_cover: bool = True
+) -> dict[Place, Placed]:
+    """Checked settings on a prompt of T tokens, by where they are.
 
     Raises ValueError for layers, positions or features that do not exist, amounts that are not finite, a place that is
     set twice, and, if they `must_cover` some, a slice that covers no position.
     """
-    wanted: dict[int, dict[tuple[int, int], tuple[float, bool]]] = {}
+    wanted: dict[Place, dict[tuple[int, int], tuple[float, bool]]] = {}
     for s in settings:
+        if s.attention and len(dictionaries) == 1:
+            raise ValueError(
+                f"intervene: feature {s.feature} of layer {s.layer} is of attention; give attention_saes, where they "
+                "can be given"
+            )
+        sets = dictionaries[s.attention]
         if s.layer not in sets:
-            raise ValueError(f"intervene: no transcoder for layer {s.layer}; the set has layers {sets.layers}")
+            what = "autoencoder of attention" if s.attention else "transcoder"
+            raise ValueError(f"intervene: no {what} for layer {s.layer}; the set has layers {sets.layers}")
         if not 0 <= s.feature < sets[s.layer].d_sae:
             raise ValueError(
                 f"intervene: feature {s.feature} is out of range; layer {s.layer} has features "
@@ -139,12 +173,12 @@ def placed(
         positions = _positions(s.pos, T)
         if must_cover and not positions:
             raise ValueError(f"intervene: {s.pos} covers none of the prompt's {T} tokens")
-        here = wanted.setdefault(s.layer, {})
+        here = wanted.setdefault((s.attention, s.layer), {})
         for pos in positions:
             if (pos, s.feature) in here:
                 raise ValueError(f"intervene: layer {s.layer}, position {pos}, feature {s.feature} is set twice")
             here[pos, s.feature] = (s.amount, s.relative)
-    return {layer: _columns(places) for layer, places in wanted.items() if places}
+    return {place: _columns(places) for place, places in wanted.items() if places}
 
 
 def _columns(places: dict[tuple[int, int], tuple[float, bool]]) -> Placed:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pullback.attribution.local import Dictionaries
 from pullback.causal.intervene import held, run_from, unchanged_input, values_at
 from pullback.causal.margin import Margin
-from pullback.causal.places import Feature, Placed, Supernode, parsed, placed
+from pullback.causal.places import Feature, Place, Placed, Supernode, fitted, parsed, placed
 from pullback.lens import Trace, as_lens, trace
 from pullback.transcoders import LayeredDictionary
 
@@ -59,14 +60,15 @@ def steer(
     *,
     freeze: str | None = "attention",
     constrained_layers: Iterable[int] | None = None,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> Steered:
     """Features set to each factor times what they are in the unchanged run: 1 leaves them, 0 ablates, -1 turns them
     round.
 
     Args:
-        features: (layer, position, feature) each, or a `Supernode`; positions may be slices.
-        freeze, constrained_layers, strict: of `intervene`.
+        features: (layer, position, feature) or a `FeatureTarget` each, or a `Supernode`; positions may be slices.
+        freeze, constrained_layers, attention_saes, strict: of `intervene`.
 
     Raises:
         ValueError: as `intervene`, for no factor, and where none of the features is active on this prompt: scaling
@@ -76,19 +78,20 @@ def steer(
         raise ValueError("steer: give at least one factor")
     lens = as_lens(model)
     base = trace(lens, lens.to_tokens(prompt))
-    sets = lens.fitted(sets, strict=strict)
-    hold = held(lens, sets, freeze, constrained_layers)
+    dictionaries = fitted(lens, sets, attention_saes, strict=strict)
+    hold = held(lens, dictionaries, freeze, constrained_layers)
     group = features if isinstance(features, Supernode) else Supernode("features", tuple(features))
     rows = []
     for factor in factors:
-        wanted = placed(sets, base.n_pos, parsed([(group, factor)]))
-        _must_be_active(sets, base, group, wanted)
-        rows.append(run_from(lens, sets, base, wanted, hold).logits[-1])
+        wanted = placed(dictionaries, base.n_pos, parsed([(group, factor)]))
+        _must_be_active(dictionaries, base, group, wanted)
+        rows.append(run_from(lens, dictionaries, base, wanted, hold).logits[-1])
     return Steered([float(factor) for factor in factors], torch.stack(rows))
 
 
-def _must_be_active(sets: LayeredDictionary, base: Trace, group: Supernode, wanted: dict[int, Placed]) -> None:
-    for layer, places in wanted.items():
+def _must_be_active(dictionaries: Dictionaries, base: Trace, group: Supernode, wanted: dict[Place, Placed]) -> None:
+    for (attention, layer), places in wanted.items():
+        sets = dictionaries[attention]
         x = unchanged_input(sets, base, layer)
         if bool(values_at(sets.encode(layer, x), places.positions.to(x.device), places.ids.to(x.device)).any()):
             return

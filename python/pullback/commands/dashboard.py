@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pullback.commands.opening import command, model_and_set, open_model, open_set
+from pullback.commands.opening import command, corpus, model_and_set, open_model, open_set
 
 
 def add(commands: Any) -> None:
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="a .html page, or .json")
     add("--data", type=Path, default=None, help="prompts or documents (.txt, .jsonl), or token ids (.npy, .bin)")
     add("--pack", type=Path, default=None, help="cards of `pullback features`, instead of --data")
-    add("--context-size", type=int, default=None, help="tokens of a context; packs the lines of a .txt file")
-    add("--column", default=None, help="of a .jsonl file (default: input_ids, tokens, text or content)")
-    add("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
+    corpus(parser)
     add("--batch-size", type=int, default=32, help="contexts of one forward pass")
     add("--prompts", nargs="+", default=[], metavar="PROMPT", help="show activations on these too")
     add("--blind", action="store_true", help="leave out the examples of the corpus")

@@ -23,5 +23,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from pullback import demo
 
+    if args.shipped and args.steps is not None:
+        raise ValueError("--shipped transcoders are not trained: leave out --steps, or --shipped")
     steps = demo.TRAINING_STEPS if args.steps is None else args.steps
     demo.run(args.out, city=args.city, source_city=args.source_city, shipped=args.shipped, steps=steps, seed=args.seed)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pullback.commands.opening import command, model_and_set, open_model, open_set
+from pullback.commands.opening import command, corpus, model_and_set, open_model, open_set
 
 
 def add(commands: Any) -> None:
@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="prompts or documents (.txt, .jsonl), or token ids (.npy, .bin)")
     add("--out", type=Path, required=True, help="folder for index.json.gz and layer_{i}.bin")
-    add("--context-size", type=int, default=None, help="tokens of a context; packs the lines of a .txt file")
-    add("--column", default=None, help="of a .jsonl file (default: input_ids, tokens, text or content)")
-    add("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
+    corpus(parser)
     add("--batch-size", type=int, default=32, help="contexts of one forward pass")
     add("--n-top", type=int, default=20, help="contexts shown, the strongest first")
     add("--n-quantiles", type=int, default=5, help="groups of further ones, by strength")
@@ -34,13 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the corpus, write the pack; says what memory it takes before."""
+    from pullback._util.amounts import amount
     from pullback.interpret.features import FeaturePack, pack_nbytes, write_feature_pack
     from pullback.training.command import read_tokens
 
+    if args.out.is_file():
+        raise ValueError(f"--out takes a folder, and {args.out} is a file")
     sets = open_set(args)
     left, right = args.window
     held = pack_nbytes(sets, args.n_top, args.n_quantiles * args.n_per_quantile, (left, right))
-    print(f"examples of {sum(len(sets[i].b_enc) for i in sets.layers)} features take {held / 1e9:.2f} GB of memory")
+    print(f"examples of {sum(len(sets[i].b_enc) for i in sets.layers)} features take {amount(held, 'B')} of memory")
     write_feature_pack(
         open_model(args.model),
         sets,

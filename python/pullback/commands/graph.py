@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pullback.commands import many
+from pullback.commands.one_target import PLACE, feature_target
 from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pullback.attribution.asked import Target
 
 WRITERS = {".html": "to_html", ".json": "to_neuronpedia", ".safetensors": "save"}
+THRESHOLDS = {"node_threshold": 0.8, "edge_threshold": 0.98}
 SETTINGS = (
     "position",
     "max_n_logits",
@@ -49,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
     )
     add_settings(parser)
-    parser.add_argument("--node-threshold", type=float, default=0.8, help="share of node influence to keep")
-    parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of edge influence to keep")
+    for name, default in THRESHOLDS.items():
+        option, what = f"--{name.replace('_', '-')}", name.split("_")[0]
+        parser.add_argument(option, type=float, help=f"share of {what} influence to keep (default: {default})")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +78,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--target-feature",
         action="append",
         nargs=3,
-        type=int,
         default=[],
-        metavar=("LAYER", "POSITION", "FEATURE"),
-        help="explain a feature's pre-activation",
+        metavar=PLACE,
+        help="explain a feature's pre-activation; A1 for LAYER: of the attention of layer 1",
     )
     parser.add_argument("--position", type=int, default=-1, help="explain logits here; negative: from the end")
     parser.add_argument("--max-n-logits", type=int, default=10, help="explain at most so many next tokens")
@@ -96,11 +98,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `attribute`."""
-    from pullback.attribution import FeatureTarget, LogitDifference, LogitTarget
+    from pullback.attribution import LogitDifference, LogitTarget
 
+    if args.position != -1 and args.target_feature and not (args.target or args.target_difference):
+        raise ValueError("--position is of logits; a --target-feature has its own")
     targets: list[Target] = [LogitTarget(token) for token in args.target]
     targets += [LogitDifference((plus, minus)) for plus, minus in args.target_difference]
-    targets += [FeatureTarget(layer, position, feature) for layer, position, feature in args.target_feature]
+    targets += [feature_target("--target-feature", place) for place in args.target_feature]
     given = {name: getattr(args, name) for name in SETTINGS}
     return {"attribution_targets": targets or None, "attention_saes": open_saes(args), **given}
 
@@ -108,27 +112,40 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     """One graph, or those of every prompt of a file."""
     if args.prompts is not None:
-        many.run(args, settings(args))
+        many.run(args, settings(args), _thresholds(args, pruned=args.prune))
     else:
         _one(args)
+
+
+def _thresholds(args: argparse.Namespace, *, pruned: bool) -> dict[str, float]:
+    """Arguments of `prune`, none for a graph that stays whole. Raises ValueError for one that it would not use."""
+    found = {name: getattr(args, name) for name in THRESHOLDS}
+    for name, value in found.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is not None and not pruned:
+            kept = "graphs are whole without --prune" if args.prompts else "a .safetensors file keeps the whole graph"
+            raise ValueError(f"{option} is of pruned graphs, and {kept}")
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{option} must lie in [0, 1], got {value}")
+    return {name: THRESHOLDS[name] if value is None else value for name, value in found.items()} if pruned else {}
 
 
 def _one(args: argparse.Namespace) -> None:
     """Build, prune unless the whole is asked for, write; says what is explained, and how well."""
     from pullback.attribution import attribute
 
+    if args.prune or (args.num_shards, args.shard_id) != (1, 0):
+        raise ValueError("--prune, --num-shards and --shard-id are for --prompts FILE")
     if args.out.suffix not in WRITERS:
         raise ValueError(f"--out must end in {', '.join(WRITERS)}, got '{args.out}'")
     if args.out.is_dir():
         raise ValueError(f"--out names a folder: '{args.out}'")
-    for option in ("node_threshold", "edge_threshold"):
-        if not 0 <= getattr(args, option) <= 1:
-            raise ValueError(f"--{option.replace('_', '-')} must lie in [0, 1], got {getattr(args, option)}")
+    # A page can only show a part; a file can keep all of it.
+    thresholds = _thresholds(args, pruned=args.out.suffix != ".safetensors")
     prompt = [{"role": "user", "content": args.prompt}] if args.chat else args.prompt
     graph = attribute(open_model(args.model), open_set(args), prompt, **settings(args), verbose=True)
     scores = graph.scores()
-    whole = args.out.suffix == ".safetensors"  # a page can only show a part; a file can keep all of it
-    written = graph if whole else graph.prune(args.node_threshold, args.edge_threshold)
+    written = graph.prune(**thresholds) if thresholds else graph
     getattr(written, WRITERS[args.out.suffix])(args.out)
     _say_what_is_explained(graph)
     print(f"{graph.n_nodes} nodes, {graph.n_edges} edges, every target sums to {graph.check():.1e}")

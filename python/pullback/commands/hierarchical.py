@@ -29,13 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(
         parser,
         "target",
-        ("this token's logit", "the logit of one less that of another", "a feature's pre-activation"),
+        (
+            "this token's logit",
+            "the logit of one less that of another",
+            "a feature's pre-activation; A1 for LAYER: of the attention of layer 1",
+        ),
     )
     parser.add_argument("--tau", type=float, default=0.1, help="keep nodes whose attribution is larger")
     parser.add_argument("--relative", action="store_true", help="--tau is a share of the target")
     parser.add_argument("--mode", choices=("signed", "abs"), default="signed", help="what is compared with --tau")
     parser.add_argument(
-        "--top", type=int, default=None, help="keep so many nodes of an MLP's or attention's output, whatever --tau"
+        "--top",
+        type=int,
+        default=None,
+        help="keep so many nodes of an MLP's or attention's output, instead of by --tau",
     )
     parser.add_argument("--keep-errors", action="store_true", help="keep errors, whatever they carry")
     parser.add_argument("--standard", action="store_true", help="for comparison: all paths, cut afterwards")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pullback.commands.opening import command, model_and_set, open_model, open_set
+from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     parser = command(commands, "intervene", run, "set features of a prompt and see what the model says then")
     model_and_set(parser)
+    attention_saes(parser)
     parser.add_argument("prompt", help="the prompt, in quotes")
     feature = "LAYER_FEATURE_POSITION"
     parser.add_argument("--set", nargs="+", default=[], metavar=f"{feature}=VALUE", help="values of features")
@@ -33,24 +34,28 @@ def run(args: argparse.Namespace) -> None:
     from pullback.lens import as_lens
 
     wanted = _interventions(args.set, args.scale)
+    if not wanted:
+        raise ValueError("name features to set, --set 1_524_8=0, or to scale, --scale 1_524_8=-2")
+    if args.top < 1:
+        raise ValueError(f"--top must be at least 1, got {args.top}")
     lens, sets = as_lens(open_model(args.model)), open_set(args)
-    freeze = None if args.freeze == "none" else args.freeze
+    given = {"freeze": None if args.freeze == "none" else args.freeze, "attention_saes": open_saes(args)}
     before = lens.logits(lens.to_tokens(args.prompt)[None])[0, -1]
-    after = intervene(lens, sets, args.prompt, wanted, freeze=freeze)[-1]
+    after = intervene(lens, sets, args.prompt, wanted, **given)[-1]
     for name, logits in (("before", before), ("after", after)):
         print(f"{name}: {_likeliest(lens, logits, args.top)}")
     if args.generate:
-        options = {"max_new_tokens": args.generate, "freeze": freeze}
         for name, chosen in (("before", []), ("after", wanted)):
-            print(f"{name}: {args.prompt}{generate(lens, sets, args.prompt, chosen, **options).text}")
+            text = generate(lens, sets, args.prompt, chosen, max_new_tokens=args.generate, **given).text
+            print(f"{name}: {args.prompt}{text}")
 
 
 def _interventions(values: Sequence[str], factors: Sequence[str]) -> list[Intervention]:
-    """From `1_524_8=0` with values, and with factors on what features are."""
+    """From `1_524_8=0` or `A1_524_8=0` with values, and with factors on what features are."""
     wanted: list[Intervention] = []
     for text in values:
         node, value = _node_and_number("--set", text)
-        wanted += [(layer, pos, feature, value) for layer, pos, feature in node.features]
+        wanted += [(feature, value) for feature in node.features]
     return wanted + [_node_and_number("--scale", text) for text in factors]
 
 
@@ -64,8 +69,8 @@ def _node_and_number(option: str, text: str) -> tuple[Supernode, float]:
         return Supernode.from_node_ids(node_id, [node_id]), float(number)
     except ValueError as error:
         raise ValueError(
-            f"{option} takes a feature as graphs name it and a number, LAYER_FEATURE_POSITION=1.5, "
-            f"got '{text}' ({error})"
+            f"{option} takes a feature as graphs name it and a number, LAYER_FEATURE_POSITION=1.5 (of attention: "
+            f"ALAYER_...), got '{text}' ({error})"
         ) from error
 
 

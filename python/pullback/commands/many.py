@@ -64,11 +64,8 @@ def _of_json(path: Path, number: int, line: str) -> Any:
     return value
 
 
-def run(
-    args: argparse.Namespace,
-    settings: Mapping[str, Any],
-) -> None:
-    """Explain all of them; says where the table is, and what went wrong most often."""
+def run(args: argparse.Namespace, settings: Mapping[str, Any], thresholds: Mapping[str, float]) -> None:
+    """Explain all of them; says what went wrong most often."""
     from pullback.attribution import attribute_many
 
     if args.prompt is not None:
@@ -76,7 +73,6 @@ def run(
     prompts = read_prompts(args.prompts)
     if args.chat:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    thresholds = {"node_threshold": args.node_threshold, "edge_threshold": args.edge_threshold} if args.prune else {}
     table = attribute_many(
         open_model(args.model),
         open_set(args),
@@ -87,7 +83,6 @@ def run(
         **thresholds,
         **settings,
     )
-    failed = table[table["status"] != "ok"]
-    print(f"{args.out}: {len(table) - len(failed)} graphs, {len(failed)} prompts without one")
-    for why, count in Counter(failed["status"].tolist()).most_common(3):
+    failed = table.loc[table["status"] != "ok", "status"]
+    for why, count in Counter(failed.tolist()).most_common(3):
         print(f"{count} times: {why}")

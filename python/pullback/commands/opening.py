@@ -68,6 +68,14 @@ def open_set(args: argparse.Namespace) -> Any:
     raise ValueError(f"--transcoders is needed: '{args.model}' is not one of {', '.join(ZOO)}, which bring their own")
 
 
+def corpus(parser: argparse.ArgumentParser) -> None:
+    """How the file of `--data` is read, for `read_tokens`."""
+    add = parser.add_argument
+    add("--context-size", type=int, default=None, help="tokens of a context; packs the lines of a .txt file")
+    add("--column", default=None, help="of a .jsonl file (default: input_ids, tokens, text or content)")
+    add("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
+
+
 def attention_saes(parser: argparse.ArgumentParser) -> None:
     """What `open_saes` reads."""
     parser.add_argument(

@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     must_be_writable(args.out)
     if args.out and args.capped:
         raise ValueError("--capped paths make no graph: leave out --out, or --capped")
+    if args.root_feature and args.position != -1:
+        raise ValueError("--position is of logits; a --root-feature has its own")
     lens = as_lens(open_model(args.model))
     root = target_of(args, "root")
     if root is None:

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     parser.add_argument("folder", type=Path, help="folder of graphs: .safetensors of Graph.save, or graph .json")
     parser.add_argument("--port", type=int, default=8041, help="0 takes a free one")
     parser.add_argument(
-        "--features", type=Path, default=None, help="folder of feature cards: {layer}_{feature}.json, or a feature pack"
+        "--cards", type=Path, default=None, help="folder of feature cards: {layer}_{feature}.json, or a feature pack"
     )
 
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     from pullback.serve import GraphFolder
     from pullback.viz.server import GraphServer
 
-    shelf = GraphFolder(args.folder, args.features)
+    shelf = GraphFolder(args.folder, args.cards)
     try:
         server = GraphServer(shelf, args.port)
     except (OSError, OverflowError) as error:

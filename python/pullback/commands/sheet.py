@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pullback.commands.opening import MODEL_HELP, command, open_model
+from pullback.commands.opening import MODEL_HELP, command, corpus, open_model
 
 
 def add(commands: Any) -> None:
@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--key", type=Path, required=True, help="the key, .json, for who scores")
     add("--n", type=int, default=50, help="features of each arm")
     add("--min-density", type=float, default=1e-4, help="share of tokens that a feature is active on at least")
-    add("--context-size", type=int, default=None, help="tokens of a context; packs the lines of a .txt file")
-    add("--column", default=None, help="of a .jsonl file (default: input_ids, tokens, text or content)")
-    add("--token-dtype", default=None, help="of a .bin file, uint16 for instance")
+    corpus(make)
     add("--batch-size", type=int, default=32, help="contexts of one forward pass")
     add("--seed", type=int, default=0, help="of what is drawn")
     score = actions.add_parser("score", help="count ratings by arm", formatter_class=parser.formatter_class)

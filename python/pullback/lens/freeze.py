@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,23 +48,24 @@ class Freeze:
         return Freeze(patterns=whole if freeze is None else every, whole=whole, final_norm=whole == every)
 
 
+def put(value: Tensor) -> rec.Edit:
+    """Whatever stands at a site, this instead."""
+    return lambda t: value.to(t).expand_as(t)
+
+
 def freeze_edits(base: Trace, hold: Freeze) -> list[tuple[str, rec.Edit]]:
     """Edits that hold a forward pass at `base`."""
-
-    def at(value: Tensor) -> rec.Edit:
-        return lambda t: value.to(t).expand_as(t)
-
     edits: list[tuple[str, rec.Edit]] = []
     for i, layer in enumerate(base.layers):
         if i in hold.patterns:
-            edits.append((f"blocks.{i}.attn.hook_pattern", at(layer.pattern)))
+            edits.append((f"blocks.{i}.attn.hook_pattern", put(layer.pattern)))
         if i in hold.whole:
             norms = layer.weights.norms()
             held = {name: scale for name, scale in layer.scales().items() if norms[name].kind != NO_NORM}
-            edits += [(f"blocks.{i}.{name}.hook_scale", at(scale)) for name, scale in held.items()]
-            edits.append((f"blocks.{i}.hook_mlp_out", at(layer.mlp_out)))
+            edits += [(f"blocks.{i}.{name}.hook_scale", put(scale)) for name, scale in held.items()]
+            edits.append((f"blocks.{i}.hook_mlp_out", put(layer.mlp_out)))
     if hold.final_norm and base.ln_final.kind != NO_NORM:
-        edits.append(("ln_final.hook_scale", at(base.final_scale)))
+        edits.append(("ln_final.hook_scale", put(base.final_scale)))
     return edits
 
 
@@ -76,16 +78,21 @@ def frozen_run(
     edits: list[tuple[str, rec.Edit]],
     sites: list[str],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run tokens (T,) under a freeze, with further edits after it; logits (T, V) and recorded sites.
+    """Run tokens (T,) under a freeze, with further edits after it; logits (T, V), and sites as they were before those
+    edits: what a dictionary reads that writes at the same place.
 
     Raises ValueError where the model ran on with something else than what was held or written.
     """
     hold = freeze if isinstance(freeze, Freeze) else Freeze.of(lens.n_layers, freeze)
     probes = _probe_sites(lens, hold)
     frozen = [*lens.exact_edits, *freeze_edits(base, hold)]
-    logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *edits])
-    _verify_held(lens, base, hold, {k: v[0].to(lens.device, lens.compute_dtype) for k, v in seen.items()}, logits[0])
-    return logits[0], {s: seen[s][0] for s in sites}
+    before: dict[str, Tensor] = {}
+    watched = dict.fromkeys([*sites, *(f"blocks.{i}.hook_attn_out" for i in hold.whole)])
+    watch: list[tuple[str, rec.Edit]] = [(site, partial(before.__setitem__, site)) for site in watched]
+    logits, seen = rec.record(lens.model, tokens[None].to(lens.device), [*sites, *probes], [*frozen, *watch, *edits])
+    earlier, at = ({site: t[0].to(lens.device, lens.compute_dtype) for site, t in of.items()} for of in (before, seen))
+    _verify_held(lens, base, hold, earlier, at, logits[0])
+    return logits[0], {s: before[s][0] for s in sites}
 
 
 def must_hold(lens: Lens, base: Trace, freeze: str) -> None:
@@ -108,7 +115,11 @@ def _probe_sites(lens: Lens, hold: Freeze) -> list[str]:
     return sites
 
 
-def _verify_held(lens: Lens, base: Trace, hold: Freeze, at: dict[str, Tensor], logits: Tensor) -> None:
+def _verify_held(
+    lens: Lens, base: Trace, hold: Freeze, before: dict[str, Tensor], at: dict[str, Tensor], logits: Tensor
+) -> None:
+    """Of tensors `at` sites, and of those that edits were made to, `before` them."""
+
     def must_equal(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-30) -> None:
         error = relative_error(ours, theirs.to(ours.dtype), floor)
         if not error <= tolerance(lens.dtype):
@@ -130,7 +141,8 @@ def _verify_held(lens: Lens, base: Trace, hold: Freeze, at: dict[str, Tensor], l
             continue
         w, floor = layer.weights, float(x_pre.abs().max()) / 100
         behind = "" if w.ln1_post.kind == NO_NORM else "ln1_post's or "
-        must_equal(layer.attend(x_pre), attn_out, f"{behind}ln1's scale of layer {i}", floor)
+        attended = before[f"blocks.{i}.hook_attn_out"]
+        must_equal(layer.attend(x_pre), attended, f"{behind}ln1's scale of layer {i}", floor)
         stream = x_pre if layer.parallel else x_pre + attn_out
         must_equal(w.ln2(stream, layer.ln2_scale), at[lens.input_site(i, "mlp.hook_in")], f"ln2's scale of layer {i}")
     if hold.final_norm:

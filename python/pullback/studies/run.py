@@ -45,6 +45,9 @@ class Options:
     errors: str = "nodes"
 
     def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("examples", 0), ("draws", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"study: {name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (("ablation", ABLATIONS), ("errors", ERRORS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"study: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

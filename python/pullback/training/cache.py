@@ -215,7 +215,9 @@ class _Writer:
     def _continued(self, settings: dict[str, Any], readings: dict[str, Any]) -> dict[str, Any]:
         manifest = shards.read_manifest(self.path)
         if not _same_model(readings, manifest["readings"]):
-            raise ValueError(f"{self.path} holds a cache of another model; give another folder, or remove it")
+            raise ValueError(
+                f"{self.path} holds a cache of another model or other layers; give another folder, or remove it"
+            )
         for name, new in settings.items():
             old = manifest["settings"].get(name)
             if new != old:

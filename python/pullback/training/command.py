@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pullback._util.amounts import amount
 from pullback.training.cache import cache_activations
 from pullback.training.cached import CachedActivations
 from pullback.training.config import TrainConfig
@@ -63,6 +64,10 @@ def run_train(
         join()  # before the model is opened, so that each process has its own GPU for it
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from")
+    if args.checkpoint_every_tokens is not None and args.checkpoint is None:
+        raise ValueError("--checkpoint-every-tokens needs --checkpoint DIR, the folder for them")
+    if args.cache is None and (args.cache_tokens, args.cache_dtype) != (None, "float32"):
+        raise ValueError("--cache-tokens and --cache-dtype are of the cache that --cache DIR names: give it, too")
     where: dict[str, Any] = {
         "output_path": args.out,
         "checkpoint_path": args.checkpoint,
@@ -93,6 +98,8 @@ def run_plan(args: Namespace) -> None:
     """Say what a run would cost; raises ValueError for a model that is neither known nor described, or settings that no
     run can have."""
     given = args.n_layers, args.d_model, args.parameters
+    if args.model in MODELS and given != (None, None, None):
+        raise ValueError(f"--n-layers, --d-model and --parameters are known of {args.model}: leave them out")
     if args.model not in MODELS and None in given:
         raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
     known = MODELS.get(args.model) or Model(*given)
@@ -108,21 +115,15 @@ def run_plan(args: Namespace) -> None:
     hours = found.seconds() * args.training_tokens / batch * processes / 3600
     machine = f"{H100.flops / 1e12:.0f} TFLOP/s, {H100.bandwidth / 1e12:.1f} TB/s, network {H100.link / 1e9:.0f} GB/s"
     lines = {
-        "weights": _amount(dictionary.weights),
-        "memory of each process": f"{_amount(found.trained)}B of weights and moments, {_amount(found.buffer)}B of rows "
-        f"to be mixed, {_amount(2 * known.parameters)}B of the model in 16 bit",
-        "a step of each": f"{_amount(found.flops)}FLOP; {_amount(found.traffic)}B of weights and moments read and "
-        f"written; received: {_amount(found.rows)}B of rows, {_amount(found.exchange)}B inside the step",
+        "weights": amount(dictionary.weights, ""),
+        "memory of each process": f"{amount(found.trained, 'B')} of weights and moments, {amount(found.buffer, 'B')} "
+        f"of rows to be mixed, {amount(2 * known.parameters, 'B')} of the model in 16 bit",
+        "a step of each": f"{amount(found.flops, 'FLOP')}; {amount(found.traffic, 'B')} of weights and moments read "
+        f"and written; received: {amount(found.rows, 'B')} of rows, {amount(found.exchange, 'B')} inside the step",
         "the run": f"at least {float(f'{hours:.3g}'):,} GPU-hours for {args.training_tokens:,} tokens "
         f"({machine} sustained)",
     }
     print("\n".join(f"{name}: {said}" for name, said in lines.items()))
-
-
-def _amount(value: float) -> str:
-    """Three digits and a prefix, to be followed by a unit: 55.8 G."""
-    size = next((n for n in range(4, 0, -1) if value >= 1000**n), 0)
-    return f"{value / 1000**size:.3g} {['', 'k', 'M', 'G', 'T'][size]}"
 
 
 def run_cache(args: Namespace, open_model: OpenModel) -> None:
@@ -169,8 +170,8 @@ def run_sweep(args: Namespace, open_model: OpenModel) -> None:
 
     if args.eval_prompts < 1:
         raise ValueError(f"--eval-prompts must be at least 1, got {args.eval_prompts}")
-    tokens = read_tokens(args, args.data)
-    held_out = read_tokens(args, args.eval_data or args.data)
+    tokens = read_tokens(args, args.data, beside=args.eval_data)
+    held_out = read_tokens(args, args.eval_data or args.data, beside=args.data)
     lens = as_lens(open_model())
     config = TrainConfig(
         d_sae=args.d_sae,
@@ -214,12 +215,20 @@ def _first_prompts(lens: Any, tokens: Tokens, args: Namespace) -> list[Batch]:
     return list(islice(batches, -(-args.eval_prompts // size)))
 
 
-def read_tokens(args: Namespace, path: Path | None) -> Tokens:
-    """What a file given as `--data` holds. Raises ValueError where none is given."""
+# What says how a file is read, and the files that are read so.
+OF_FILES = {"column": ".jsonl", "token_dtype": ".bin"}
+
+
+def read_tokens(args: Namespace, path: Path | None, *, beside: Path | None = None) -> Tokens:
+    """What a file given as `--data` holds; `beside`: another file that the same options may be meant for. Raises
+    ValueError where no file is given, and for options that say something of neither."""
     if path is None:
         raise ValueError("--data FILE is needed: a .txt, .jsonl, .npy or .bin file")
+    for option, suffix in OF_FILES.items():
+        if getattr(args, option) is not None and all(file.suffix != suffix for file in (path, beside or path)):
+            raise ValueError(f"--{option.replace('_', '-')} is for {suffix} files, and {path} is none: leave it out")
     if path.suffix in TOKEN_FILES:
-        return TokenFile(path, dtype=args.token_dtype)
+        return TokenFile(path, dtype=args.token_dtype if path.suffix == ".bin" else None)
     if path.suffix == ".jsonl" or (path.suffix == ".txt" and args.context_size is not None):
-        return Documents(path, column=args.column)
+        return Documents(path, column=args.column if path.suffix == ".jsonl" else None)
     return read_prompts(path)

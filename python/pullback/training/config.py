@@ -201,6 +201,8 @@ class TrainConfig(Recipe):
                 f"TrainConfig: architecture={self.architecture!r} and activation={self.activation!r} say the same "
                 "thing twice; give one of them"
             )
+        if isinstance(self.activation, TopK | BatchTopK) and self.k not in (TrainConfig.k, self.activation.k):
+            raise ValueError(f"TrainConfig: k={self.k} and activation={self.activation!r} disagree; leave k out")
         if self.architecture == "matryoshka_batchtopk" and self.matryoshka_widths is None:
             raise ValueError("TrainConfig: architecture='matryoshka_batchtopk' needs matryoshka_widths, like [64, 256]")
         if not self.jumprelu_init_threshold > 0:

@@ -59,7 +59,7 @@ def train_on_cache(
     widths = {layer: cache.widths[layer] for layer in layers}
     agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
     with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
-        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
+        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume, checkpoint_every_tokens)
         runs = [team.run(one, widths, device, cache.readings) for one in every]
         batches = cache.batches(
             first.train_batch_size_tokens,

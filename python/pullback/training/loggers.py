@@ -138,12 +138,15 @@ class Wandb:
             import wandb
         except ImportError as error:
             raise ValueError("log_to_wandb needs Weights & Biases: pip install wandb") from error
-        self._run = wandb.init(
-            project=config.wandb_project,
-            entity=config.wandb_entity,
-            name=config.run_name,
-            config=dict(settings[0]) if len(settings) == 1 else {f"run_{i}": one for i, one in enumerate(settings)},
-        )
+        try:
+            self._run = wandb.init(
+                project=config.wandb_project,
+                entity=config.wandb_entity,
+                name=config.run_name,
+                config=dict(settings[0]) if len(settings) == 1 else {f"run_{i}": one for i, one in enumerate(settings)},
+            )
+        except Exception as error:  # no key, no network: its own kinds of errors, of no class that is promised
+            raise ValueError(f"log_to_wandb: Weights & Biases does not start: {error}") from error
 
     def log(self, figures: Mapping[str, float], n_tokens: int) -> None:
         self._run.log(dict(figures), step=n_tokens)

@@ -133,7 +133,7 @@ def train(  # pyright: ignore[reportInconsistentOverload]  (the options are spel
 
     agreed = {"output_path": output_path, "checkpoint_path": checkpoint_path, "every": checkpoint_every_tokens}
     with meeting(every, layers, device, **agreed, resume=resume, logger=logger) as team:
-        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume)
+        checkpoints = opened(team, checkpoint_path, keep_checkpoints, resume, checkpoint_every_tokens)
         runs = [team.run(one, widths, device, readings) for one in every]
         source = team.harvest(
             (lens.unhooked(), layers, hook_read(every), config.hook_name_out, excluded, like, config.autocast_lm),
@@ -196,12 +196,16 @@ def train_on_activations(
     return run.transcoder(0)
 
 
-def opened(team: Team, path: str | os.PathLike[str] | None, keep: int, resume: bool) -> Checkpoints | None:
-    """The checkpoints of a run, if it has a folder for them. Raises ValueError where it cannot be resumed at all."""
+def opened(
+    team: Team, path: str | os.PathLike[str] | None, keep: int, resume: bool, every: int | None
+) -> Checkpoints | None:
+    """The checkpoints of a run, if it has a folder for them. Raises ValueError where there is none and should be."""
     if path is not None:
         return team.checkpoints(path, keep=keep, resume=resume)
     if resume:
         raise ValueError("resume=True needs a checkpoint_path to go on from")
+    if every is not None:
+        raise ValueError("checkpoint_every_tokens needs a checkpoint_path, the folder that checkpoints go into")
     return None
 
 

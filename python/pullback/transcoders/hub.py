@@ -129,25 +129,34 @@ def fetch(reference: Reference) -> Path:
         raise ValueError(
             f"{reference} holds many dictionaries for each layer; name one: {reference}/layer_0/width_16k/average_l0_76"
         )
+    from pullback._util.network import asking_the_hub
+
+    with asking_the_hub() as offline:
+        try:
+            fetched = _file(reference) if reference.is_file else _folder(reference)
+        except (OSError, ValueError) as error:  # what the client raises, offline and online
+            raise FileNotFoundError(_why(reference, error, offline)) from error
+    if not fetched.exists():
+        raise FileNotFoundError(f"{reference}: the repository has no {reference.path} with weights that can be read")
+    return fetched
+
+
+def _file(reference: Reference) -> Path:
     import huggingface_hub
 
-    try:
-        if reference.is_file:
-            file = huggingface_hub.hf_hub_download(reference.repo_id, reference.path, revision=reference.revision)
-            for beside in () if reference.path.endswith(".npz") else ("config.yaml", "config.json", "cfg.json"):
-                _also(reference, beside)
-            return Path(file)
-        prefix = f"{reference.path}/" if reference.path else ""
-        patterns = [f"{prefix}{deeper}{name}" for name in WANTED for deeper in ("", "*/")]
-        root = huggingface_hub.snapshot_download(
-            reference.repo_id, revision=reference.revision, allow_patterns=patterns
-        )
-    except (OSError, ValueError) as error:  # what the client raises, offline and online
-        raise FileNotFoundError(_why(reference, error)) from error
-    folder = Path(root) / reference.path
-    if not folder.exists():
-        raise FileNotFoundError(f"{reference}: the repository has no {reference.path} with weights that can be read")
-    return folder
+    file = huggingface_hub.hf_hub_download(reference.repo_id, reference.path, revision=reference.revision)
+    for beside in () if reference.path.endswith(".npz") else ("config.yaml", "config.json", "cfg.json"):
+        _also(reference, beside)
+    return Path(file)
+
+
+def _folder(reference: Reference) -> Path:
+    import huggingface_hub
+
+    prefix = f"{reference.path}/" if reference.path else ""
+    patterns = [f"{prefix}{deeper}{name}" for name in WANTED for deeper in ("", "*/")]
+    root = huggingface_hub.snapshot_download(reference.repo_id, revision=reference.revision, allow_patterns=patterns)
+    return Path(root) / reference.path
 
 
 def _also(reference: Reference, name: str) -> None:
@@ -160,17 +169,14 @@ def _also(reference: Reference, name: str) -> None:
         return  # a file that is asked for if the layout needs it
 
 
-def _why(reference: Reference, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
+def _why(reference: Reference, error: Exception, offline: str | None) -> str:
     kind = type(error).__name__
     if "RepositoryNotFound" in kind or "RevisionNotFound" in kind or "EntryNotFound" in kind and "Local" not in kind:
         first = str(error).strip().splitlines()[-1] if str(error).strip() else kind
         return f"{reference}: the hub has no such repository, revision or file, or you may not read it ({first})"
-    state = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else f"the hub cannot be reached ({kind})"
     return (
         f"no local path {str(reference).removeprefix('hf://')}, and as a hub reference it is not in the cache while "
-        f"{state}; download it where there is a network and pass the folder"
+        f"{offline or f'the hub cannot be reached ({kind})'}; download it where there is a network and pass the folder"
     )
 
 

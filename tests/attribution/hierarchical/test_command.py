@@ -104,6 +104,11 @@ def test_features_of_attention_are_part_of_it(capsys: pytest.CaptureFixture[str]
     assert re.search(r"^[+-][\d.]+  A\d_\d+_\d  at '", said, flags=re.M)
     assert said.count("looks at") == 2
     assert said.count("the model keeps") == 2
+    one = re.search(r"  A([1-9])_(\d+)_(\d)  at '", said)
+    assert one is not None
+    layer, feature, position = one.groups()
+    assert run("--target-feature", f"A{layer}", position, feature, *GATE, "--attention-saes", "zoo") == 0
+    assert f"  A{layer}_{feature}_{position}  at '" in capsys.readouterr().out
 
 
 def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +128,8 @@ def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.Captu
         (["--target-feature", "9", "0", "0"], "there are transcoders at layers [0, 1, 2, 3] only"),
         (["--target-feature", "0", "99", "0"], "position 99 lies outside the prompt, which has 9 tokens"),
         (["--target-feature", "0", "0", "99999"], "layer 0 has features 0..1023"),
+        (["--target-feature", "A1", "0", "5"], "there are autoencoders of attention at layers [] only"),
+        (["--target-feature", "1", "x", "5"], "--target-feature takes LAYER POSITION FEATURE, three integers (A1 for"),
         (["--qk", "0"], "--qk takes a number of entries of patterns, 1 or more, got 0"),
         (["--rival"], "--rival is for the scores of --qk: give --qk N, too"),
         (["--lazy"], "--lazy is for the files of --transcoders"),

@@ -119,3 +119,6 @@ def test_modes_thresholds_and_counts() -> None:
     assert Gate(top=1).keeps(attribution, SITE, 10).tolist() == [True, False, False]
     with pytest.raises(ValueError, match="mode must be"):
         Gate(mode="both")
+    for threshold in ({"tau": 0.2}, {"relative": True}, {"tau": {0: 4.0}}):
+        with pytest.raises(ValueError, match="by number, tau and relative by size; give one or the other"):
+            Gate(top=1, **threshold)

@@ -303,6 +303,8 @@ def test_a_target_may_be_any_function() -> None:
         ({"method": "total"}, "method must be one of"),
         ({"attention_scores": [3]}, "attention_scores names layers 0..2"),
         ({"mode": "both"}, "mode must be"),
+        ({"method": "direct", "tau": 0.2}, "cuts nothing by size; leave them out"),
+        ({"method": "standard", "top": 3}, "cuts nothing by size; leave them out"),
         ({"target": [1, 2]}, "one target at a time"),
         ({"target": pb.LogitTarget(3, position=9)}, "position 9 lies outside"),
         ({"target": pb.FeatureTarget(7, 0, 0)}, "no transcoder of layer 7"),

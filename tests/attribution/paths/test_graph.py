@@ -110,13 +110,23 @@ def test_the_page_draws_heads_and_sums(graph: PathGraph, tmp_path: Path) -> None
     assert "iframe" in graph._repr_html_()
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_page_has_no_rows_that_nothing_can_stand_in(graph: PathGraph, tmp_path: Path) -> None:
+    model, sets = pb.zoo.load("tiny-mix"), pb.zoo.transcoders("tiny-mix")
+    script = 'return [...document.querySelectorAll("#axis-inner span")].map((span) => span.textContent);'
+    for root, names in ((pb.FeatureTarget(2, 3, 690), ["L2", "L1", "L0"]), ("texas", ["out", "L3", "L2", "L1", "L0"])):
+        paths = pb.greedy_paths(model, sets, "dallas is in", root, filters=["kind=head", "kind=feature,layer=0"])
+        assert drive(paths.graph().to_html(), script, tmp_path) == names
+    assert drive(graph.to_html(), script, tmp_path) == ["out", "L3", "L2", "L1", "L0", "emb"]
+
+
 def test_the_command_lists_paths_and_writes_their_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / "paths.html"), str(tmp_path / "paths.json")]
     assert (
         main(["paths", "tiny-mix", PROMPT, "--root", "austin", "--iters", "3", "--branches", "4", "--out", *files]) == 0
     )
     said = capsys.readouterr().out
-    assert " <- 1_head_0_7" in said
+    assert "5_174_8 'austin' <- 1_524_8 'is' <- 1_head_0_7 'dallas'\n" in said
     assert "every node sums to" in said
     graph = PathGraph.from_json(files[1])
     assert graph.check() < 1e-4
@@ -146,4 +156,4 @@ def test_the_command_lists_paths_and_writes_their_graph(tmp_path: Path, capsys: 
         "kind=head",
     ]
     assert main(["paths", "tiny-mix", PROMPT, *options]) == 0
-    assert "D_0_8 <- " in capsys.readouterr().out
+    assert "D_0_8 'austin - sacramento' <- " in capsys.readouterr().out

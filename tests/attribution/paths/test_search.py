@@ -170,9 +170,12 @@ def test_paths_are_chosen_by_what_follows_what() -> None:
     assert all(not any("head" in name or name[0] == "E" for name in p.nodes[-2:]) for p in twice)
     assert len(paths.where(suffix=[feature])) > len(twice)
     frame = chosen.to_pandas()
-    assert list(frame.columns) == ["length", "contribution", "nodes"]
+    assert list(frame.columns) == ["length", "contribution", "nodes", "tokens"]
     assert frame["length"].tolist() == [len(p) for p in chosen]
-    assert str(next(iter(chosen))).endswith(" <- ".join(next(iter(chosen)).nodes))
+    first = next(iter(chosen))
+    assert str(first).endswith(" <- ".join(f"{n} {t!r}" for n, t in zip(first.nodes, first.tokens, strict=True)))
+    words = chosen.meta["str_tokens"]
+    assert [words[int(n.rpartition("_")[2])] for n in first.nodes[1:]] == list(first.tokens[1:])
 
 
 def test_weights_in_files_are_enough(tmp_path: Path) -> None:

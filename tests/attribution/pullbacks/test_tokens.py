@@ -101,6 +101,11 @@ def test_what_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         pb.deembed(lens, sets, 1, 0, k=0)
     with pytest.raises(ValueError, match="final_scale is the denominator"):
         pb.logit_effects(lens, sets, 1, 0, final_scale=0)
+    with pytest.raises(ValueError, match="z-scores have no scale; leave out final_scale"):
+        pb.logit_effects(lens, sets, 1, 0, final_scale=2.0, zscore=True)
+    for measure in ("zscore", "whiten"):
+        with pytest.raises(ValueError, match="centre the unembeddings; leave out demean=False"):
+            pb.logit_effects(lens, sets, 1, 0, demean=False, **{measure: True})
     with pytest.raises(ValueError, match="writes above what the target reads"):
         pb.deembed(lens, sets, 1, 0, heads=(2, 0))
     monkeypatch.setattr("pullback.attribution.pullbacks.effects.DENSE", 1999)

@@ -168,6 +168,8 @@ def test_what_does_not_fit_is_refused() -> None:
         pb.expected_attributions(lens, sets, tokens(), mask=torch.ones(7, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="a mask goes with one tensor"):
         pb.expected_attributions(lens, sets, [tokens()], mask=torch.ones(7, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="`into` has its pairs of layers; leave out pairs"):
+        pb.expected_attributions(lens, sets, tokens(), [(1, 2)], into=sums)
     with pytest.raises(ValueError, match="k must be at least 1"):
         pb.interference(lens, sets, sums, 0, 1, k=0)
 

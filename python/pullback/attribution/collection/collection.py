@@ -87,6 +87,7 @@ class GraphCollection:
 
         `min_share=0` is the union of the prompts' features, `min_share=1` their intersection.
         """
+        _must_be_share(min_share)
         keys, sums = _by_key(self._influence)
         found = _features(keys)
         found["prompts"] = sums[:, 0].astype(np.int64)
@@ -125,6 +126,7 @@ class GraphCollection:
         which it is, with the sign that is more frequent), mean and std of the weight over the prompts that have it. The
         most consistent, then the heaviest, come first.
         """
+        _must_be_share(min_share)
         tally = Tally(2, 4)
         for graph in self:
             keys = node_keys(graph, "fold")
@@ -163,6 +165,7 @@ class GraphCollection:
             ValueError: graphs of models with different numbers of layers, or an unknown `align`.
         """
         must_align(align)
+        _must_be_share(min_share)
         return mean_graph(self, align, min_share)
 
     # ---- groups of prompts ----------------------------------------------------------------------------------------
@@ -176,6 +179,11 @@ class GraphCollection:
         """Labels (n) of `n_clusters` groups of prompts with like circuits, by agglomeration: "average", "complete" or
         "single" linkage of 1 - similarity; `collection[labels == 0]` is the first group."""
         return agglomerate(1 - self.similarity(measure), n_clusters, linkage)
+
+
+def _must_be_share(min_share: float) -> None:
+    if not 0 <= min_share <= 1:
+        raise ValueError(f"collection: min_share must lie in [0, 1], got {min_share}")
 
 
 def _by_key(vectors: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:

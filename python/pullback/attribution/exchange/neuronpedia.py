@@ -28,7 +28,8 @@ FEATURE_TYPES = {
     k.ATTENTION_FEATURE: "lorsa",  # the name viewers know for sparse features of attention
     k.ATTENTION_ERROR: "lorsa error",
 }
-
+# What a graph says of itself that goes into the metadata as it is, and comes back.
+CARRIED = ("generation_settings", "pruning_settings", "attention_layers", "agreement")
 NOTEBOOK_EDGES = 100_000
 
 
@@ -50,7 +51,7 @@ def to_neuronpedia(
             "scores": {"replacement": replacement, "completeness": completeness},
             "check_max_error": _finite(graph.check()),
             "dtype": str(graph.weights.dtype).removeprefix("torch."),
-            **{key: graph.meta[key] for key in ("generation_settings", "pruning_settings") if key in graph.meta},
+            **{key: graph.meta[key] for key in CARRIED if key in graph.meta},
             **graph.meta.get("metadata", {}),
             **metadata,
         },

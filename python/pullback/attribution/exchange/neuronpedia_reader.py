@@ -16,6 +16,7 @@ from torch import Tensor
 from pullback import viz
 from pullback.attribution import nodes as k
 from pullback.attribution.exchange.error_ids import with_own_error_ids
+from pullback.attribution.exchange.neuronpedia import CARRIED
 from pullback.attribution.exchange.pairing import uncantor
 from pullback.attribution.exchange.view import GraphView, carrying, on_nodes
 from pullback.attribution.graph import Graph
@@ -36,7 +37,7 @@ KIND_OF_TYPE = {
 # What a graph says itself, and what is written anew each time.
 OF_THE_GRAPH = {
     *("scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version", "dtype"),
-    *("scores", "check_max_error", "generation_settings", "pruning_settings"),
+    *("scores", "check_max_error", *CARRIED),
 }
 
 
@@ -201,7 +202,7 @@ def _meta(metadata: Mapping[str, Any], nodes: list[JsonNode], table: k.Nodes, n_
         "n_layers": n_layers,
         "logit_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.LOGIT],
         "direction_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.DIRECTION],
-        **{key: metadata[key] for key in ("generation_settings", "pruning_settings") if key in metadata},
+        **{key: metadata[key] for key in CARRIED if key in metadata},
         **_scores(metadata.get("scores") or {}),
         "metadata": {key: value for key, value in metadata.items() if key not in OF_THE_GRAPH},
     }

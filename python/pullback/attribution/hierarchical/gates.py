@@ -40,10 +40,10 @@ class Gate:
             all (-inf).
         mode: "signed" compares the attribution, so negative ones are cut; "abs" its absolute value.
         relative: tau counts in units of the target's absolute value.
-        top: keep so many nodes of a site instead, tau aside.
+        top: keep so many nodes of a site instead of those above a threshold.
 
     Raises:
-        ValueError: another mode, or a `top` that is negative.
+        ValueError: another mode, or a `top` that is negative, or given beside a threshold.
     """
 
     tau: Thresholds = 0.1
@@ -56,6 +56,8 @@ class Gate:
             raise ValueError(f"hierarchical: mode must be 'signed' or 'abs', got {self.mode!r}")
         if self.top is not None and self.top < 0:
             raise ValueError(f"hierarchical: top must be 0 or more nodes of a site, got {self.top}")
+        if self.top is not None and (self.relative or self.tau != Gate.tau):
+            raise ValueError("hierarchical: top keeps nodes by number, tau and relative by size; give one or the other")
 
     def keeps(self, attribution: Tensor, site: str, target: float) -> Tensor:
         """Mask over the attributions of nodes of one site, on a target of this value."""

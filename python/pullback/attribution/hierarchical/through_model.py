@@ -80,6 +80,11 @@ def attribute_through_model(
     if layers and not 0 <= layers[0] <= layers[-1] < lens.n_layers:
         raise ValueError(f"through the model: attention_scores names layers 0..{lens.n_layers - 1}, got {layers}")
     gate = Gate(tau, mode, relative, top)
+    if method != "hierarchical" and gate != Gate():
+        raise ValueError(
+            f"through the model: tau, mode, relative and top say what is cut, and method={method!r} cuts nothing by "
+            "size; leave them out"
+        )
     base = trace(lens, lens.to_tokens(prompt))
 
     def run(*, cut: bool) -> LivePass:

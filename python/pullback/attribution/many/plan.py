@@ -37,7 +37,9 @@ class Numbered:
 
 
 def numbered(lens: Lens, prompts: Sequence[Prompt], shard_id: int, num_shards: int) -> Iterator[Numbered]:
-    """The prompts of one shard, read by the model."""
+    """The prompts of one shard, read by the model. Raises ValueError where there is none in any."""
+    if not prompts:
+        raise ValueError("attribute_many: there are no prompts")
     for number in range(shard_id, len(prompts), num_shards):
         prompt = prompts[number]
         text = prompt if isinstance(prompt, str) else ""
@@ -82,6 +84,8 @@ def claim(
             weights[f"{name}W_enc {i}"] = fingerprint(dictionaries[i].W_enc)
             weights[f"{name}W_dec {i}"] = fingerprint(dictionaries.decoder(i, i))
     path = folder / RUN
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"attribute_many: graphs go into a folder, and {folder} is a file")
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         atomic_save(path, json.dumps({"weights": weights, "settings": dict(settings)}, indent=1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.local import LocalModel
+from pullback.attribution.nodes import FEATURE
 from pullback.attribution.paths.filters import FeatureFilter, Filters, as_filters
 from pullback.attribution.paths.norms import FrozenNorms
 from pullback.attribution.paths.search import Level, SearchSettings
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Path:
-    """From the root, first, to where the path has come; `contributions` of each node to the root."""
+    """From the root, first, to where the path has come; `contributions` of each node to the root. `tokens` are those
+    where nodes stand, and what a root is of that is no feature."""
 
     nodes: tuple[str, ...]
     contributions: tuple[float, ...]
+    tokens: tuple[str, ...]
 
     @property
     def contribution(self) -> float:
@@ -36,7 +39,8 @@ class Path:
         return len(self.nodes)
 
     def __str__(self) -> str:
-        return f"{self.contribution:+.3g}: {' <- '.join(self.nodes)}"
+        steps = (f"{node} {token!r}" for node, token in zip(self.nodes, self.tokens, strict=True))
+        return f"{self.contribution:+.3g}: {' <- '.join(steps)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,29 +110,34 @@ class Paths:
         return path_graph(self)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each path: length, contribution, nodes (ids, the root first)."""
+        """A row for each path: length, contribution, nodes (ids, the root first), and tokens, as of `Path`."""
         import pandas as pd
 
-        rows = [(len(path), path.contribution, path.nodes) for path in self]
-        return pd.DataFrame(rows, columns=["length", "contribution", "nodes"])
+        rows = [(len(path), path.contribution, path.nodes, path.tokens) for path in self]
+        return pd.DataFrame(rows, columns=["length", "contribution", "nodes", "tokens"])
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _listed(self) -> list[list[tuple[str, float, int]]]:
-        """Of each level, the nodes' ids, contributions and parents."""
+    def _listed(self) -> list[list[tuple[str, float, str, int]]]:
+        """Of each level, the nodes' ids, contributions, tokens and parents."""
         root = self.levels[0].nodes
-        columns = ((level.nodes.ids(root), level.contribution.tolist(), level.parent.tolist()) for level in self.levels)
+        words = [[self.meta["str_tokens"][pos] for pos in level.nodes.pos.tolist()] for level in self.levels]
+        if int(root.kind) != FEATURE:
+            words[0] = [self.meta["root_label"]]
+        columns = (
+            (level.nodes.ids(root), level.contribution.tolist(), tokens, level.parent.tolist())
+            for level, tokens in zip(self.levels, words, strict=True)
+        )
         return [list(zip(*level, strict=True)) for level in columns]
 
     def _path(self, depth: int, place: int) -> Path:
-        nodes: list[str] = []
-        contributions: list[float] = []
+        steps: list[tuple[str, float, str]] = []
         for level in range(depth, -1, -1):
-            name, contribution, place = self._listed[level][place]
-            nodes.append(name)
-            contributions.append(contribution)
-        return Path(tuple(reversed(nodes)), tuple(reversed(contributions)))
+            name, contribution, token, place = self._listed[level][place]
+            steps.append((name, contribution, token))
+        nodes, contributions, tokens = zip(*reversed(steps), strict=True)
+        return Path(nodes, contributions, tokens)
 
     def _ending(self, filters: Sequence[FeatureFilter]) -> list[Tensor]:
         """Whether the last nodes of each path of the tree match these, in their order."""

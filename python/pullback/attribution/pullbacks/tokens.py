@@ -85,8 +85,13 @@ def logit_effects(
         zscore, whiten, full: as `deembed`, whiten of unembeddings.
 
     Raises:
-        ValueError: features that there are not, k under 1, transcoders of another model, or autoencoders.
+        ValueError: features that there are not, k under 1, transcoders of another model, or autoencoders; final_scale
+            with z-scores, which have no scale, or demean=False with what is centred.
     """
+    if zscore and final_scale is not None:
+        raise ValueError("logit_effects: z-scores have no scale; leave out final_scale, or zscore")
+    if not demean and (zscore or whiten):
+        raise ValueError("logit_effects: zscore and whiten centre the unembeddings; leave out demean=False, or these")
     if final_scale is not None and not final_scale > 0:
         raise ValueError(f"logit_effects: final_scale is the denominator of a norm, above 0; got {final_scale}")
     wiring = Wiring(model, sets, strict=strict)

@@ -155,8 +155,11 @@ def expected_attributions(
         verbose: show a progress bar.
 
     Raises:
-        ValueError: a set that does not fit the model, tokens it cannot read, a mask of another shape.
+        ValueError: a set that does not fit the model, tokens it cannot read, a mask of another shape, pairs beside
+            those of `into`.
     """
+    if into is not None and pairs is not None:
+        raise ValueError("expected attributions: `into` has its pairs of layers; leave out pairs")
     lens = as_lens(model)
     fitted = lens.fitted(sets, strict=strict)
     found = ExpectedAttributions(fitted, pairs) if into is None else into

@@ -35,11 +35,12 @@ class NodeScores:
     scores: dict[str, Tensor]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each node: id, layer, pos, feature, and a column for each method."""
+        """A row for each node: id, kind, layer, pos, feature, and a column for each method."""
         import pandas as pd
 
         columns = {name: getattr(self.nodes, name).numpy() for name in ("layer", "pos", "feature")}
-        return pd.DataFrame({"id": self.nodes.ids(), **columns, **{m: s.numpy() for m, s in self.scores.items()}})
+        named = {"id": self.nodes.ids(), "kind": self.nodes.kinds()}
+        return pd.DataFrame({**named, **columns, **{m: s.numpy() for m, s in self.scores.items()}})
 
     def correlations(self) -> pd.DataFrame:
         """Spearman's rank correlation of every two methods."""
@@ -60,6 +61,7 @@ def node_scores(
     steps: int = 5,
     freeze: str | None = None,
     batch_size: int = 64,
+    attention_saes: LayeredDictionary | None = None,
     strict: bool = True,
 ) -> NodeScores:
     """Scores of a graph's features and errors: its own total effects ("graph"), and by each of the methods
@@ -68,7 +70,7 @@ def node_scores(
     * eap: gradients of the clean run
     * eap_ig_inputs: gradients averaged over `steps` embeddings on the way from ablated to clean; of an ablation that
       is no prompt, from zero embeddings, or the mean of the corpus
-    * eap_ig_activations: averaged over `steps` values of all nodes of a layer, layer by layer
+    * eap_ig_activations: averaged over `steps` values of all nodes of one MLP or attention output, output by output
     * relp: gradients through constant norms, patterns and slopes.
 
     Args:
@@ -76,6 +78,7 @@ def node_scores(
         margin: by default between the two likeliest tokens of the graph.
         freeze: "attention" holds patterns at the clean run's, None (default) nothing.
         batch_size: copies of the prompt that run together.
+        attention_saes: those that the graph was made with; an ablation needs them, too.
 
     Raises:
         ValueError: an unknown method, a graph or an ablation of other prompts or transcoders, steps or batch_size
@@ -89,8 +92,10 @@ def node_scores(
             f"{batch_size}, {freeze!r}"
         )
     lens = as_lens(model)
-    local = local_model(lens, sets, lens.to_tokens(graph.meta["tokens"]), strict=strict)
-    ablation = Ablation.zero(lens, local.sets) if ablation is None else ablation
+    tokens = lens.to_tokens(graph.meta["tokens"])
+    local = local_model(lens, sets, tokens, strict=strict, attention_saes=attention_saes)
+    if ablation is None:
+        ablation = Ablation.zero(lens, local.sets, attention_saes=local.attention.saes)
     hold = Freeze.of(lens.n_layers, freeze)
     if freeze is not None:
         must_hold(lens, local.trace, freeze)

@@ -48,15 +48,15 @@ class Problem:
         edits: Sequence[tuple[str, rec.Edit]],
         n: int = 1,
         measure: Callable[[Tensor], Tensor] | None = None,
-    ) -> dict[int, Tensor]:
-        """Mean over n copies of the prompt of the gradient of a measure (None: the margin) at MLP outputs,
-        {layer: (T, d)}."""
-        outputs = {i: f"blocks.{i}.hook_mlp_out" for i in range(self.lens.n_layers)}
+    ) -> dict[str, Tensor]:
+        """Mean over n copies of the prompt of the gradient of a measure (None: the margin) where nodes write,
+        {site: (T, d)}."""
+        outputs = {site: site for site in self.patches.sites}
         tokens = self.local.trace.tokens.expand(n, -1)
         _, gradients, _ = output_gradients(
             self.lens, tokens, outputs, measure or self.margin, edits=[*self.held(), *edits]
         )
-        return {layer: g.mean(0) for layer, g in gradients.items()}
+        return {site: g.mean(0) for site, g in gradients.items()}
 
     def held(self) -> list[tuple[str, rec.Edit]]:
         return freeze_edits(self.local.trace, self.hold)
@@ -69,7 +69,7 @@ def exact(problem: Problem) -> Tensor:
     for first in range(0, n, problem.batch_size):
         last = min(first + problem.batch_size, n)
         writes = problem.patches.one_by_one(first, last)
-        edits = [(f"blocks.{dst}.hook_mlp_out", _less(*write)) for dst, write in writes.items()]
+        edits = [(site, _less(*write)) for site, write in writes.items()]
         scores.append(clean - problem.run_margins(edits, last - first).to(clean))
     return torch.cat(scores) if scores else clean.new_zeros(0)
 
@@ -92,16 +92,16 @@ def eap_ig_inputs(problem: Problem) -> Tensor:
 
 
 def eap_ig_activations(problem: Problem) -> Tensor:
-    """Layer by layer: gradients averaged over its nodes at (k / m) clean + (1 - k / m) ablated, k = 1 .. m.
+    """Output by output, of MLPs and of attention: gradients averaged over the nodes of one at
+    (k / m) clean + (1 - k / m) ablated, k = 1 .. m.
 
-    Summed over a layer's nodes, the margin lost where all of them are ablated, up to O(1 / m).
+    Summed over these nodes, the margin lost where all of them are ablated, up to O(1 / m).
     """
     m, total = problem.steps, problem.local.trace.embed.new_zeros(problem.patches.n)
     missing = 1 - _fractions(m, 1, total)
-    for layer in range(problem.lens.n_layers):
-        whole = problem.patches.together(layer)
-        edits = [(f"blocks.{dst}.hook_mlp_out", _less_share(missing, vectors)) for dst, vectors in whole.items()]
-        total += problem.patches.along(problem.run_gradients(edits, m), layer)
+    for src in problem.patches.sources:
+        edits = [(site, _less_share(missing, vectors)) for site, vectors in problem.patches.together(src).items()]
+        total += problem.patches.along(problem.run_gradients(edits, m), src)
     return total
 
 

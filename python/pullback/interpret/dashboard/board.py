@@ -121,6 +121,8 @@ def dashboard(
         raise ValueError(f"dashboard: bands are {', '.join(BANDS)}, got {bands!r}")
     if tokens is not None and pack is not None:
         raise ValueError("dashboard: give a corpus or a pack, not both")
+    if tokens is None and not (mask is None and context_size is None):
+        raise ValueError("dashboard: mask and context_size are of a corpus: give tokens, or leave them out")
     counts = {"n_bands": n_bands, "n_per_band": n_per_band, "n_top": n_top, "k": k, "batch_size": batch_size}
     if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
         raise ValueError(f"dashboard: must be at least 1: {', '.join(wrong)}")

@@ -14,6 +14,8 @@ from pullback.transcoders import Activation, BatchTopK, FeatureLayer, JumpReLU, 
 
 __all__ = ["Batch", "Penalty", "Rule", "Slots", "check_recipe", "keeps_unit_norm", "rule_for"]
 
+PENALTIES = {"l1_coefficient": (ReLU, "standard"), "l0_coefficient": (JumpReLU, "jumprelu")}
+
 
 def rule_for(trained: Activation, recipe: Recipe, tc: FeatureLayer, d_sae: int, share: Share = WHOLE) -> Rule:
     """The rule that trains an activation on the weights of `tc`, a share of d_sae features."""
@@ -43,6 +45,12 @@ def check_recipe(trained: Activation, recipe: Recipe, d_in: int, d_out: int, d_s
         raise ValueError(f"training: activation must be TopK, BatchTopK, ReLU or JumpReLU, got {trained!r}")
     if not isinstance(trained, TopK | BatchTopK) and recipe.matryoshka_widths is not None:
         raise ValueError(f"training: matryoshka_widths goes with TopK or BatchTopK, not {name}; leave it None")
+    for penalty, (rule, architecture) in PENALTIES.items():
+        if not isinstance(trained, rule) and getattr(recipe, penalty) not in (0, getattr(Recipe, penalty)):
+            raise ValueError(
+                f"training: {penalty} is a penalty of {rule.__name__}, and {name} has none like it; leave it out, or "
+                f"give architecture={architecture!r}"
+            )
     if isinstance(trained, TopK | BatchTopK) and recipe.k_start is not None and recipe.k_start > d_sae:
         raise ValueError(f"training: k_start={recipe.k_start} exceeds d_sae={d_sae}; choose k_start <= d_sae")
     if recipe.matryoshka_widths is not None and max(recipe.matryoshka_widths) > d_sae:

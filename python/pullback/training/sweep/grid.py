@@ -66,6 +66,11 @@ def grid(
             raise ValueError(f"sweep: architectures are {', '.join(KNOBS)}, got {architecture!r}")
         if not values.get(KNOBS[architecture]):
             raise ValueError(f"sweep: {architecture} needs values of {KNOBS[architecture]}")
+    knobs = {KNOBS[architecture] for architecture in chosen}
+    if unused := [name for name, given in values.items() if given and name not in knobs]:
+        raise ValueError(
+            f"sweep: none of {', '.join(chosen)} has {' or '.join(unused)}; name an architecture that does"
+        )
     if not kinds or not seeds:
         raise ValueError("sweep: give at least one kind and one seed")
     return [

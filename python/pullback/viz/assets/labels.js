@@ -73,9 +73,7 @@ function drawTokens(place) {
 
 function drawGrid(place) {
   const byHeight = place.rows.slice().sort((a, b) => a.y - b.y);
-  // The row of logits has no height where there are none.
-  const heights = place.rows.filter((r) => r.row !== ROW_LOGIT).map((r) => r.height);
-  const every = Math.max(1, Math.ceil(15 / Math.min(...heights)));
+  const every = Math.max(1, Math.ceil(15 / Math.min(...place.rows.map((r) => r.height))));
   const kept = (r) => !Number.isFinite(r.row) || r.row < 0 || Math.ceil(r.row) % every === 0;
   const name = (r) => h("span", { style: `top:${r.y + r.height / 2}px` }, rowName(r.row));
   const band = (r) => h("i", { class: "band", style: `top:${r.y}px;height:${r.height}px` });

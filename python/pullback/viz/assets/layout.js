@@ -30,7 +30,8 @@ function layout(shown, width, height) {
   placePills(pills, columns, worldWidth, bandHeight, x, y);
   const logitRow = { row: ROW_LOGIT, y: 0, height: bandHeight };
   const radius = Math.max(2.8, Math.min(7.5, lanes.gap * 0.33));
-  return { width: worldWidth, height: worldHeight, radius, columns, rows: [...rows, logitRow], x, y, pills };
+  const named = pills.length ? [...rows, logitRow] : rows;
+  return { width: worldWidth, height: worldHeight, radius, columns, rows: named, x, y, pills };
 }
 
 const CELL_ORDER = { logit: 0, embedding: 0, position: 1, group: 2, feature: 3, head: 4, skip: 5, error: 6, bias: 7, own: 8 };
@@ -52,11 +53,14 @@ function fillCells(shown) {
   return cells;
 }
 
-// Every layer has a row, also the ones whose nodes are pruned: an axis must not jump.
+// Every layer has a row, also the ones whose nodes are pruned: an axis must not jump. Embeddings have one where the
+// graph has any, which one of paths may not.
 function rowNumbers() {
-  const top = graph.nodes.reduce((m, n) => (Number.isFinite(n.row) ? Math.max(m, n.row) : m), ROW_EMBED);
-  const between = new Set(graph.nodes.map((n) => n.row).filter((row) => Number.isFinite(row) && !Number.isInteger(row)));
-  return [...Array.from({ length: Math.ceil(top) + 2 }, (_, k) => k - 1), ...between].sort((a, b) => a - b);
+  const found = graph.nodes.map((n) => n.row).filter(Number.isFinite);
+  const first = found.length && !found.includes(ROW_EMBED) ? 0 : ROW_EMBED;
+  const top = Math.ceil(found.reduce((m, row) => Math.max(m, row), ROW_EMBED));
+  const between = new Set(found.filter((row) => !Number.isInteger(row)));
+  return [...Array.from({ length: top - first + 1 }, (_, k) => first + k), ...between].sort((a, b) => a - b);
 }
 
 // How many nodes a cell may stack: tries each depth and keeps the one that leaves nodes furthest apart.
