@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pullback.commands.one_target import add_target, must_be_writable, target_of, write
+from pullback.commands.one_target import add_target, must_have_writers, target_of, write
 from pullback.commands.opening import attention_saes, command, model_and_set, open_model, open_saes, open_set
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from pullback.attribution import hierarchical
     from pullback.lens import as_lens
 
-    must_be_writable(args.out)
+    must_have_writers(args.out)
     if args.qk is not None and args.qk < 1:
         raise ValueError(f"--qk takes a number of entries of patterns, 1 or more, got {args.qk}")
     if args.rival and args.qk is None:

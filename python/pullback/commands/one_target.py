@@ -46,7 +46,7 @@ def feature_target(option: str, place: Sequence[str]) -> FeatureTarget:
     return FeatureTarget(layer, position, feature, attention=attention)
 
 
-def must_be_writable(outs: Sequence[Path]) -> None:
+def must_have_writers(outs: Sequence[Path]) -> None:
     for out in outs:
         if out.suffix not in WRITERS or out.is_dir():
             raise ValueError(f"--out takes files that end in {' and '.join(WRITERS)}, got '{out}'")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pullback.commands.one_target import add_target, must_be_writable, target_of, write
+from pullback.commands.one_target import add_target, must_have_writers, target_of, write
 from pullback.commands.opening import command, model_and_set, open_model, open_set
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     from pullback.attribution import greedy_paths
     from pullback.lens import as_lens
 
-    must_be_writable(args.out)
+    must_have_writers(args.out)
     if args.out and args.capped:
         raise ValueError("--capped paths make no graph: leave out --out, or --capped")
     if args.root_feature and args.position != -1:
