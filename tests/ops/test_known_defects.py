@@ -260,7 +260,7 @@ def test_tails_of_frozen_attention(isa: str, d: int) -> None:
 
     at_z, before = random(5, 60, d), guarded(torch.zeros(30, d)).view(2, 3, 5, 1, d)
     _C.mix_back(*map(view, (guarded(at_z).view(2, 3, 5, 2, d), *args, before)))
-    expected = frozen.mix_back(at_z.view(2, 3, 5, 2, d), patterns, scale, 1)
+    expected = frozen.mix_back(at_z.view(2, 3, 5, 2, d), patterns, scale, 1, (3, 5))
     torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-4)
 
     R, leaf, edges = random(6, 6, 5, d), random(7, 2, 3, d), guarded(torch.zeros(5, 7), gap=2)

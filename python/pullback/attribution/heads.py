@@ -10,8 +10,6 @@ from torch import Tensor
 from pullback.lens import LayerTrace
 from pullback.ops.frozen import mix_back, spread_heads
 
-SHORT = 64  # positions up to which patterns are multiplied where gradients lie; for more, products pay for their copies
-
 
 class Heads:
     """From attention's output to the stream it reads: through frozen W_O, pattern, W_V and ln1.
@@ -47,29 +45,13 @@ class Heads:
         P, flat = rows // Q, R.view(rows * n, d)
         if at_z is None:
             at_z = self._times(flat, self.to_z.T)
-        if P <= SHORT and at_z.dtype in (torch.float32, torch.float64):
-            at_v = mix_back(at_z.view(Q, P, n, H, -1), self.mixing, self.read_scale[..., 0], self.n_kv)
-        else:
-            at_v = self._mixed_back(at_z, Q, P, n)
+        sizes = self.shapes.positions(P), self.shapes.columns(n)
+        at_v = mix_back(at_z.view(Q, P, n, H, -1), self.mixing, self.read_scale[..., 0], self.n_kv, sizes)
         at_v = at_v.view(rows * n, -1)
         if R.dtype == at_v.dtype:
             flat.addmm_(at_v, self.from_v)
         else:
             flat.add_(self._times(at_v, self.from_v))
-
-    def _mixed_back(self, at_z: Tensor, Q: int, P: int, n: int) -> Tensor:
-        """`ops.frozen.mix_back` as large products, of shapes that may be larger than what is there."""
-        H = self.n_heads
-        mixed_P, mixed_n = self.shapes.positions(P), self.shapes.columns(n)
-        laid = at_z.new_zeros if (mixed_P, mixed_n) != (P, n) else at_z.new_empty
-        before = laid(Q, H, mixed_P, mixed_n, self.d_head)
-        before[:, :, :P, :n] = at_z.view(Q, P, n, H, self.d_head).permute(0, 3, 1, 2, 4)
-        at_v = self.mixing[:, :, :mixed_P, :mixed_P].transpose(2, 3) @ before.flatten(3)
-        if self.n_kv < H:  # query heads share a key/value head
-            at_v = at_v.unflatten(1, (self.n_kv, -1)).sum(2)
-        at_v = at_v.view(Q, self.n_kv, mixed_P, mixed_n, self.d_head)[:, :, :P, :n].permute(0, 2, 3, 1, 4)
-        scaled = at_v.new_empty(at_v.shape)
-        return torch.mul(at_v, self.read_scale[:, :P, :, None, None], out=scaled)
 
     def taken(self, vectors: Tensor, pos: Tensor, *, standing: bool) -> Taken:
         """What heads take of vectors (Q, n, d) that each stand at one position (Q, n) of attention's output; with

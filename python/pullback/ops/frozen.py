@@ -18,6 +18,7 @@ from .cpu.borrow import optional, view
 from .reference import frozen as reference
 
 LEAVES_AT_ONCE = 4
+SHORT = 64  # positions up to which patterns are multiplied where gradients lie; for more, large products pay for copies
 
 
 def spread_heads(
@@ -43,20 +44,21 @@ def spread_heads(
     return out
 
 
-def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int) -> Tensor:
+def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int, sizes: tuple[int, int] | None = None) -> Tensor:
     """Gradients at what heads write, before W_O, at what they read, behind W_V.
 
     Args:
         at_z: Float[Tensor, "Q P n H d_head"].
         mixing, scale: as of `spread_heads`.
         n_kv: key/value heads; H / n_kv neighbouring heads share one.
+        sizes: positions and columns that a product in torch may have, at least P and n; None: these.
 
     Returns:
         Float[Tensor, "Q P n n_kv d_head"]: at source p, scale[p] sum_t mixing[h, t, p] at_z[t, h].
     """
-    if not _compiled(at_z, mixing, scale):
-        return reference.mix_back(at_z, mixing, scale, n_kv)
     Q, P, n, _, d_head = at_z.shape
+    if P > SHORT or not _compiled(at_z, mixing, scale):
+        return reference.mix_back(at_z, mixing, scale, n_kv, sizes or (P, n))
     at_z, out = at_z.contiguous(), at_z.new_empty(Q, P, n, n_kv, d_head)
     _C.mix_back(view(at_z), view(mixing), view(scale), view(out))
     return out

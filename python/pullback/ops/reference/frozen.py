@@ -20,11 +20,16 @@ def spread_heads(taken: Tensor, mixing: Tensor, scale: Tensor, pos: Tensor, P: i
     return out.view(Q * P, n, d)
 
 
-def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int) -> Tensor:
+def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int, sizes: tuple[int, int]) -> Tensor:
     Q, P, n, H, d_head = at_z.shape
-    before = at_z.permute(0, 3, 1, 2, 4).flatten(3)  # (Q, H, P, n d_head)
-    at_v = (mixing[:, :, :P, :P].transpose(2, 3) @ before).view(Q, n_kv, H // n_kv, P, n, d_head).sum(2)
-    return (at_v * scale[:, None, :P, None, None]).permute(0, 2, 3, 1, 4).contiguous()
+    more_P, more_n = sizes
+    before = (at_z.new_empty if sizes == (P, n) else at_z.new_zeros)(Q, H, more_P, more_n, d_head)
+    before[:, :, :P, :n] = at_z.permute(0, 3, 1, 2, 4)
+    at_v = mixing[:, :, :more_P, :more_P].transpose(2, 3) @ before.flatten(3)
+    if n_kv < H:  # query heads share a key/value head
+        at_v = at_v.unflatten(1, (n_kv, -1)).sum(2)
+    at_v = at_v.view(Q, n_kv, more_P, more_n, d_head)[:, :, :P, :n].permute(0, 2, 3, 1, 4)
+    return torch.mul(at_v, scale[:, :P, None, None, None], out=at_v.new_empty(at_v.shape))
 
 
 def contract_leaves(R: Tensor, leaves: Sequence[Tensor], starts: Sequence[int], out: Tensor) -> None:
