@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import re
 
 import pytest
@@ -19,14 +17,10 @@ from pullback.attribution.targets import feature_batch
 from pullback.lens import as_lens
 from pullback.transcoders import load_transcoders
 from tests import models
+from tests.memory import give_back, status
 
 TOKENS = [49, 3, 17, 3, 8, 21, 4, 4]
 BIG = {"n_layers": 3, "d_model": 96, "d_head": 24, "n_heads": 4, "n_ctx": 80, "d_mlp": 64}
-
-
-def _status(what: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(what))
 
 
 @pytest.fixture
@@ -34,17 +28,15 @@ def growth():
     """growth(f) -> bytes that the process grew by at most while f ran"""
 
     def measure(f) -> int:
+        give_back()
         try:
-            # What the C library kept of memory freed before goes back first: used again, it would not be seen to grow.
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # the peak starts again from here
-        except (OSError, AttributeError):
+        except OSError:
             pytest.skip("this system does not measure a process's peak anew")
-        before = _status("VmRSS")
+        before = status("VmRSS")
         f()
-        return _status("VmHWM") - before
+        return status("VmHWM") - before
 
     return measure
 
