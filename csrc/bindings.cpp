@@ -115,6 +115,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("span_totals", &span_totals, unlocked);
   m.def("span_flow", &span_flow, unlocked);
   m.def("csr_flow", &csr_flow, unlocked);
+  m.def("csr_runs", &csr_runs, unlocked);
   m.def("csr_sums", &csr_sums, unlocked);
-  m.def("csr_totals", &csr_totals, unlocked);
 }

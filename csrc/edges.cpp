@@ -1,4 +1,6 @@
-// Edges of attribution graphs: rows that list values of whole spans of sources, without their ids, and rows in CSR.
+// Edges of attribution graphs: rows that list values of whole spans of sources, without their ids.
+
+#include "edges.h"
 
 #include <algorithm>
 #include <atomic>
@@ -6,6 +8,7 @@
 #include <numeric>
 #include <type_traits>
 
+#include "isa.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -96,13 +99,6 @@ void with_rows(const char* op, const EdgeRowViews& rows, int64_t n_sources, cons
 
 int64_t work_of(const EdgeRowViews& rows) { return rows[0].size(); }
 
-void require_below(const char* op, const char* what, const View& ids, int64_t n) {
-  for (int64_t i = 0; i < ids.shape[0]; ++i) {
-    const int64_t id = ids.as<int64_t>()[i];
-    if (id < 0 || id >= n) require(false, std::string(op) + ": there is no " + what + " " + std::to_string(id));
-  }
-}
-
 // Where sources have ids one after the other: a span that lies in such a run is copied as a whole.
 class Runs {
  public:
@@ -116,35 +112,6 @@ class Runs {
  private:
   std::vector<int64_t> ends_;
 };
-
-template <class T>
-int64_t count_edges(const T* values, int64_t length) {
-  int64_t n = 0;
-  for (int64_t j = 0; j < length; ++j) n += values[j] != 0;
-  return n;
-}
-
-// The sum of f(e) over [begin, end), in four sums side by side: one after the other would wait for each addition.
-template <class F>
-double sum_of(int64_t begin, int64_t end, const F& f) {
-  double sums[4] = {};
-  int64_t e = begin;
-  for (; e + 4 <= end; e += 4)
-    for (int i = 0; i < 4; ++i) sums[i] += f(e + i);
-  for (; e < end; ++e) sums[0] += f(e);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-void require_csr(const char* op, const View& indptr, const View& weights) {
-  require_dense(op, "indptr", indptr, {-1}, 8);
-  require_dense(op, "weights", weights, {-1}, weights.itemsize);
-  const int64_t n = indptr.shape[0] - 1;
-  require(n >= 0, std::string(op) + ": indptr must be [n + 1], got [0]");
-  const int64_t* ptr = indptr.as<int64_t>();
-  bool ascends = ptr[0] == 0 && ptr[n] == weights.shape[0];
-  for (int64_t r = 0; r < n; ++r) ascends &= ptr[r] <= ptr[r + 1];
-  require(ascends, std::string(op) + ": indptr must ascend from 0 to " + std::to_string(weights.shape[0]));
-}
 
 }  // namespace
 
@@ -189,6 +156,8 @@ void span_counts(const EdgeRowViews& rows, const View& ids, const View& counts) 
   require_dense(op, "ids", ids, {-1}, 4);
   require_dense(op, "counts", counts, {rows[2].shape.at(0)}, 8);
   with_rows(op, rows, ids.shape[0], [&](const auto& of) {
+    using T = std::remove_pointer_t<decltype(of.values)>;
+    const Table<T>& kernels = table<T>();
     const int32_t* id = ids.as<int32_t>();
     const Runs runs(ids);
     parallel_for(of.n_rows, work_of(rows), [&](int64_t begin, int64_t end, int) {
@@ -197,7 +166,7 @@ void span_counts(const EdgeRowViews& rows, const View& ids, const View& counts) 
         of.each_span(r, [&](const Span& span, const auto* at) {
           const int32_t* to = id + span.source;
           if (runs.hold(span)) {
-            n += count_edges(at, span.length);
+            n += kernels.count_nonzero(at, span.length);
           } else {
             for (int64_t j = 0; j < span.length; ++j) n += (at[j] != 0) & (to[j] >= 0);
           }
@@ -224,6 +193,7 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
       require(false, std::string(op) + ": there is no room for row " + std::to_string(r));
   with_rows(op, rows, ids.shape[0], [&](const auto& of) {
     using T = std::remove_pointer_t<decltype(of.values)>;
+    const Table<T>& kernels = table<T>();
     const int32_t* id = ids.as<int32_t>();
     const Runs runs(ids);
     std::atomic<bool> fits{true};
@@ -235,7 +205,7 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
         double gone = 0;
         of.each_span(r, [&](const Span& span, const T* at) {
           const int32_t* to = id + span.source;
-          if (runs.hold(span) && end - weight >= span.length && count_edges(at, span.length) == span.length) {
+          if (runs.hold(span) && end - weight >= span.length && kernels.count_nonzero(at, span.length) == span.length) {
             weight = std::copy(at, at + span.length, weight);
             std::iota(source, source + span.length, to[0]);
             source += span.length;
@@ -295,88 +265,6 @@ void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale,
         for (int64_t j = 0; j < span.length; ++j) to[j] += into * std::abs(static_cast<double>(at[j]));
       });
     }
-  });
-}
-
-void csr_flow(const View& targets, const View& counts, const View& sources, const View& scale, const View& sizes,
-              const View& total) {
-  const char* op = "csr_flow";
-  const int64_t n = targets.shape.empty() ? 0 : targets.shape[0];
-  require_dense(op, "targets", targets, {-1}, 8);
-  require_dense(op, "counts", counts, {n}, 8);
-  require_dense(op, "scale", scale, {n}, 8);
-  require_dense(op, "sizes", sizes, {-1}, sizes.itemsize);
-  require_dense(op, "sources", sources, {sizes.shape[0]}, 4);
-  require_dense(op, "total", total, {-1}, 8);
-  const int64_t n_nodes = total.shape[0];
-  require_ids(op, sources, n_nodes);
-  require_below(op, "node", targets, n_nodes);
-  int64_t edges = 0;
-  bool positive = true;
-  for (int64_t r = 0; r < n; ++r) {
-    positive &= counts.as<int64_t>()[r] >= 0;
-    edges += counts.as<int64_t>()[r];
-  }
-  require(positive && edges == sizes.shape[0], std::string(op) + ": counts must sum to the number of edges, " +
-                                                   std::to_string(sizes.shape[0]) + ", got " + std::to_string(edges));
-  with_float_type(op, sizes.itemsize, [&](auto zero) {
-    using T = decltype(zero);
-    double* sum = total.as<double>();
-    const int32_t* source = sources.as<int32_t>();
-    const T* size = sizes.as<T>();
-    for (int64_t r = 0; r < n; ++r) {
-      const double into = sum[targets.as<int64_t>()[r]] * scale.as<double>()[r];
-      for (int64_t e = counts.as<int64_t>()[r]; e > 0; --e) sum[*source++] += into * *size++;
-    }
-  });
-}
-
-void csr_sums(const View& indptr, const View& weights, const View& sums, const View& sizes) {
-  const char* op = "csr_sums";
-  require_csr(op, indptr, weights);
-  const int64_t n = indptr.shape[0] - 1;
-  require_dense(op, "sums", sums, {n}, 8);
-  require_dense(op, "sizes", sizes, {n}, 8);
-  with_float_type(op, weights.itemsize, [&](auto zero) {
-    using T = decltype(zero);
-    const int64_t* ptr = indptr.as<int64_t>();
-    parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) {
-        const T* weight = weights.as<T>();
-        sums.as<double>()[r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) { return static_cast<double>(weight[e]); });
-        sizes.as<double>()[r] =
-            sum_of(ptr[r], ptr[r + 1], [=](int64_t e) { return std::abs(static_cast<double>(weight[e])); });
-      }
-    });
-  });
-}
-
-void csr_totals(const View& indptr, const View& sources, const View& weights, const View& counted, const View& totals) {
-  const char* op = "csr_totals";
-  require_csr(op, indptr, weights);
-  const int64_t n = indptr.shape[0] - 1;
-  require_dense(op, "sources", sources, {weights.shape[0]}, 4);
-  require_dense(op, "counted", counted, {-1, -1}, 1);
-  const int64_t n_masks = counted.shape[0], n_nodes = counted.shape[1];
-  require_dense(op, "totals", totals, {n_masks, n}, 8);
-  require_ids(op, sources, n_nodes);
-  // Multiplied, not branched to: what counts alternates.
-  const std::vector<double> factors(counted.as<bool>(), counted.as<bool>() + n_masks * n_nodes);
-  with_float_type(op, weights.itemsize, [&](auto zero) {
-    using T = decltype(zero);
-    const int64_t* ptr = indptr.as<int64_t>();
-    parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) {
-        const int32_t* source = sources.as<int32_t>();
-        const T* weight = weights.as<T>();
-        for (int64_t m = 0; m < n_masks; ++m) {
-          const double* counts = factors.data() + m * n_nodes;
-          totals.as<double>()[m * n + r] = sum_of(ptr[r], ptr[r + 1], [=](int64_t e) {
-            return counts[source[e]] * std::abs(static_cast<double>(weight[e]));
-          });
-        }
-      }
-    });
   });
 }
 

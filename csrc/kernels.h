@@ -1,8 +1,8 @@
 // The contract between the instruction sets and the rest: one table of plain functions per set.
 //
 // A kernel is single-threaded, allocates nothing, and trusts its arguments: the callers (topk.cpp, sparse.cpp,
-// contract.cpp, frozen.cpp, gradient.cpp, update.cpp) check shapes and ids, own the scratch and share the work among
-// threads. Strides count elements.
+// contract.cpp, frozen.cpp, gradient.cpp, update.cpp, csr.cpp, edges.cpp) check shapes and ids, own the scratch and
+// share the work among threads. Strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -139,6 +139,15 @@ struct Table {
   // One row: out[j][b * out_stride] += <G[b], u[j]> for n rows of G and `count` vectors, at most leaves_at_once.
   void (*leaf_products)(const T* G, int64_t G_stride, int64_t n, const T* const* u, int64_t count, int64_t d,
                         T* const* out, int64_t out_stride);
+
+  // n edges of a row. total[source[e]] += into * size[e]; the sum of the weights and of their sizes; the sum of the
+  // sizes times what their sources count.
+  void (*flow_row)(const int32_t* source, const T* size, int64_t n, double into, double* total);
+  void (*sum_row)(const T* weight, int64_t n, double* sum, double* size);
+  double (*total_row)(const int32_t* source, const T* weight, int64_t n, const double* counts);
+
+  // How many of n values are not 0.
+  int64_t (*count_nonzero)(const T* values, int64_t n);
 };
 
 // Features whose error bound is taken together.
@@ -216,6 +225,9 @@ struct Kernels {
   // Rows [begin, end) in bfloat16, with upper bounds of ||w|| and of ||w - w16|| for each.
   void (*shadow_rows)(const float* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, uint16_t* w16,
                       float* norms, float* rests);
+
+  // Whether n ids lie in 0..bound-1.
+  bool (*ids_below)(const int32_t* ids, int64_t n, int64_t bound);
 
   // With bfloat16 targets, decoder rows, or both, summed in float32.
   ContractTile<float, bf16, float> contract_bf16_targets;

@@ -113,14 +113,18 @@ void span_totals(const EdgeRowViews& rows, const View& counted, const View& tota
 // total float64 (n_nodes): for one row r after the other, total[source] += total[targets[r]] scale[r] |value|.
 void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale, const View& total);
 
-// The same for rows in CSR with sizes that have signs: counts[r] edges each, targets and scale (R), sources int32 (E).
-void csr_flow(const View& targets, const View& counts, const View& sources, const View& scale, const View& sizes,
-              const View& total);
+// The same for rows of a CSR with sizes that have signs (E), sources int32 (E): row rows[i] leads into targets[i].
+void csr_flow(const View& rows, const View& targets, const View& indptr, const View& sources, const View& scale,
+              const View& sizes, const View& total);
 
-// Of rows in CSR, in float64: sums of the weights and of their sizes (R); totals (m, R) of the sizes from sources that
-// count by each of m masks, bool (m, n_nodes).
-void csr_sums(const View& indptr, const View& weights, const View& sums, const View& sizes);
-void csr_totals(const View& indptr, const View& sources, const View& weights, const View& counted, const View& totals);
+// Runs of successive numbers, int32 (E): the first of each and how long it is, int32 (R). Returns how many there are,
+// or -1 where there is no room for them.
+int64_t csr_runs(const View& sources, const View& first, const View& length);
+
+// Of rows in CSR, in float64: sums of the weights and of their sizes (R); totals (m, R) of the sizes from sources,
+// int32 (E), that count by each of m masks, bool (m, n_nodes).
+void csr_sums(const View& indptr, const View& sources, const View& weights, const View& counted, const View& sums,
+              const View& sizes, const View& totals);
 
 // values, indices (n, k), W (F, d), y (n, d) -> residual (n, d) = bias + sum_j values[n, j] W[indices[n, j]] - y, dots
 // (n, k) = <residual[n], W[indices[n, j]]>, losses (n) float64 = ||residual[n]||^2. bias may be null.

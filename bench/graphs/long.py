@@ -71,7 +71,7 @@ def cost(T: int, options: argparse.Namespace) -> dict[str, Any]:
         precision = Settings(precision=options.precision).products(lens) if half(options) else None
         local = local_model(lens, sets, prompt, precision=precision)
         n_features = sum(acts.nnz for acts in local.acts.values())
-        targets = feature_batch(local, torch.arange(n_features - TIMED, n_features))
+        targets = feature_batch(local.stack, torch.arange(n_features - TIMED, n_features))
         linear_rows(local, targets[:1])  # what is made once is made now
         seconds = timed(lambda: linear_rows(local, targets))
         gradients = [heads.mixing.new_ones(1, heads.n_heads, T, TIMED * heads.d_head) for heads in local.heads[1:2]]

@@ -1,6 +1,7 @@
 // Included once by each kernels_<isa>.cpp, which sets PULLBACK_ISA_NAME, PULLBACK_KERNELS and PULLBACK_VECTOR_BYTES.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -18,6 +19,7 @@ namespace {
 
 #include "contract.inl"
 #include "dots.inl"
+#include "edges.inl"
 #include "gather.inl"
 #include "screen.inl"
 #include "shadow.inl"
@@ -31,9 +33,10 @@ namespace {
 
 template <class T>
 constexpr Table<T> table() {
-  return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>, segment_features<T>,  contract_tile<T, T, T>,
-          residual_rows<T>,  moments_rows<T>,     norm_rows<T>,    gradient_features<T>, adam_features<T>,
-          spread_columns<T>, mix_back_columns<T>, leaf_products<T>};
+  return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>,  segment_features<T>,  contract_tile<T, T, T>,
+          residual_rows<T>,  moments_rows<T>,     norm_rows<T>,     gradient_features<T>, adam_features<T>,
+          spread_columns<T>, mix_back_columns<T>, leaf_products<T>, flow_row<T>,          sum_row<T>,
+          total_row<T>,      count_nonzero<T>};
 }
 
 }  // namespace
@@ -49,6 +52,7 @@ const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,
                                   choose_topk,
                                   choose_above,
                                   shadow_rows,
+                                  ids_below,
                                   contract_tile<float, bf16, float>,
                                   contract_tile<float, float, bf16>,
                                   contract_tile<float, bf16, bf16>};

@@ -91,7 +91,7 @@ def test_what_a_prompt_and_a_batch_take_is_not_more_than_estimated(growth):
     assert 0.5 * estimate.edges < taken < 1.2 * (estimate.edges + estimate.batch + estimate.prompt)
     local = local_model(lens, sets, tokens)
     batch, last = 1024, sum(acts.nnz for acts in local.acts.values()) - 1
-    targets = feature_batch(local, torch.full((batch,), last))  # of the highest layer, at the last position
+    targets = feature_batch(local.stack, torch.full((batch,), last))  # of the highest layer, at the last position
     assert growth(lambda: linear_rows(local, targets)) < 1.2 * batch * bytes_per_target(local)
 
 

@@ -23,8 +23,10 @@ def test_without_its_state_the_model_does_not_know_the_capital(capsys: pytest.Ca
         assert main(["intervene", "planted", prompt.text, option, f"{node}=0", "--freeze", "none", "--top", "3"]) == 0
         before, after = capsys.readouterr().out.splitlines()
         assert before.startswith(f"before: '{prompt.answer}' ")
-        assert not after.startswith(f"after: '{prompt.answer}' ")
-        assert after.count("%") == 3
+        # Which of them comes first is rounding: all capitals are as likely as one another.
+        shown = [float(part.split()[-1]) for part in after.split("%")[:-1]]
+        assert len(shown) == 3
+        assert max(shown) == min(shown) < 5
 
 
 def test_features_of_attention_are_named_as_graphs_name_them(capsys: pytest.CaptureFixture[str]) -> None:

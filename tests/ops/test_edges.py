@@ -12,8 +12,8 @@ from pullback.ops.edges import (
     SpanRows,
     SpanShapes,
     csr_flow,
+    csr_runs,
     csr_sums,
-    csr_totals,
     empty_rows,
     from_dense,
     span_counts,
@@ -100,19 +100,41 @@ def test_totals_and_flow(backend: str, seed: int, n: int, dtype: torch.dtype) ->
     targets = torch.randint(0, N_SOURCES + 3, (n,), generator=generator)
     scale = torch.rand(n, generator=generator, dtype=torch.float64)
     total = torch.rand(N_SOURCES + 3, generator=generator, dtype=torch.float64)
-    expected = total.clone()
+    initial, expected = total.clone(), total.clone()
     for r in range(n):
         expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double().abs()
     csr = dense.abs()
-    counts = (csr != 0).sum(1)
     sources = csr.nonzero()[:, 1].int()
+    indptr = torch.cat([torch.zeros(1, dtype=torch.long), (csr != 0).sum(1).cumsum(0)])
     again = total.clone()
+    # The rows of the CSR stand in another order than they are gone through.
+    order = torch.randperm(n, generator=generator)
     with ops.use_backend(backend):
         torch.testing.assert_close(span_totals(rows, counted), dense.double().abs()[:, counted].sum(1))
         span_flow(rows, targets, scale, total)
-        csr_flow(targets, counts, sources, scale, csr[csr != 0], again)
+        csr_flow(torch.arange(n), targets, indptr, sources, scale, csr[csr != 0], again)
+        shuffled = initial.clone()
+        csr_flow(order, targets[order], indptr, sources, scale[order], csr[csr != 0], shuffled)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(again, expected)
+    expected = initial.clone()
+    for r in order:
+        expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double().abs()
+    torch.testing.assert_close(shuffled, expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@given(lengths=st.lists(st.integers(1, 9), max_size=12), seed=SEEDS)
+def test_runs_of_successive_sources(backend: str, lengths: list[int], seed: int) -> None:
+    first = torch.randint(0, 50, (len(lengths),), generator=torch.Generator().manual_seed(seed)) * 20
+    sources = torch.cat([torch.arange(a, a + n) for a, n in zip(first.tolist(), lengths, strict=True)] or [first]).int()
+    with ops.use_backend(backend):
+        runs = csr_runs(sources)
+    if 2 * len(lengths) >= len(sources):
+        assert runs is None, "they would take no less than the sources"
+    else:
+        assert runs is not None
+        assert [part.tolist() for part in runs] == [first.tolist(), lengths]
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -123,8 +145,7 @@ def test_sums_of_rows_in_csr(backend: str, seed: int, n: int, dtype: torch.dtype
     indptr = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
     weights, sources = dense[dense != 0], dense.nonzero()[:, 1].int()
     with ops.use_backend(backend):
-        sums, sizes = csr_sums(indptr, weights)
-        totals = csr_totals(indptr, sources, weights, counted)
+        sums, sizes, totals = csr_sums(indptr, sources, weights, counted)
     torch.testing.assert_close(sums, dense.double().sum(1))
     torch.testing.assert_close(sizes, dense.double().abs().sum(1))
     expected = [dense.double().abs()[:, mask].sum(1) for mask in counted]
@@ -148,12 +169,12 @@ def test_nothing_outside_is_touched() -> None:
         take_spans(dense[:, :3].contiguous(), torch.zeros(4, dtype=torch.long), rows)
     with pytest.raises(ValueError, match="no node 99"):
         span_flow(rows, torch.full((4,), 99), torch.ones(4).double(), torch.ones(N_SOURCES).double())
-    with pytest.raises(ValueError, match="counts must sum"):
-        csr_flow(
-            torch.tensor([0]),
-            torch.tensor([2]),
-            ids[:1].abs(),
-            torch.ones(1).double(),
-            dense[0, :1],
-            torch.ones(50).double(),
-        )
+    one, total, edge = torch.ones(1).double(), torch.ones(50).double(), dense[0, :1]
+    with pytest.raises(ValueError, match="indptr must ascend from 0 to 1"):
+        csr_flow(torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 2]), ids[:1].abs(), one, edge, total)
+    with pytest.raises(ValueError, match="feature id 60 at entry 0"):
+        csr_flow(torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 1]), torch.tensor([60]).int(), one, edge, total)
+    with pytest.raises(ValueError, match="feature id -1 at entry 0"):
+        csr_sums(torch.tensor([0, 1]), torch.tensor([-1]).int(), edge, torch.ones(2, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no row 1"):
+        csr_flow(torch.tensor([1]), torch.tensor([0]), torch.tensor([0, 1]), ids[:1].abs(), one, edge, total)

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pullback.attribution.gather import Rows
 from pullback.attribution.local import LocalModel
 from pullback.attribution.targets import ATTENTION, BEFORE_BLOCK, FINAL, SITES, Targets, site_index
 from pullback.lens import Lens
 from pullback.lens import record as rec
-from pullback.ops.edges import SpanRows, from_dense
+from pullback.ops.edges import from_dense
 
 
 class AutogradEngine:
@@ -80,11 +81,12 @@ class AutogradEngine:
         self.before = [seen[s][0] for s in before]
         self.inputs = {i: (hook_in[i], seen[s][0]) for i, s in enumerate(inputs)}
 
-    def rows(self, targets: Targets) -> tuple[SpanRows, Tensor]:
-        """Edges and zeroed mass (B), as `linear_rows`."""
+    def rows(self, targets: Targets) -> Rows:
+        """As `linear_rows`."""
         with torch.enable_grad():
             rows = [self._row(targets, b) for b in range(len(targets))]
-        return from_dense(torch.stack([e for e, _ in rows]).cpu()), torch.stack([z for _, z in rows]).cpu()
+        edges, zeroed = (torch.stack(column).cpu() for column in zip(*rows, strict=True))
+        return Rows(targets.depth.cpu(), targets.own.cpu(), zeroed, from_dense(edges))
 
     def _read(self, layer: int, site: int) -> Tensor:
         """The (live) value at a site, (T, d)."""

@@ -104,12 +104,11 @@ class Batches:
 
     def _add_batch(self, names: Tensor) -> None:
         targets = self.targets(names)
-        rows, zeroed = linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets)
-        self.edges.append(names, targets.depth, targets.own, zeroed, rows)
+        self.edges.append(names, linear_rows(self.local, targets) if self.engine is None else self.engine.rows(targets))
 
     def targets(self, names: Tensor) -> Targets:
         """Of some of a round's names."""
         names = names.to(self.local.trace.tokens.device)
         if not len(names):
             return self.explained.targets[:0]
-        return self.explained.targets[-1 - names] if int(names[0]) < 0 else feature_batch(self.local, names)
+        return self.explained.targets[-1 - names] if int(names[0]) < 0 else feature_batch(self.local.stack, names)

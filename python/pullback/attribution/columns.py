@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pullback.attribution.local import LocalModel
+from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, vectors_at_stream
 from pullback.lens.depth import n_depths
 
@@ -29,10 +29,12 @@ class Columns:
     depth: Tensor  # (n), see `Targets.depth`
     vectors: Tensor  # (Q, n, d), as read at the stream
     pos: Tensor  # (Q, n)
-    of_target: list[Tensor]  # Q times (B): the column of each target
+    of_target: Tensor  # (B): the column of each target
 
     def part(self, which: slice) -> Columns:
-        return Columns(self.cone[which], self.depth[which], self.vectors[:, which], self.pos[:, which], [])
+        return Columns(
+            self.cone[which], self.depth[which], self.vectors[:, which], self.pos[:, which], self.of_target[:0]
+        )
 
     def reach_of(self, which: slice) -> int:
         """Positions that matter to some of the columns."""
@@ -51,36 +53,33 @@ class Columns:
             start += size
 
 
-def share_columns(locals: Sequence[LocalModel], targets: Sequence[Targets]) -> Columns:
-    """Columns for the targets of every prompt of a stack."""
-    n_layers, n_pos = locals[0].n_layers, locals[0].n_pos
-    vectors = torch.cat([vectors_at_stream(one, own) for one, own in zip(locals, targets, strict=True)])
-    pos = torch.cat([own.pos for own in targets])
-    depth = torch.cat([own.depth for own in targets])
-    sizes = [len(own) for own in targets]
-    prompt = torch.arange(len(targets), device=pos.device).repeat_interleave(torch.tensor(sizes, device=pos.device))
-    depths = n_depths(n_layers)
-    cone = pos // -(-n_pos // (CONES * len(targets)))
+def share_columns(stack: Stack, targets: Targets) -> Columns:
+    """Columns for targets of every prompt of a stack."""
+    Q, T = stack.n_prompts, stack.n_pos
+    vectors, depth = vectors_at_stream(stack, targets), targets.depth
+    prompt, pos = targets.pos // T, targets.pos % T
+    depths = n_depths(stack.n_layers)
+    cone = pos // -(-T // (CONES * Q))
     groups, group = torch.unique(cone * depths + depths - 1 - depth, return_inverse=True)
 
     # A target's place among those of its group and prompt; a group has as many columns as its fullest prompt needs.
-    run = group * len(targets) + prompt
+    run = group * Q + prompt
     order = torch.argsort(run, stable=True)
-    counts = torch.bincount(run, minlength=len(groups) * len(targets))
+    counts = torch.bincount(run, minlength=len(groups) * Q)
     place = torch.empty_like(run)
     place[order] = torch.arange(len(run), device=run.device) - (counts.cumsum(0) - counts)[run[order]]
     width = counts.view(len(groups), -1).amax(1)
     column = (width.cumsum(0) - width)[group] + place
 
     n = int(width.sum())
-    laid = vectors.new_zeros(len(targets), n, vectors.shape[1])
+    laid = vectors.new_zeros(Q, n, vectors.shape[1])
     laid[prompt, column] = vectors
-    laid_pos = pos.new_zeros(len(targets), n)
+    laid_pos = pos.new_zeros(Q, n)
     laid_pos[prompt, column] = pos
     return Columns(
         cone=(groups // depths).repeat_interleave(width),
         depth=(depths - 1 - groups % depths).repeat_interleave(width),
         vectors=laid,
         pos=laid_pos,
-        of_target=list(column.split(sizes)),
+        of_target=column,
     )

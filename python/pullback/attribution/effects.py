@@ -55,14 +55,14 @@ def effects(graph: Graph, targets: Tensor) -> Effects:
     A feature on the way passes on what it is given in proportion to its pre-activation: its gate is frozen.
     """
     value, inverse = values(graph), inverses(graph)
-    runs = inf.runs_of(graph, graph.weights, inverse)
+    flow = inf.Flow(graph, graph.weights, inverse)
     direct = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64)
     for into, t in zip(direct, targets.tolist(), strict=True):
         row = slice(int(graph.indptr[t]), int(graph.indptr[t + 1]))
         into[graph.sources[row].long()] = graph.weights[row].double()
     total = direct.clone()
     for along_all in total:
-        along_all.copy_(inf.flow(along_all, runs))
+        along_all.copy_(flow(along_all))
     dropped = graph.dropped.double()
     through = total @ (dropped * inverse)
     total.scatter_(1, targets[:, None], value[targets][:, None])

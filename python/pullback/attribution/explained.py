@@ -44,13 +44,13 @@ class Explained:
         inside[self.features] = True
         what = self.targets
         if len(self.features):
-            what = joined([what, feature_batch(local, self.features.to(local.trace.tokens.device))])
+            what = joined([what, feature_batch(local.stack, self.features.to(local.trace.tokens.device))])
         depths, positions = what.depth.cpu(), what.pos.cpu()
         for (kind, layer), acts in local.active.items():
             above = positions[depths > WRITTEN[kind](layer)]
             if len(above):
                 start = layout.of_kind(kind)[layer].start - first
-                inside[start : start + acts.nnz] |= (acts.rows() <= int(above.max())).cpu()
+                inside[start : start + int(acts.indptr[above.max() + 1])] = True
         return inside.nonzero()[:, 0]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,25 +17,29 @@ from pullback.lens.depth import n_depths
 from pullback.ops.edges import SpanRows, empty_rows, take_spans
 
 
-def linear_rows(local: LocalModel, targets: Targets) -> tuple[SpanRows, Tensor]:
-    """Direct effects of the sources of one prompt on B targets: edges, a row each, and the mass of zeroed positions
-    (B)."""
-    return stacked_rows(local.stack, [local], [targets])[0]
+class Rows(NamedTuple):
+    """What one prompt's targets have, in their order."""
+
+    depth: Tensor  # (B)
+    own: Tensor  # (B), the constant of the target itself
+    zeroed: Tensor  # (B), mass of zeroed positions
+    edges: SpanRows
 
 
-def stacked_rows(
-    stack: Stack, locals: Sequence[LocalModel], targets: Sequence[Targets]
-) -> list[tuple[SpanRows, Tensor]]:
+def linear_rows(local: LocalModel, targets: Targets) -> Rows:
+    """Direct effects of the sources of one prompt on B targets."""
+    return stacked_rows(local.stack, targets)[0]
+
+
+def stacked_rows(stack: Stack, targets: Targets) -> list[Rows]:
     """The same for every prompt of a stack.
 
     A row lists what can matter to its target at its depth, of the positions that its part of the sweep reaches.
     """
-    columns = share_columns(locals, targets)
-    of_target = torch.cat(columns.of_target).cpu()
-    sizes = [len(own) for own in columns.of_target]
-    prompt = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    order = torch.argsort(of_target * len(sizes) + prompt)  # rows by column, those of a part of the sweep together
-    column, prompt = of_target[order], prompt[order]
+    columns = share_columns(stack, targets)
+    Q, of_target, prompt_of = stack.n_prompts, columns.of_target.cpu(), targets.pos.cpu() // stack.n_pos
+    order = torch.argsort(of_target * Q + prompt_of)  # rows by column, those of a part of the sweep together
+    column, prompt = of_target[order], prompt_of[order]
     kinds, kind = _kinds(stack, columns)
     rows = empty_rows(
         columns.vectors,
@@ -52,9 +56,14 @@ def stacked_rows(
         zeroed[own] = part.zeroed.cpu()[prompt[own], at]
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
+    by_prompt = torch.argsort(prompt_of, stable=True)
+    depth, own_constant = targets.depth.cpu()[by_prompt], targets.own.cpu()[by_prompt]
+    places = places[by_prompt]
+    sizes = torch.bincount(prompt_of, minlength=Q).tolist()
+    of_prompts = zip(*(t.split(sizes) for t in (depth, own_constant, places)), stack.layouts, strict=True)
     return [
-        (replace(rows[own], n_sources=layout.n_sources), zeroed[own])
-        for own, layout in zip(places.split(sizes), stack.layouts, strict=True)
+        Rows(depth, own, zeroed[own_places], replace(rows[own_places], n_sources=layout.n_sources))
+        for depth, own, own_places, layout in of_prompts
     ]
 
 

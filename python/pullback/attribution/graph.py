@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from operator import or_
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from pullback.attribution import influence as inf
 from pullback.attribution.names import node_ids
 from pullback.attribution.nodes import DIRECTION, FEATURE, FEATURES, KINDS, LOGIT, OWN, Nodes
-from pullback.ops.edges import csr_sums
+from pullback.ops.edges import RowSums
 
 if TYPE_CHECKING:
     import networkx
@@ -77,7 +79,7 @@ class Graph:
 
     def of_kind(self, *kinds: int) -> Tensor:
         """Boolean mask over nodes."""
-        return torch.tensor([kind in kinds for kind in range(len(KINDS))])[self.nodes.kind.long()]
+        return reduce(or_, (self.nodes.kind == kind for kind in kinds))
 
     @property
     def target_weights(self) -> Tensor:
@@ -96,13 +98,19 @@ class Graph:
         """Names of nodes, as in the graph JSON (FORMATS.md a)."""
         return node_ids(self.nodes)
 
+    @cached_property
+    def row_sums(self) -> RowSums:
+        """What the edges into each node come to: their weights, sizes, and the sizes of those from nodes that scores
+        know, and from errors."""
+        return inf.row_sums(self)
+
     # ---- questions ------------------------------------------------------------------------------------------------
 
     def check(self) -> float:
         """Largest |preactivation - sum of edges - dropped| / max(1, sum |edges|) over targets: 0 if exact (O1)."""
         targets = self.of_kind(*FEATURES, LOGIT, DIRECTION)
-        sums, mass = csr_sums(self.indptr, self.weights)
-        gap = (self.nodes.preactivation - sums - self.dropped).abs() / mass.clamp(min=1)
+        sums = self.row_sums
+        gap = (self.nodes.preactivation - sums.weights - self.dropped).abs() / sums.sizes.clamp(min=1)
         return float(gap[targets].max()) if bool(targets.any()) else 0.0
 
     def influence(self, targets: Iterable[str | int] | None = None, *, bias: bool = False) -> Tensor:

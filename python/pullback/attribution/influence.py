@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pullback.attribution.nodes import BIAS, EMBEDDING, ERRORS, OWN, POSITION
-from pullback.ops.edges import csr_flow, csr_totals
+from pullback.ops.edges import RowSums, csr_flow, csr_sums
 
 if TYPE_CHECKING:
     from pullback.attribution.graph import Graph
@@ -30,15 +29,7 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
 
 def shares(graph: Graph, *, bias: bool) -> tuple[Tensor, Tensor]:
     """The same as a product of the sizes of edges, (n_edges), and a factor for each target, (n_nodes) float64."""
-    counts = _counted(graph, bias)
-    return _shares(graph, counts, csr_totals(graph.indptr, graph.sources, graph.weights, counts[None])[0])
-
-
-def _counted(graph: Graph, bias: bool) -> Tensor:
-    return torch.ones(graph.n_nodes, dtype=torch.bool) if bias else counts_in_scores(graph)
-
-
-def _shares(graph: Graph, counts: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    counts, total = _counted(graph, bias)
     sizes = graph.weights.abs()
     alone = (total <= EPS) & (graph.indptr.diff() > 0)
     if bool(alone.any()):
@@ -47,31 +38,55 @@ def _shares(graph: Graph, counts: Tensor, total: Tensor) -> tuple[Tensor, Tensor
     return sizes, 1 / total.clamp(min=EPS)
 
 
+def _counted(graph: Graph, bias: bool) -> tuple[Tensor, Tensor]:
+    """Mask of the nodes that take a share, and what edges from them add up to at each target, (n_nodes)."""
+    sums = graph.row_sums
+    if bias:
+        return torch.ones(graph.n_nodes, dtype=torch.bool), sums.sizes
+    return counts_in_scores(graph), sums.counted[0]
+
+
 def counts_in_scores(graph: Graph) -> Tensor:
     """Mask of the nodes that circuit-tracer knows: embeddings, features, errors, targets."""
     return ~graph.of_kind(BIAS, OWN, POSITION)
 
 
-class Run(NamedTuple):
-    """Rows whose targets are of one depth (`Nodes.depth`), in CSR."""
-
-    targets: Tensor  # (r) nodes
-    counts: Tensor  # (r), edges into each
-    sources: Tensor  # (e) nodes
-    scale: Tensor  # (r): scale x size is an edge's share of its target
-    sizes: Tensor  # (e)
+def row_sums(graph: Graph) -> RowSums:
+    """Of each node's input; what counts are the nodes that scores know, and errors."""
+    masks = torch.stack([counts_in_scores(graph), graph.of_kind(*ERRORS)])
+    return csr_sums(graph.indptr, graph.sources, graph.weights, masks)
 
 
-def flow(weight: Tensor, runs: Iterable[Run]) -> Tensor:
-    """w + wA + wA^2 + ... = w (I - A)^-1: `weight` (n_nodes), and what flows from it back along edges of shares A.
+class Flow:
+    """w + wA + wA^2 + ... = w (I - A)^-1: weights (n_nodes), and what flows from them back along edges of shares A.
 
     Edges lead down, so what flows into a target is known once all rows of greater depths have been counted: one pass
-    over runs from the top down. Raises ValueError for NaN or infinite shares.
+    from the top down.
+
+    Args:
+        sizes: of edges, (n_edges).
+        scale: by which those into each target are multiplied, (n_nodes) float64.
     """
-    total = weight.clone()
-    for run in runs:
-        csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
-    return must_be_finite(total)
+
+    def __init__(self, graph: Graph, sizes: Tensor, scale: Tensor) -> None:
+        self.graph, self.sizes = graph, sizes
+        self.targets = torch.cat(levels(graph))
+        self.scale = scale[self.targets]
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Of float64. Raises ValueError for NaN or infinite shares."""
+        total, graph = weight.clone(), self.graph
+        csr_flow(self.targets, self.targets, graph.indptr, graph.sources, self.scale, self.sizes, total)
+        return must_be_finite(total)
+
+
+def levels(graph: Graph) -> list[Tensor]:
+    """Nodes that edges lead into, those of one depth (`Nodes.depth`) together, from the top down."""
+    targets = graph.indptr.diff().nonzero()[:, 0]
+    depth = graph.nodes.depth[targets]
+    order = torch.argsort(depth, descending=True, stable=True)
+    sizes = torch.unique_consecutive(depth[order], return_counts=True)[1]
+    return list(targets[order].split(sizes.tolist()))
 
 
 def must_be_finite(total: Tensor) -> Tensor:
@@ -81,61 +96,39 @@ def must_be_finite(total: Tensor) -> Tensor:
     return total
 
 
-def runs_of(graph: Graph, sizes: Tensor, scale: Tensor | None = None) -> list[Run]:
-    """The rows of a graph from the top down, with sizes of edges (n_edges), scaled by target (n_nodes)."""
-    counts = graph.indptr.diff()
-    targets = counts.nonzero()[:, 0]
-    counts = counts[targets]
-    scales = torch.ones(len(targets), dtype=torch.float64) if scale is None else scale[targets]
-    depths, lengths = torch.unique_consecutive(graph.nodes.depth[targets], return_counts=True)
-    lengths = lengths.tolist()
-    edges = [int(part.sum()) for part in counts.split(lengths)]
-    columns = (
-        targets.split(lengths),
-        counts.split(lengths),
-        graph.sources.split(edges),
-        scales.split(lengths),
-        sizes.split(edges),
-    )
-    runs = [Run(*parts) for parts in zip(*columns, strict=True)]
-    return [runs[i] for i in torch.argsort(depths, descending=True, stable=True).tolist()]
-
-
 def node_influence(graph: Graph, weight: Tensor, *, bias: bool = False) -> Tensor:
     """Influence of each node on what is weighted, (n_nodes)."""
     weight = weight.double()
-    return (flow(weight, runs_of(graph, *shares(graph, bias=bias))) - weight).to(graph.weights.dtype)
+    return (Flow(graph, *shares(graph, bias=bias))(weight) - weight).to(graph.weights.dtype)
 
 
 def influence_on(graph: Graph, targets: Tensor, *, bias: bool = False) -> Tensor:
     """Influence of each node on each of some targets, (m, n_nodes)."""
-    runs = runs_of(graph, *shares(graph, bias=bias))
+    flow = Flow(graph, *shares(graph, bias=bias))
     weights = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64).scatter_(1, targets[:, None], 1.0)
     for weight in weights:
-        weight.copy_(flow(weight, runs) - weight)
+        weight.copy_(flow(weight) - weight)
     return weights.to(graph.weights.dtype)
 
 
 def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
     """Share of each edge times the influence of its target, (n_edges)."""
     sizes, scale = shares(graph, bias=bias)
-    reached = flow(graph.target_weights.double(), runs_of(graph, sizes, scale)) * scale
+    reached = Flow(graph, sizes, scale)(graph.target_weights.double()) * scale
     return torch.repeat_interleave(reached, graph.indptr.diff()).mul_(sizes)
 
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
-    counted, error = _counted(graph, bias), graph.of_kind(*ERRORS)
-    masks = torch.stack([counted, error])
-    total, from_error = csr_totals(graph.indptr, graph.sources, graph.weights, masks)
-    sizes, scale = _shares(graph, counted, total)
+    counted, error = _counted(graph, bias)[0], graph.of_kind(*ERRORS)
+    sizes, scale = shares(graph, bias=bias)
     weight = graph.target_weights.double()
-    reached = flow(weight, runs_of(graph, sizes, scale))
+    reached = Flow(graph, sizes, scale)(weight)
     influence = reached - weight
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())
     replacement = from_tokens / max(from_tokens + from_errors, TINY)
-    error_share = from_error * scale
+    error_share = graph.row_sums.counted[1] * scale
     carried = reached * counted
     completeness = float((carried * (1 - error_share)).sum() / carried.sum().clamp(min=TINY))
     return replacement, completeness

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from os import PathLike
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from pullback._util.atomic import atomic_write
 from pullback.attribution.graph import Graph
 from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT, NODE_FIELDS, Nodes
+from pullback.ops.edges import csr_runs
 
 FORMAT = "pullback-graph"
 VERSION = 2
@@ -38,11 +38,8 @@ def save(graph: Graph, path: str | PathLike[str]) -> None:
 def _in_runs(sources: Tensor) -> dict[str, Tensor]:
     """Sources (n_edges), or where that is less, the first of every run of successive ones and the run's length: targets
     of a whole graph read all that lies below them, so a few runs say it."""
-    breaks = torch.from_numpy(np.flatnonzero(np.diff(sources.numpy()) != 1) + 1)
-    if 2 * (len(breaks) + 1) >= len(sources):
-        return {"sources": sources.contiguous()}
-    starts = torch.cat([breaks.new_zeros(1), breaks, breaks.new_tensor([len(sources)])])
-    return {"run_first": sources[starts[:-1]], "run_length": starts.diff().int()}
+    runs = csr_runs(sources.contiguous())
+    return {"sources": sources.contiguous()} if runs is None else dict(zip(RUN_FIELDS, runs, strict=True))
 
 
 def _sources(tensors: Mapping[str, Tensor], path: str) -> Tensor:

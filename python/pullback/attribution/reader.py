@@ -116,7 +116,7 @@ class Reader:
         else:
             node, sets, x = k.FEATURE, local.sets, block.read(local.sets.hook_in(layer))
         h = sets[layer].preactivations(x, where, ids)[0]
-        functional = ENCODERS[kind](local, layer, where, ids)
+        functional = ENCODERS[kind](local.stack, layer, where, ids)
         return Entry(node, feature, h, torch.zeros_like(h), target.weight, "", functional)
 
     def _direction(self, target: DirectionTarget) -> Entry:

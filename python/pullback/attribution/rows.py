@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.explained import Explained
+from pullback.attribution.gather import Rows
 from pullback.attribution.influence import EPS, must_be_finite
 from pullback.attribution.local import Layout
 from pullback.attribution.rules import EdgeRule
@@ -71,7 +72,8 @@ class Thinned(NamedTuple):
         )
 
     def flow(self, targets: Tensor, scale: Tensor, total: Tensor) -> None:
-        csr_flow(targets, self.per_row, self.sources, scale, self.weights.abs(), total)
+        indptr = torch.nn.functional.pad(self.per_row.cumsum(0), (1, 0))
+        csr_flow(torch.arange(len(targets)), targets, indptr, self.sources, scale, self.weights.abs(), total)
 
 
 class Block(NamedTuple):
@@ -98,16 +100,15 @@ class EdgeRows:
         self._counted = layout.counts_in_scores()
         self.blocks: list[Block] = []
 
-    def append(self, names: Tensor, depths: Tensor, own: Tensor, zeroed: Tensor, rows: SpanRows) -> None:
-        """Targets' names, depths and own constants (B), zeroed mass (B), and a row of edges each."""
-        for depth, which in _by_depth(depths.cpu()):
-            own_rows = rows[which]
+    def append(self, names: Tensor, found: Rows) -> None:
+        """Targets' names (B), and what was found of them."""
+        for depth, which in _by_depth(found.depth):
+            own_rows = found.edges[which]
             none = torch.zeros(len(which), dtype=torch.float64)
             totals = span_totals(own_rows, self._counted) if self.ranked else none
             edges, lost = (Whole(own_rows), none) if self.rule.keeps_all else self._thinned(own_rows)
-            dropped = zeroed[which.to(zeroed.device)].cpu() + lost.to(zeroed.dtype)
-            at = which.to(own.device)
-            self.blocks.append(Block(depth, names.cpu()[which], own[at].cpu(), dropped, totals, edges))
+            dropped = found.zeroed[which] + lost.to(found.zeroed.dtype)
+            self.blocks.append(Block(depth, names.cpu()[which], found.own[which], dropped, totals, edges))
 
     def _thinned(self, rows: SpanRows) -> tuple[Thinned, Tensor]:
         """The edges that the rule keeps, and what the others of each row sum to."""

@@ -45,6 +45,7 @@ class Stack:
         self.n_prompts, self.n_pos, self.n_layers = len(locals), first.n_pos, first.n_layers
         self.sets, self.precision = first.sets, first.precision
         self.saes = first.attention.saes
+        self.ln_final = first.trace.ln_final
         self.at_attention = set(first.attention.acts)
         # All of these (Q, T, d).
         self.embed = torch.stack([one.trace.embed for one in locals])
@@ -56,6 +57,7 @@ class Stack:
         self.attn_errors = self._by_layer([one.attention.errors for one in locals])
         self.attn_zeroed = self._by_layer([one.attention.zeroed for one in locals])
         self.zeroed = [torch.stack(rest) for rest in zip(*(one.zeroed or [] for one in locals), strict=True)]
+        self._attn_constants = [one.attention.constant for one in locals]
         self._reach: dict[int, Reach] = {}
         self._below: dict[tuple[int, int], Tensor] = {}
         self._written: dict[int, Tensor] = {}
@@ -69,6 +71,39 @@ class Stack:
         """Blocks whose MLP's norm has a scale for every row q T + p."""
         blocks = zip(*(one.layers for one in self.traces), strict=True)
         return [replace(block[0], ln2_scale=torch.cat([one.ln2_scale for one in block])) for block in blocks]
+
+    @cached_property
+    def final_scale(self) -> Tensor:
+        """Of the last norm, for every row q T + p."""
+        return torch.cat([one.final_scale for one in self.traces])
+
+    @cached_property
+    def attn_constant(self) -> dict[int, Tensor]:
+        """What attention writes anyhow, of layers whose features stand in for it, (Q T, d)."""
+        return {i: torch.cat([one[i] for one in self._attn_constants]) for i in self._attn_constants[0]}
+
+    @cached_property
+    def active(self) -> dict[tuple[str, int], SparseActivations]:
+        """Features by kind and layer, Q T rows."""
+        parts = {which: [one[which] for one in self.acts] for which in self.acts[0]}
+        return {
+            which: SparseActivations.stacked(part, part[0].n_features, part[0].values) for which, part in parts.items()
+        }
+
+    def entries(self, chosen: Sequence[Tensor]) -> Iterator[tuple[tuple[str, int], SparseActivations, Tensor]]:
+        """By kind and layer: `active`, and which of its entries are the features that every prompt has at these places
+        among its own."""
+        counts = torch.tensor([[acts.nnz for acts in one.values()] for one in self.acts])
+        in_order = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts)  # prompt by prompt
+        stacked = counts.cumsum(0) - counts  # of each kind and layer, prompt by prompt
+        sizes = torch.tensor([len(places) for places in chosen])
+        place = torch.cat([places.cpu() for places in chosen]) + in_order[:, 0].repeat_interleave(sizes)
+        own = torch.searchsorted(in_order.flatten(), place, right=True) - 1
+        entry, which = place + (stacked - in_order).flatten()[own], own % counts.shape[1]
+        found = torch.bincount(which, minlength=counts.shape[1]).tolist()
+        split = entry[torch.argsort(which, stable=True)].split(found)
+        for (kind, acts), entries in zip(self.active.items(), split, strict=True):
+            yield kind, acts, entries.to(acts.device)
 
     @cached_property
     def heads(self) -> list[Heads]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from pullback.attribution.local import LocalModel
+from pullback.attribution.stack import Stack
 from pullback.lens.depth import at_attention, at_mlp, before_block
 
 SITES = ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in", "ln_final", "hook_attn_out")
@@ -20,8 +20,9 @@ class Targets:
     """A batch of B linear functionals <v, x at a site> + constant, sorted as the caller likes.
 
     layer: (B), the site's layer, which is the number of MLPs below it; n_layers stands for everything behind the last
-    block. site: (B), index into SITES. pos: (B). vectors: (B, d), as read at the site. own: (B), the constant that
-    belongs to the target itself (b_enc and the norm's bias, or what attention writes anyhow, or b_U minus its mean).
+    block. site: (B), index into SITES. pos: (B); of Q prompts of T positions, row q T + p. vectors: (B, d), as read at
+    the site. own: (B), the constant that belongs to the target itself (b_enc and the norm's bias, or what attention
+    writes anyhow, or b_U minus its mean).
     """
 
     layer: Tensor
@@ -49,63 +50,58 @@ def site_index(hook: str) -> int:
     return MLP_INPUT if hook == "ln2.hook_out" else SITES.index(hook)
 
 
-def vectors_at_stream(local: LocalModel, targets: Targets) -> Tensor:
+def vectors_at_stream(stack: Stack, targets: Targets) -> Tensor:
     """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site. Those
     that read attention's output are as they are."""
-    t = local.trace
     places, sizes = torch.unique_consecutive(targets.layer * len(SITES) + targets.site, return_counts=True)
     parts: list[Tensor] = []
     of_place = zip(targets.vectors.split(sizes.tolist()), targets.pos.split(sizes.tolist()), strict=True)
     for place, (v, pos) in zip(places.tolist(), of_place, strict=True):
         layer, site = divmod(place, len(SITES))
         if site == FINAL:
-            v = t.ln_final.pullback(v, t.final_scale[pos])
+            v = stack.ln_final.pullback(v, stack.final_scale[pos])
         elif site not in (BEFORE_BLOCK, ATTENTION):
-            v = t.layers[layer].read_pullback(SITES[site], v, pos)
+            v = stack.layers[layer].read_pullback(SITES[site], v, pos)
         parts.append(v)
     return torch.cat(parts) if parts else targets.vectors
 
 
-def feature_batch(local: LocalModel, chosen: Tensor) -> Targets:
-    """Targets for features given by their place (B) among all active features, in layout order."""
-    if not bool((chosen[1:] >= chosen[:-1]).all()):
-        ascending, order = chosen.sort(stable=True)
-        return feature_batch(local, ascending)[torch.argsort(order)]
-    active = local.active
-    ends = torch.tensor([acts.nnz for acts in active.values()], device=chosen.device).cumsum(0)
-    first = start = 0
-    parts: list[Targets] = []
-    for ((kind, i), acts), last in zip(active.items(), torch.searchsorted(chosen, ends).tolist(), strict=True):
-        at = chosen[first:last] - start
-        parts.append(ENCODERS[kind](local, i, acts.rows()[at], acts.indices[at].long()))
-        first, start = last, start + acts.nnz
+def feature_batch(stack: Stack, *chosen: Tensor) -> Targets:
+    """Targets for features of every prompt, given by their places (B) among its active ones, in layout order.
+
+    By kind and layer, and those of one by prompt: so places of one prompt that ascend keep their order.
+    """
+    parts = [
+        ENCODERS[kind](stack, i, acts.rows()[entries], acts.indices[entries].long())
+        for (kind, i), acts, entries in stack.entries(chosen)
+    ]
     return joined(parts)
 
 
-def encoder_targets(local: LocalModel, layer: int, pos: Tensor, ids: Tensor) -> Targets:
+def encoder_targets(stack: Stack, layer: int, pos: Tensor, ids: Tensor) -> Targets:
     """Targets for features (B) of one layer, active or not, at positions (B)."""
-    hook_in = local.sets.hook_in(layer)
-    rows = local.sets.encoder_rows(layer, ids)
-    bias = local.trace.layers[layer].read_bias(hook_in)
+    hook_in = stack.sets.hook_in(layer)
+    rows = stack.sets.encoder_rows(layer, ids)
+    bias = stack.layers[layer].read_bias(hook_in)
     return Targets(
         layer=torch.full_like(pos, layer),
         site=torch.full_like(pos, site_index(hook_in)),
         pos=pos,
         vectors=rows,
-        own=local.sets.b_enc(layer)[ids] + rows @ bias,
+        own=stack.sets.b_enc(layer)[ids] + rows @ bias,
     )
 
 
-def attention_targets(local: LocalModel, layer: int, pos: Tensor, ids: Tensor) -> Targets:
+def attention_targets(stack: Stack, layer: int, pos: Tensor, ids: Tensor) -> Targets:
     """Targets for features (B), active or not, of one layer's attention output at positions (B)."""
-    saes, constant = local.attention.sets, local.attention.constant[layer]
-    rows = saes.encoder_rows(layer, ids)
+    assert stack.saes is not None
+    rows = stack.saes.encoder_rows(layer, ids)
     return Targets(
         layer=torch.full_like(pos, layer),
         site=torch.full_like(pos, ATTENTION),
         pos=pos,
         vectors=rows,
-        own=saes.b_enc(layer)[ids] + torch.linalg.vecdot(rows, constant[pos]),
+        own=stack.saes.b_enc(layer)[ids] + torch.linalg.vecdot(rows, stack.attn_constant[layer][pos]),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback.attribution import Graph
 from pullback.attribution.effects import effects
-from pullback.attribution.influence import runs_of
+from pullback.attribution.influence import levels
 from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT
 from pullback.causal.margin import Margin, margin_of
 
@@ -48,9 +48,11 @@ def predicted(graph: Graph, node: int, change: float, holding: Collection[int] =
     slopes[from_node] = graph.weights[from_node] / graph.nodes.activation[node]
     moved = graph.weights.new_zeros(graph.n_nodes)
     moved[node] = change
-    for run in reversed(runs_of(graph, slopes)):  # from the lowest layer up: edges lead up
-        into = torch.repeat_interleave(run.targets, run.counts)
-        moved.index_add_(0, into, run.sizes * moved[run.sources])
+    counts, place = graph.indptr.diff(), torch.arange(graph.n_edges)
+    for nodes in reversed(levels(graph)):  # from the lowest layer up: edges lead up
+        into = torch.repeat_interleave(nodes, counts[nodes])
+        edges = torch.cat([place[graph.indptr[n] : graph.indptr[n + 1]] for n in nodes.tolist()])
+        moved.index_add_(0, into, slopes[edges] * moved[graph.sources[edges]])
     return moved
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,35 +128,49 @@ def span_flow(rows: SpanRows, targets: Tensor, scale: Tensor, total: Tensor) -> 
     _run("span_flow", rows, targets, scale, total)
 
 
-def csr_flow(targets: Tensor, counts: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor) -> None:
-    """The same of rows in CSR: counts[r] edges (sources int32, sizes, which may have signs) into targets[r].
+def csr_flow(
+    rows: Tensor, targets: Tensor, indptr: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor
+) -> None:
+    """The same of rows of a CSR (indptr, sources int32, sizes, which may have signs), in the order of `rows`: row
+    rows[r] leads into targets[r].
 
-    Raises ValueError for ids that are no nodes, and counts that do not sum to the number of edges.
+    Raises ValueError for ids that are no nodes, rows that there are not, and a CSR that contradicts itself.
     """
-    _run("csr_flow", targets, counts, sources, scale, sizes, total)
+    _run("csr_flow", rows, targets, indptr, sources, scale, sizes, total)
 
 
-def csr_sums(indptr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the weights of each row, and of their sizes, Float64[Tensor, "rows"]."""
+def csr_runs(sources: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Runs of successive numbers in Int32[Tensor, "edges"]: the first of each and its length, Int32[Tensor, "runs"].
+    None where they would take as many numbers as `sources` itself, or more."""
+    room = max(0, (len(sources) - 1) // 2)
+    first, length = torch.empty(room, dtype=torch.int32), torch.empty(room, dtype=torch.int32)
+    n = _run("csr_runs", sources, first, length)
+    return None if n < 0 or 2 * n >= len(sources) else (first[:n].clone(), length[:n].clone())
+
+
+class RowSums(NamedTuple):
+    """What the edges of each row of a CSR come to."""
+
+    weights: Tensor
+    """Float64[Tensor, "rows"]"""
+    sizes: Tensor
+    """Float64[Tensor, "rows"]: of their absolute values"""
+    counted: Tensor
+    """Float64[Tensor, "masks rows"]: of those from nodes that count, by each mask"""
+
+
+def csr_sums(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor) -> RowSums:
+    """counted: Bool[Tensor, "masks n_nodes"]. Raises ValueError for sources that are no nodes."""
     n = len(indptr) - 1
-    sums, sizes = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
-    _run("csr_sums", indptr, weights, sums, sizes)
-    return sums, sizes
+    sums = RowSums(*(torch.empty(*shape, n, dtype=torch.float64) for shape in ((), (), (len(counted),))))
+    _run("csr_sums", indptr, sources, weights, counted, *sums)
+    return sums
 
 
-def csr_totals(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
-    """Float64[Tensor, "masks rows"]: the sums of the sizes of edges from nodes that count, Bool[Tensor, "masks
-    n_nodes"]."""
-    totals = torch.empty(len(counted), len(indptr) - 1, dtype=torch.float64)
-    _run("csr_totals", indptr, sources, weights, counted, totals)
-    return totals
-
-
-def _run(op: str, *arguments: SpanRows | Tensor | int) -> None:
+def _run(op: str, *arguments: SpanRows | Tensor | int) -> Any:
     if dispatch.forced() == "reference":
-        getattr(reference, op)(*arguments)
-        return
+        return getattr(reference, op)(*arguments)
     lent = [
         one.views() if isinstance(one, SpanRows) else view(one) if isinstance(one, Tensor) else one for one in arguments
     ]
-    getattr(_C, op)(*lent)
+    return getattr(_C, op)(*lent)

@@ -148,4 +148,4 @@ def _direction(lens: Lens, local: LocalModel, graph: Graph, node: int, asked: As
     layer, site, pos = (int(getattr(found.targets, column)[at]) for column in ("layer", "site", "pos"))
     if site == BEFORE_BLOCK and layer < local.n_layers:
         raise ValueError("attended: directions are followed where an MLP or ln_final reads, not between two blocks")
-    return {name: (layer, pos, vectors_at_stream(local, found.targets)[at])}
+    return {name: (layer, pos, vectors_at_stream(local.stack, found.targets)[at])}

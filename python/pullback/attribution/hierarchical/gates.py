@@ -93,17 +93,18 @@ class _Passes:
         self.start = start.double()
         self.whole, self.free = float(self.start.sum()), self.start != 0
         at = written_at(graph)
-        runs = inf.runs_of(graph, graph.weights, inverses(graph))
-        self.runs = [(site_of(int(at[run.targets[0]])), run) for run in runs]
+        self.graph, scale = graph, inverses(graph)
+        self.levels = [(site_of(int(at[nodes[0]])), nodes, scale[nodes]) for nodes in inf.levels(graph)]
         leaf = (graph.indptr.diff() == 0) & ~graph.of_kind(k.OWN)  # which are no choice: they are part of their targets
         self.leaves = [(site_of(depth), (leaf & (at == depth)).nonzero()[:, 0]) for depth in at[leaf].unique().tolist()]
 
     def __call__(self, gate: Gate) -> tuple[Tensor, Tensor]:
         total = self.start.clone()
-        for site, run in self.runs:
-            cut = ~gate.keeps(total[run.targets], site, self.whole) & ~self.free[run.targets]
-            total[run.targets[cut]] = 0.0
-            csr_flow(run.targets, run.counts, run.sources, run.scale, run.sizes, total)
+        graph = self.graph
+        for site, nodes, scale in self.levels:
+            cut = ~gate.keeps(total[nodes], site, self.whole) & ~self.free[nodes]
+            total[nodes[cut]] = 0.0
+            csr_flow(nodes, nodes, graph.indptr, graph.sources, scale, graph.weights, total)
         inf.must_be_finite(total)
         kept = total.clone()
         for site, leaves in self.leaves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.memory import BYTES_PER_EDGE, expected_edges
 from pullback.attribution.settings import Settings
 from pullback.attribution.stack import Stack
+from pullback.attribution.targets import Targets, feature_batch, joined
 from pullback.lens import Lens
 
 Result = TypeVar("Result")
@@ -80,7 +82,19 @@ _NOTHING = torch.zeros(0, dtype=torch.long)
 
 def _add(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> None:
     """Pull back targets of these names, of each prompt, and hand it their rows."""
-    targets = [one.targets(own) for one, own in zip(batches, names, strict=True)]
-    found = stacked_rows(stack, [one.local for one in batches], targets)
-    for one, own, asked, (rows, zeroed) in zip(batches, names, targets, found, strict=True):
-        one.edges.append(own, asked.depth, asked.own, zeroed, rows)
+    found = stacked_rows(stack, _targets(stack, batches, names))
+    for one, own, rows in zip(batches, names, found, strict=True):
+        one.edges.append(own, rows)
+
+
+def _targets(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> Targets:
+    """Of all prompts. A round names features of some of them, and of others what is explained besides."""
+    device = stack.embed.device
+    named = [own.to(device) for own in names]
+    features = [own[own >= 0] for own in named]
+    parts = [feature_batch(stack, *features)] if any(len(own) for own in features) else []
+    for q, (one, own) in enumerate(zip(batches, named, strict=True)):
+        if len(own) and int(own[0]) < 0:
+            targets = one.explained.targets[-1 - own]
+            parts.append(replace(targets, pos=targets.pos + q * stack.n_pos))
+    return joined(parts)

@@ -31,7 +31,7 @@ class FrozenNorms:
 
     def root(self, target: Targets) -> tuple[Tensor, Tensor]:
         """One functional's vector at the stream, (1, d), and its constant, (1)."""
-        return vectors_at_stream(self.local, target), target.own
+        return vectors_at_stream(self.local.stack, target), target.own
 
     def own(self, layer: int, ids: Tensor, rows: Tensor) -> Tensor:
         """Constants of features whose encoder rows (n, d) read the stream, (n)."""

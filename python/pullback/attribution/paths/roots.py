@@ -65,7 +65,7 @@ def root_of(lens: Lens, local: LocalModel, norms: FrozenNorms, asked: Asked, pos
 
 
 def _active_feature(local: LocalModel, norms: FrozenNorms, place: int) -> Root:
-    target = feature_batch(local, torch.tensor([place], device=local.trace.tokens.device))
+    target = feature_batch(local.stack, torch.tensor([place], device=local.trace.tokens.device))
     vectors, own = norms.root(target)
     layer, pos = int(target.layer), int(target.pos)
     at_entry = place - local.layout.features[layer].start + local.layout.all_features.start

@@ -61,17 +61,31 @@ def span_flow(rows: SpanRows, targets: Tensor, scale: Tensor, total: Tensor) -> 
         total[: rows.n_sources] += total[target] * factor * row
 
 
-def csr_flow(targets: Tensor, counts: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor) -> None:
-    parts = zip(targets, scale, sources.split(counts.tolist()), sizes.split(counts.tolist()), strict=True)
-    for target, factor, ids, size in parts:
-        total.index_add_(0, ids, total[target] * factor * size.double())
+def csr_flow(
+    rows: Tensor, targets: Tensor, indptr: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor
+) -> None:
+    for row, target, factor in zip(rows, targets, scale, strict=True):
+        own = slice(*indptr[row : row + 2].tolist())
+        total.index_add_(0, sources[own], total[target] * factor * sizes[own].double())
 
 
-def csr_sums(indptr: Tensor, weights: Tensor, sums: Tensor, sizes: Tensor) -> None:
-    for out, values in ((sums, weights.double()), (sizes, weights.double().abs())):
+def csr_runs(sources: Tensor, first: Tensor, length: Tensor) -> int:
+    starts = torch.cat([torch.tensor([True])[: len(sources)], sources.diff() != 1]).nonzero()[:, 0]
+    n = len(starts)
+    if n > len(first):
+        return -1
+    first[:n] = sources[starts]
+    length[:n] = torch.cat([starts, starts.new_tensor([len(sources)])]).diff()
+    return n
+
+
+def csr_sums(
+    indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor, sums: Tensor, sizes: Tensor, totals: Tensor
+) -> None:
+    def write_sums(values: Tensor, out: Tensor) -> None:
         out.copy_(torch.segment_reduce(values, "sum", offsets=indptr, unsafe=True))
 
-
-def csr_totals(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor, totals: Tensor) -> None:
+    write_sums(weights.double(), sums)
+    write_sums(weights.double().abs(), sizes)
     for mask, out in zip(counted, totals, strict=True):
-        csr_sums(indptr, weights * mask[sources.long()], torch.empty_like(out), out)
+        write_sums(weights.double().abs() * mask[sources.long()], out)

@@ -1,0 +1,113 @@
+// Edges of attribution graphs in CSR: what flows along them, sums of rows, and runs of successive sources.
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "edges.h"
+#include "isa.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace pullback {
+namespace {
+
+void require_csr(const char* op, const View& indptr, const View& weights) {
+  require_dense(op, "indptr", indptr, {-1}, 8);
+  require_dense(op, "weights", weights, {-1}, weights.itemsize);
+  const int64_t n = indptr.shape[0] - 1;
+  require(n >= 0, std::string(op) + ": indptr must be [n + 1], got [0]");
+  const int64_t* ptr = indptr.as<int64_t>();
+  bool ascends = ptr[0] == 0 && ptr[n] == weights.shape[0];
+  for (int64_t r = 0; r < n; ++r) ascends &= ptr[r] <= ptr[r + 1];
+  require(ascends, std::string(op) + ": indptr must ascend from 0 to " + std::to_string(weights.shape[0]));
+}
+
+}  // namespace
+
+void csr_flow(const View& rows, const View& targets, const View& indptr, const View& sources, const View& scale,
+              const View& sizes, const View& total) {
+  const char* op = "csr_flow";
+  const int64_t n = rows.shape.empty() ? 0 : rows.shape[0];
+  require_csr(op, indptr, sizes);
+  require_dense(op, "rows", rows, {-1}, 8);
+  require_dense(op, "targets", targets, {n}, 8);
+  require_dense(op, "scale", scale, {n}, 8);
+  require_dense(op, "sources", sources, {sizes.shape[0]}, 4);
+  require_dense(op, "total", total, {-1}, 8);
+  require_below(op, "row", rows, indptr.shape[0] - 1);
+  require_below(op, "node", targets, total.shape[0]);
+  with_float_type(op, sizes.itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const Table<T>& kernels = table<T>();
+    const auto ids_below = pullback::kernels().ids_below;
+    double* sum = total.as<double>();
+    const int32_t* source = sources.as<int32_t>();
+    const T* size = sizes.as<T>();
+    for (int64_t r = 0; r < n; ++r) {
+      const double into = sum[targets.as<int64_t>()[r]] * scale.as<double>()[r];
+      const int64_t* ptr = indptr.as<int64_t>() + rows.as<int64_t>()[r];
+      if (!ids_below(source + ptr[0], ptr[1] - ptr[0], total.shape[0])) require_ids(op, sources, total.shape[0]);
+      kernels.flow_row(source + ptr[0], size + ptr[0], ptr[1] - ptr[0], into, sum);
+    }
+  });
+}
+
+int64_t csr_runs(const View& sources, const View& first, const View& length) {
+  const char* op = "csr_runs";
+  require_dense(op, "sources", sources, {-1}, 4);
+  require_dense(op, "first", first, {-1}, 4);
+  require_dense(op, "length", length, {first.shape[0]}, 4);
+  const int32_t* source = sources.as<int32_t>();
+  const int64_t n = sources.shape[0], room = first.shape[0];
+  int64_t runs = 0;
+  for (int64_t e = 0; e < n;) {
+    int64_t end = e + 1;
+    while (end < n && source[end] == source[end - 1] + 1 && end - e < std::numeric_limits<int32_t>::max()) ++end;
+    if (runs == room) return -1;
+    first.as<int32_t>()[runs] = source[e];
+    length.as<int32_t>()[runs++] = static_cast<int32_t>(end - e);
+    e = end;
+  }
+  return runs;
+}
+
+void csr_sums(const View& indptr, const View& sources, const View& weights, const View& counted, const View& sums,
+              const View& sizes, const View& totals) {
+  const char* op = "csr_sums";
+  require_csr(op, indptr, weights);
+  const int64_t n = indptr.shape[0] - 1;
+  require_dense(op, "sources", sources, {weights.shape[0]}, 4);
+  require_dense(op, "counted", counted, {-1, -1}, 1);
+  const int64_t n_masks = counted.shape[0], n_nodes = counted.shape[1];
+  require_dense(op, "sums", sums, {n}, 8);
+  require_dense(op, "sizes", sizes, {n}, 8);
+  require_dense(op, "totals", totals, {n_masks, n}, 8);
+  // Multiplied, not branched to: what counts alternates.
+  const std::vector<double> factors(counted.as<bool>(), counted.as<bool>() + n_masks * n_nodes);
+  std::atomic<bool> inside{true};
+  with_float_type(op, weights.itemsize, [&](auto zero) {
+    using T = decltype(zero);
+    const Table<T>& kernels = table<T>();
+    const auto ids_below = pullback::kernels().ids_below;
+    const int64_t* ptr = indptr.as<int64_t>();
+    // Row by row, so that edges are read from memory once.
+    parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int32_t* source = sources.as<int32_t>() + ptr[r];
+        const T* weight = weights.as<T>() + ptr[r];
+        const int64_t count = ptr[r + 1] - ptr[r];
+        if (!ids_below(source, count, n_nodes)) {
+          inside = false;
+          return;
+        }
+        kernels.sum_row(weight, count, sums.as<double>() + r, sizes.as<double>() + r);
+        for (int64_t m = 0; m < n_masks; ++m)
+          totals.as<double>()[m * n + r] = kernels.total_row(source, weight, count, factors.data() + m * n_nodes);
+      }
+    });
+  });
+  if (!inside) require_ids(op, sources, n_nodes);
+}
+
+}  // namespace pullback
