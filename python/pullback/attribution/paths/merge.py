@@ -14,7 +14,9 @@ from pullback.attribution.paths.paths import Paths
 from pullback.attribution.paths.readings import Readings
 from pullback.lens.depth import at_attention, at_mlp
 
-ROUNDING = 64  # a sum of some hundred terms is not missed by more than so many units in the last place of their sizes
+# A sum of some hundred terms is not missed by more than so many units in the last place of their sizes. Ratios of norms
+# of single vectors may be large, and cancel: a term is then a difference of larger ones.
+ROUNDING = {"frozen": 64, "ratio": 6400}
 
 
 def path_graph(paths: Paths) -> PathGraph:
@@ -130,7 +132,8 @@ def _with_rest(graph: PathGraph, merged: _Merged, paths: Paths) -> PathGraph:
         rest = rest - errors - biases
     # Where all was followed, rounding is what is left.
     size = merged.mass[parents] + graph.contribution[parents].abs()
-    rest = rest.where(rest.abs() > ROUNDING * torch.finfo(rest.dtype).eps * size, 0)
+    units = ROUNDING[paths.settings.ln] * torch.finfo(rest.dtype).eps
+    rest = rest.where(rest.abs() > units * size, 0)
     for name, kind, weights in (*added, ("pruned", PRUNED, rest)):
         graph = graph.with_sources(name, kind, parents, weights)
     return graph
