@@ -56,8 +56,8 @@ void residual_with_bias(const View& values, const View& indices, const View& W, 
 }
 
 void spread_heads_of(const View& taken, const View& mixing, const View& scale, const View& pos,
-                     const std::optional<View>& standing, const View& out) {
-  spread_heads(taken, mixing, scale, pos, pointer(standing), out);
+                     const std::optional<View>& standing, const View& out, bool add) {
+  spread_heads(taken, mixing, scale, pos, pointer(standing), out, add);
 }
 
 }  // namespace

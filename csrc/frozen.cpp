@@ -25,7 +25,7 @@ Mixing<T> mixing_of(const char* op, const View& mixing, const View& scale, int64
 }  // namespace
 
 void spread_heads(const View& taken, const View& mixing, const View& scale, const View& pos, const View* standing,
-                  const View& out) {
+                  const View& out, bool add) {
   const char* op = "spread_heads";
   require_rows(op, "taken", taken, {-1, -1, -1, -1}, taken.itemsize);
   const int64_t Q = taken.shape[0], n = taken.shape[1], H = taken.shape[2], d = taken.shape[3];
@@ -33,6 +33,7 @@ void spread_heads(const View& taken, const View& mixing, const View& scale, cons
   require_dense(op, "out", out, {-1, n, d}, taken.itemsize);
   const int64_t P = Q ? out.shape[0] / Q : 0;
   require(Q * P == out.shape[0], std::string(op) + ": out must have as many rows of each prompt");
+  require(!add || !standing, "spread_heads: what stands itself is there already where it is added to");
   if (standing) require_rows(op, "standing", *standing, {Q, n, d}, taken.itemsize);
   for (int64_t i = 0; i < Q * n; ++i)
     require(0 <= pos.as<int64_t>()[i] && pos.as<int64_t>()[i] < P,
@@ -52,7 +53,8 @@ void spread_heads(const View& taken, const View& mixing, const View& scale, cons
                            n,
                            H,
                            d,
-                           out.as<T>()};
+                           out.as<T>(),
+                           add};
     const Table<T>& kernels = table<T>();
     parallel_for(Q * n, Q * n * P * H * d,
                  [&](int64_t begin, int64_t end, int) { kernels.spread_columns(spread, begin, end); });

@@ -62,7 +62,7 @@ struct Mixing {
 };
 
 // taken (Q, n, H, d): what each head takes from position pos[q, b] of prompt q -> out (Q P, n, d), where it stands at
-// each source, and standing (Q, n, d) besides at pos itself, or null.
+// each source, and standing (Q, n, d) besides at pos itself, or null; added to what out holds, if told.
 template <class T>
 struct Spread {
   const T* taken;
@@ -73,6 +73,7 @@ struct Spread {
   int64_t standing_q, standing_n;
   int64_t P, n, H, d;
   T* out;
+  bool add;
 };
 
 // at_z (Q P, n, H, d_head), gradients behind the patterns -> out (Q P, n, K, d_head), before them, no gaps.

@@ -28,11 +28,15 @@ void spread_columns(const Spread<T>& s, int64_t begin, int64_t end) {
     const T* mixing = s.mixing.at + q * s.mixing.q + pos * s.mixing.dst;
     const T* scale = s.mixing.scale + q * s.mixing.scale_q;
     const T* standing = s.standing ? s.standing + q * s.standing_q + b * s.standing_n : nullptr;
-    for (int64_t p = 0; p < s.P; ++p)
+    for (int64_t p = 0; p < (s.add ? pos + 1 : s.P); ++p) {
+      T* out = s.out + ((q * s.P + p) * s.n + b) * s.d;
       weighted_sum(
-          p == pos ? standing : nullptr, p <= pos ? s.H : 0,
-          [&](int64_t h) { return mixing[h * s.mixing.h + p] * scale[p]; },
-          [&](int64_t h) { return taken + h * s.taken_h; }, s.d, s.out + ((q * s.P + p) * s.n + b) * s.d);
+          s.add      ? out
+          : p == pos ? standing
+                     : nullptr,
+          p <= pos ? s.H : 0, [&](int64_t h) { return mixing[h * s.mixing.h + p] * scale[p]; },
+          [&](int64_t h) { return taken + h * s.taken_h; }, s.d, out);
+    }
   }
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback import _C, ops
 from pullback.ops.cpu.borrow import view
-from pullback.ops.frozen import contract_leaves, contract_written, mix_back, spread_heads
+from pullback.ops.frozen import add_heads, contract_leaves, contract_written, mix_back, spread_heads
 from tests.ops.cases import FLOATS
 
 SEEDS = st.integers(0, 2**31)
@@ -57,6 +57,10 @@ def test_spread(isa: str, backend: str, seed: int, dtype: torch.dtype, stands: b
             if standing is not None:
                 expected[q, at, b] += standing[q, b].double()
     close(got, expected.flatten(0, 1))
+    before = got.clone()
+    with ops.use_backend(backend):
+        add_heads(got, taken, mixing, scale, pos)
+        close(got - before, spread_heads(taken.double(), mixing.double(), scale.double(), pos, P))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -253,9 +253,12 @@ def test_tails_of_frozen_attention(isa: str, d: int) -> None:
     taken, standing = random(3, 20, d), random(4, 10, d)
     out = guarded(torch.zeros(30, d)).view(6, 5, d)
     lent = guarded(taken).view(2, 5, 2, d), *args, pos, guarded(standing).view(2, 5, d), out
-    _C.spread_heads(*map(view, lent))
+    _C.spread_heads(*map(view, lent), False)
     patterns = mixing.view(2, 2, 3, 3).tril()
     expected = frozen.spread_heads(taken.view(2, 5, 2, d), patterns, scale, pos, 3, standing.view(2, 5, d))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    _C.spread_heads(*map(view, lent[:4]), None, view(out), True)
+    expected += frozen.spread_heads(taken.view(2, 5, 2, d), patterns, scale, pos, 3, None)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
     at_z, before = random(5, 60, d), guarded(torch.zeros(30, d)).view(2, 3, 5, 1, d)

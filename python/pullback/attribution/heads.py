@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from pullback.lens import LayerTrace
-from pullback.ops.frozen import mix_back, spread_heads
+from pullback.ops.frozen import add_heads, mix_back, spread_heads
+
+PATTERNS = 1 << 22  # elements of the patterns of two layers that are kept
+SPREADING = 3  # times as long as in a product takes a multiplication that spreads vectors over positions
 
 
 class Heads:
@@ -37,6 +40,7 @@ class Heads:
         # On a CPU, single vectors are spread in the precision of the trace, which holds its pattern anyway.
         self.spreading = layer.mixing if layer.mixing.device.type == "cpu" else self.mixing
         self.shapes = Shapes(self.mixing)
+        self._two_steps: tuple[Heads, Tensor] | None = None
 
     def add_pullback(self, R: Tensor, at_z: Tensor | None = None) -> None:
         """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it; `at_z` (Q P n,
@@ -63,6 +67,15 @@ class Heads:
         at_z = padded(self.at_z(vectors.reshape(Q * n, d)), self.shapes.rows(Q * n))
         taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)[: Q * n].unflatten(0, (Q, n))
         return Taken(self, taken.to(self.spreading.dtype), pos, vectors if standing else None)
+
+    def two_steps(self, upper: Heads) -> Tensor:
+        """Patterns of two layers, (Q, n_heads (1 + upper.n_heads), T, T): of what stands in between and is mixed by a
+        head of this layer, and of what a head of the upper one has brought there. Denominators of this layer apart."""
+        if self._two_steps is None or self._two_steps[0] is not upper:
+            brought = (upper.mixing * upper.read_scale.transpose(1, 2)[:, None])[:, None] @ self.mixing[:, :, None]
+            both = torch.cat([self.mixing[:, :, None], brought], 2)  # (Q, n_heads, 1 + upper.n_heads, T, T)
+            self._two_steps = upper, both.flatten(1, 2)
+        return self._two_steps[1]
 
     def written_by(self, u: Tensor, sources: slice, P: int) -> Tensor:
         """What attention writes at the first P positions of what the stream holds at a slice of source positions:
@@ -119,13 +132,38 @@ class Taken(NamedTuple):
         """The same at what the heads of a lower layer write, (Q P n, n_heads d_head), where the few vectors take fewer
         products with W_O than what they have been spread to; None elsewhere, and where products are of less precision
         than the gradients."""
-        dtypes = {t.dtype for t in (self.by_head, self.standing) if t is not None}
-        if dtypes != {lower.to_z.dtype} or self.heads.n_heads + 1 >= P:
+        if not self._in_one_precision(lower) or self.heads.n_heads + 1 >= P:
             return None
         # Vectors of one head after the other: that is how they lie.
         by_head = (self.by_head.permute(2, 0, 1, 3) @ lower.to_z.T).permute(1, 2, 0, 3)
         standing = None if self.standing is None else self.standing @ lower.to_z.T
         return self._spread(by_head, P, standing).flatten(0, 1)
+
+    def add_step(self, lower: Heads, R: Tensor) -> bool:
+        """Add to R, which holds these gradients, what they become below a lower layer's attention, where the few
+        vectors take less work than what they have been spread to. Returns whether they did."""
+        P = len(R) // lower.n_prompts
+        if self.standing is None or not self._in_one_precision(lower) or not self._pays(lower, P):
+            return False
+        Q, n, d = self.standing.shape
+        # (1 + H, Q n, d): what stands itself, then one head after the other; so by head of the lower layer.
+        vectors = torch.cat([self.standing[None], self.by_head.permute(2, 0, 1, 3)]).flatten(1, 2)
+        at_z = (vectors @ lower.to_z.T).view(-1, lower.n_heads, lower.d_head).transpose(0, 1)
+        taken = (at_z @ lower._per_head(lower.from_v)).view(-1, Q, n, d).permute(1, 2, 0, 3)
+        add_heads(R, taken, lower.two_steps(self.heads), lower.read_scale[..., 0], self.pos)
+        return True
+
+    def _in_one_precision(self, lower: Heads) -> bool:
+        dtypes = {t.dtype for t in (self.by_head, self.standing) if t is not None}
+        return dtypes == {lower.to_z.dtype}
+
+    def _pays(self, lower: Heads, P: int) -> bool:
+        """Whether all pairs of heads take less work than every position, and their patterns are small."""
+        before = 1 + self.heads.n_heads  # vectors
+        pairs, T = lower.n_heads * before, lower.mixing.shape[-1]
+        by_pairs = pairs * (lower.d_head + SPREADING * P)
+        by_position = P * (len(lower.from_v) + SPREADING * (P / 2 + before))
+        return by_pairs < by_position and lower.n_prompts * pairs * T * T <= PATTERNS
 
     def _spread(self, by_head: Tensor, P: int, standing: Tensor | None) -> Tensor:
         return spread_heads(by_head, self.heads.spreading, self.heads.read_scale[..., 0], self.pos, P, standing)

@@ -128,7 +128,8 @@ class _Sweep:
                 self._stream_through_attention()
             else:
                 heads, taken = self.stack.heads[i], self.just_taken
-                heads.add_pullback(self.R, None if taken is None else taken.at_z_of(heads, self.P))
+                if taken is None or not taken.add_step(heads, self.R):
+                    heads.add_pullback(self.R, None if taken is None else taken.at_z_of(heads, self.P))
                 self.just_taken = None
         if parallel:
             self._add_to_gradient(through_skip)

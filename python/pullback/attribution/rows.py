@@ -77,8 +77,8 @@ class Thinned(NamedTuple):
 
 
 class Block(NamedTuple):
-    """B rows whose targets are read at one depth. A target is named by its place among the active features, or -1 - k
-    for the k-th thing explained that is none of them."""
+    """B rows whose targets are read at one depth, where that matters (-1: at any). A target is named by its place among
+    the active features, or -1 - k for the k-th thing explained that is none of them."""
 
     depth: int
     names: Tensor  # (B)
@@ -102,7 +102,7 @@ class EdgeRows:
 
     def append(self, names: Tensor, found: Rows) -> None:
         """Targets' names (B), and what was found of them."""
-        for depth, which in _by_depth(found.depth):
+        for depth, which in _by_depth(found.depth) if self.ranked else [(-1, torch.arange(len(names)))]:
             own_rows = found.edges[which]
             none = torch.zeros(len(which), dtype=torch.float64)
             totals = span_totals(own_rows, self._counted) if self.ranked else none

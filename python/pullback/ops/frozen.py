@@ -40,8 +40,18 @@ def spread_heads(
         return reference.spread_heads(taken, mixing, scale, pos, P, standing)
     Q, n, _, d = taken.shape
     pos, out = pos.contiguous(), taken.new_empty(Q * P, n, d)
-    _C.spread_heads(view(taken), view(mixing), view(scale), view(pos), optional(standing), view(out))
+    _C.spread_heads(view(taken), view(mixing), view(scale), view(pos), optional(standing), view(out), False)
     return out
+
+
+def add_heads(R: Tensor, taken: Tensor, mixing: Tensor, scale: Tensor, pos: Tensor) -> None:
+    """Add to gradients R (Q P, n, d) what `spread_heads` makes of the same."""
+    P = len(R) // len(taken)
+    if not _compiled(R, taken, mixing, scale) or not R.is_contiguous():
+        R += reference.spread_heads(taken, mixing, scale, pos, P, None)
+        return
+    pos = pos.contiguous()
+    _C.spread_heads(view(taken), view(mixing), view(scale), view(pos), None, view(R), True)
 
 
 def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int, sizes: tuple[int, int] | None = None) -> Tensor:
