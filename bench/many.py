@@ -1,5 +1,6 @@
 """`python -m bench.many`: graphs of 1,000 prompts of 16 tokens on tiny-mix, by `attribute_many` and as circuit-tracer
-builds them, in one process with one thread; CPU seconds a prompt.
+builds them, in one process with one thread; CPU seconds a prompt. With `--workers N` as many processes of one thread
+against one process of N threads, and seconds of the clock on the wall.
 
 The other way is written after circuit-tracer's description of its own: for each prompt a forward pass with gradients
 over B copies of it, in which attention patterns and norm scales are detached; then a backward pass for every B targets,
@@ -43,14 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.many", description=(__doc__ or "").split(";")[0])
     parser.add_argument("--prompts", type=int, default=1000, help="prompts that attribute_many explains")
     parser.add_argument("--compared", type=int, default=40, help="prompts that the other way explains")
+    parser.add_argument("--workers", type=int, default=1, help="processes here, threads there")
     parser.add_argument("--batch-size", type=int, default=64, help="copies of the prompt of the other way")
     parser.add_argument("--python", type=Path, default=TRACER, help="interpreter that has circuit-tracer")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    figures = measure(options.prompts, options.compared, options.batch_size)
+    torch.set_num_threads(options.workers)
+    figures = measure(options.prompts, options.compared, options.batch_size, options.workers)
     if options.python.exists():
-        itself = by_circuit_tracer(options.python, options.compared, options.batch_size)
+        itself = by_circuit_tracer(options.python, options.compared, options.batch_size, options.workers)
         figures |= {"circuit_tracer_ms": itself, "times_faster_than_itself": itself / figures["attribute_many_ms"]}
     print(json.dumps(figures, indent=1))
     if options.json is not None:
@@ -58,9 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(n_prompts: int, n_compared: int, batch_size: int) -> dict[str, float]:
-    """CPU seconds a prompt of both, graphs on disk in the end. The other way takes its turns among the first and the
-    last of ours, so that what else the machine does slows both."""
+def measure(n_prompts: int, n_compared: int, batch_size: int, threads: int = 1) -> dict[str, float]:
+    """Seconds a prompt of both, graphs on disk in the end. The other way takes its turns among the first and the last
+    of ours, so that what else the machine does slows both."""
+    clock = time.process_time if threads == 1 else time.perf_counter
     model, sets = pb.zoo.load("tiny-mix"), pb.zoo.transcoders("tiny-mix")
     lens = as_lens(model)
     prompts = list(prompts_of(n_prompts))
@@ -70,13 +73,14 @@ def measure(n_prompts: int, n_compared: int, batch_size: int) -> dict[str, float
         pb.attribute_many(model, sets, prompts[:4], Path(folder) / "warm", verbose=False)
         other.graph(prompts[0])
         half = len(compared) // 2
-        theirs, first = cpu_seconds(lambda: [_saved(other.graph(p), Path(folder)) for p in compared[:half]])
-        ours, _ = cpu_seconds(lambda: pb.attribute_many(model, sets, prompts, Path(folder) / "ours", verbose=False))
-        more, last = cpu_seconds(lambda: [_saved(other.graph(p), Path(folder)) for p in compared[half:]])
-        table = pb.read_index(Path(folder) / "ours")
+        theirs, first = seconds(clock, lambda: [_saved(other.graph(p), Path(folder)) for p in compared[:half]])
+        out, settings = Path(folder) / "ours", {"workers": threads, "verbose": False}
+        ours, _ = seconds(clock, lambda: pb.attribute_many(model, sets, prompts, out, **settings))
+        more, last = seconds(clock, lambda: [_saved(other.graph(p), Path(folder)) for p in compared[half:]])
+        table = pb.read_index(out)
         files = {tuple(row.tokens): row.file for row in table.itertuples()}
         error = max(
-            difference(Graph.load(Path(folder) / "ours" / files[tuple(prompt.tolist())]), edges)
+            difference(Graph.load(out / files[tuple(prompt.tolist())]), edges)
             for prompt, edges in zip(compared, [*first, *last], strict=True)
         )
     if not error <= TOLERANCE:
@@ -85,6 +89,7 @@ def measure(n_prompts: int, n_compared: int, batch_size: int) -> dict[str, float
     return {
         "prompts": n_prompts,
         "tokens": LENGTH,
+        "threads": threads,
         "features_a_graph": float(table["n_nodes"].mean()),
         "edges_a_graph": float(table["n_edges"].mean()),
         "attribute_many_ms": 1e3 * a_prompt,
@@ -95,8 +100,8 @@ def measure(n_prompts: int, n_compared: int, batch_size: int) -> dict[str, float
     }
 
 
-def by_circuit_tracer(python: Path, n_prompts: int, batch_size: int) -> float:
-    """Milliseconds of CPU time that it takes a prompt itself, with the file it writes."""
+def by_circuit_tracer(python: Path, n_prompts: int, batch_size: int, threads: int) -> float:
+    """Milliseconds that it takes a prompt itself, with the file it writes, by the clock of `measure`."""
     model, sets = pb.zoo.load("tiny-mix"), pb.zoo.transcoders("tiny-mix")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -106,14 +111,12 @@ def by_circuit_tracer(python: Path, n_prompts: int, batch_size: int) -> float:
         sets.save(folder / "transcoders", "pullback")
         prompts = [prompt.tolist() for prompt in prompts_of(n_prompts)]
         config = {name: getattr(model.cfg, name) for name in CONFIG}
-        (folder / "case.json").write_text(
-            json.dumps({"config": config, "prompts": prompts, "settings": {"batch_size": batch_size}})
-        )
+        about = {"config": config, "prompts": prompts, "settings": {"batch_size": batch_size}, "threads": threads}
+        (folder / "case.json").write_text(json.dumps(about))
         command = [str(python), str(Path(__file__).parent / "graphs/tracer_many.py"), made]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=offline(folder)
-        )
-    return 1e3 * json.loads(done.stdout.splitlines()[-1])["cpu"]
+        environment = offline(folder) | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    return 1e3 * json.loads(done.stdout.splitlines()[-1])["seconds"]
 
 
 def prompts_of(n: int) -> Sequence[Tensor]:
@@ -125,10 +128,10 @@ def prompts_of(n: int) -> Sequence[Tensor]:
     return list(torch.cat([bos, words, words[:, : LENGTH - 11]], 1))
 
 
-def cpu_seconds(do: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
+def seconds(clock: Callable[[], float], do: Callable[[], Any]) -> tuple[float, Any]:
+    start = clock()
     result = do()
-    return time.process_time() - start, result
+    return clock() - start, result
 
 
 def _saved(edges: Tensor, folder: Path) -> Tensor:

@@ -13,6 +13,8 @@ def test_both_ways_give_the_same_edges() -> None:
     assert figures["largest_difference"] < 1e-5
     assert figures["attribute_many_ms"] > 0
     assert figures["times_faster"] == pytest.approx(figures["copies_ms"] / figures["attribute_many_ms"])
+    assert figures["threads"] == 1
+    assert many.measure(4, 2, 32, threads=2)["threads"] == 2
 
 
 def test_a_wrong_edge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,8 +134,8 @@ def _one(args: argparse.Namespace) -> None:
     """Build, prune unless the whole is asked for, write; says what is explained, and how well."""
     from pullback.attribution import attribute
 
-    if args.prune or (args.num_shards, args.shard_id) != (1, 0):
-        raise ValueError("--prune, --num-shards and --shard-id are for --prompts FILE")
+    if args.prune or (args.num_shards, args.shard_id, args.workers) != (1, 0, 1):
+        raise ValueError("--prune, --num-shards, --shard-id and --workers are for --prompts FILE")
     if args.out.suffix not in WRITERS:
         raise ValueError(f"--out must end in {', '.join(WRITERS)}, got '{args.out}'")
     if args.out.is_dir():

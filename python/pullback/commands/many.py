@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-shards", type=int, default=1, help="with --prompts: divide them among so many runs")
     parser.add_argument("--shard-id", type=int, default=0, help="with --prompts: which of them this is, from 0")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="with --prompts, on a CPU: processes that share them, a thread each"
+    )
     parser.add_argument("--prune", action="store_true", help="with --prompts: write pruned graphs, by both thresholds")
 
 
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace, settings: Mapping[str, Any], thresholds: Mappi
         args.out,
         num_shards=args.num_shards,
         shard_id=args.shard_id,
+        workers=args.workers,
         **thresholds,
         **settings,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -17,6 +18,7 @@ from pullback.attribution.local import fitted_saes, fitted_transcoders, local_mo
 from pullback.attribution.many.index import COLUMNS, OK, Journal, has_parquet, journalled, read_index, write_index
 from pullback.attribution.many.plan import Numbered, batches, claim, described, numbered
 from pullback.attribution.many.together import attribute_together, prompts_held_together
+from pullback.attribution.many.workers import each, must_share
 from pullback.attribution.settings import Settings
 from pullback.lens import Lens, as_lens
 from pullback.lens.tokens import Prompt
@@ -34,6 +36,7 @@ def attribute_many(
     *,
     num_shards: int = 1,
     shard_id: int = 0,
+    workers: int = 1,
     prompts_at_once: int | None = None,
     node_threshold: float | None = None,
     edge_threshold: float | None = None,
@@ -55,6 +58,8 @@ def attribute_many(
         out_dir: the folder; made if there is none. Of one model, set and settings only.
         num_shards, shard_id: do every num_shards-th prompt, beginning with number shard_id. Shards may run at the same
             time, on different machines; the table is of what all of them have done so far.
+        workers: processes that share the batches of this run, on a CPU, with one thread each; model and dictionaries
+            are in memory once. Files have the bytes of one process with one thread, whatever the number.
         prompts_at_once: prompts of one length that share a forward pass and a sweep; None: as many as pay.
         node_threshold, edge_threshold: prune what is written, as `Graph.prune`; None, both: whole graphs. Scores are
             those of whole graphs.
@@ -66,7 +71,9 @@ def attribute_many(
         The table of all shards so far.
 
     Raises:
-        ValueError: settings without meaning, incompatible transcoders, a folder begun with other settings.
+        ValueError: settings without meaning, incompatible transcoders, a folder begun with other settings, several
+            workers where processes cannot share the model.
+        RuntimeError: a worker was killed. What else stops one, a full disk say, is raised as it is.
     """
     if not 0 <= shard_id < num_shards:
         raise ValueError(f"attribute_many: shard_id must lie in 0..num_shards - 1, got {shard_id} of {num_shards}")
@@ -78,6 +85,7 @@ def attribute_many(
         raise ValueError("attribute_many: prompts is one string; give a list of prompts")
     chosen = Settings(**settings)
     lens = as_lens(model)
+    must_share(lens, chosen, workers)
     folder = Path(out_dir)
     pruned = None if node_threshold is None or edge_threshold is None else (node_threshold, edge_threshold)
     fitted = fitted_transcoders(lens, sets, strict=strict)
@@ -93,11 +101,13 @@ def attribute_many(
             unread = [prompt for prompt in read if prompt.why]
             journal.add(_failed(prompt, prompt.why) for prompt in unread)
             bar.update(len(unread))
-            for batch in batches([prompt for prompt in read if not prompt.why], prompts_at_once, lens.device):
-                missing = [prompt for prompt in batch if (prompt.number, prompt.file) not in done]
-                if missing:
-                    journal.add(work.rows(batch, {prompt.number for prompt in missing}))
-                bar.update(len(batch))
+            made = batches([prompt for prompt in read if not prompt.why], prompts_at_once, lens.device)
+            tasks = [_Task(batch, {p.number for p in batch if (p.number, p.file) not in done}) for batch in made]
+            bar.update(sum(len(task.batch) for task in tasks if not task.wanted))
+            with closing(each(work.rows, [task for task in tasks if task.wanted], workers)) as finished:
+                for task, rows in finished:
+                    journal.add(rows)
+                    bar.update(len(task.batch))
     finally:
         journal.close()
     path = write_index(folder)
@@ -108,6 +118,13 @@ def attribute_many(
         if not has_parquet():
             tqdm.write("the table is a CSV file; pip install 'pullback[tables]' for Parquet")
     return table
+
+
+class _Task(NamedTuple):
+    """A batch, and the numbers of those of its prompts that are not done."""
+
+    batch: Sequence[Numbered]
+    wanted: set[int]
 
 
 class _Work:
@@ -127,16 +144,19 @@ class _Work:
         self.lens, self.sets, self.saes, self.settings, self.folder = lens, sets, saes, settings, folder
         self.zero_positions, self.precision, self.pruned = zero_positions, precision, pruned
 
-    def rows(self, batch: Sequence[Numbered], wanted: set[int]) -> Iterator[dict[str, Any]]:
+    def rows(self, task: _Task) -> list[dict[str, Any]]:
         """Explain a batch, write the files of the wanted prompts, and say what is known of them. All of the batch is
         computed even if part of it is done: so the sums come out in the same order."""
+        rows: list[dict[str, Any]] = []
         start = time.perf_counter()
-        for part, found in self._graphs(batch):
+        for part, found in self._graphs(task.batch):
             seconds = (time.perf_counter() - start) / len(part)
             for prompt, graph in zip(part, found, strict=True):
-                if prompt.number in wanted:
-                    yield _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
+                if prompt.number in task.wanted:
+                    known = _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
+                    rows.append(known)
             start = time.perf_counter()
+        return rows
 
     def _graphs(self, batch: Sequence[Numbered]) -> Iterator[tuple[Sequence[Numbered], Sequence[Graph | str]]]:
         """Graphs of all of a batch, or of a part of it after the other: where they would take too much memory together,
