@@ -86,7 +86,8 @@ void mix_back(const View& at_z, const View& mixing, const View& scale, const Vie
   });
 }
 
-void contract_leaves(const View& R, const std::vector<View>& leaves, const View& starts, const View& out) {
+void contract_leaves(const View& R, const std::vector<View>& leaves, const std::vector<int64_t>& starts,
+                     const View& out) {
   const char* op = "contract_leaves";
   require_rows(op, "R", R, {-1, -1, -1}, R.itemsize);
   const int64_t rows = R.shape[0], n = R.shape[1], d = R.shape[2], count = static_cast<int64_t>(leaves.size());
@@ -95,9 +96,8 @@ void contract_leaves(const View& R, const std::vector<View>& leaves, const View&
   require(Q * P == rows, "contract_leaves: leaves must be [Q, P, d] with a vector for each of the Q P rows of R");
   for (const View& u : leaves) require_rows(op, "a leaf", u, {Q, P, d}, R.itemsize);
   require_rows(op, "out", out, {n, -1}, R.itemsize);
-  require_dense(op, "starts", starts, {count}, 8);
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t start = starts.as<int64_t>()[j];
+  require(static_cast<int64_t>(starts.size()) == count, "contract_leaves: there must be a start for each leaf");
+  for (const int64_t start : starts) {
     require(start >= 0 && start + rows <= out.shape[1], "contract_leaves: out has no such columns");
   }
   with_float_type(op, R.itemsize, [&](auto zero) {
@@ -109,7 +109,7 @@ void contract_leaves(const View& R, const std::vector<View>& leaves, const View&
         T* to[leaves_at_once];
         for (int64_t j = 0; j < count; ++j) {
           u[j] = leaves[j].as<T>() + r / P * leaves[j].strides[0] + r % P * leaves[j].strides[1];
-          to[j] = out.as<T>() + starts.as<int64_t>()[j] + r;
+          to[j] = out.as<T>() + starts[j] + r;
         }
         kernels.leaf_products(R.as<T>() + r * R.strides[0], R.strides[1], n, u, count, d, to, out.strides[0]);
       }

@@ -61,8 +61,9 @@ void spread_heads(const View& taken, const View& mixing, const View& scale, cons
 // at_z[dst], summed over the H / K heads that share one of K.
 void mix_back(const View& at_z, const View& mixing, const View& scale, const View& out);
 
-// out (n, W): out[b, starts[j] + r] += <R[r, b], leaf_j[r]>, R (Q P, n, d), leaves (Q, P, d) each, starts int64.
-void contract_leaves(const View& R, const std::vector<View>& leaves, const View& starts, const View& out);
+// out (n, W): out[b, starts[j] + r] += <R[r, b], leaf_j[r]>, R (Q P, n, d), leaves (Q, P, d) each.
+void contract_leaves(const View& R, const std::vector<View>& leaves, const std::vector<int64_t>& starts,
+                     const View& out);
 
 // out[b, q, s] += sum_{p >= first + s} <R[q, p, b], written[q, p, s]>, R (Q, P, n, d), written (Q, P, S, d), out (n, Q,
 // S).

@@ -1,5 +1,7 @@
 """The compiled CPU kernels. A view is (address, bytes an element, shape, strides)."""
 
+from collections.abc import Sequence
+
 _View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 openmp: bool
@@ -72,7 +74,7 @@ def spread_heads(
     taken: _View, mixing: _View, scale: _View, pos: _View, standing: _View | None, out: _View, add: bool
 ) -> None: ...
 def mix_back(at_z: _View, mixing: _View, scale: _View, out: _View) -> None: ...
-def contract_leaves(R: _View, leaves: list[_View], starts: _View, out: _View) -> None: ...
+def contract_leaves(R: _View, leaves: list[_View], starts: Sequence[int], out: _View) -> None: ...
 def contract_written(R: _View, written: _View, first: int, out: _View) -> None: ...
 def coactivation_counts(
     A_indptr: _View, A_indices: _View, B_indptr: _View, B_indices: _View, counts: _View, F_b: int

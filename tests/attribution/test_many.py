@@ -204,6 +204,25 @@ def test_batches_halve_where_memory_ends(tmp_path: Path, monkeypatch: pytest.Mon
     assert (table["status"] == "ok").all()
 
 
+def test_what_is_left_of_a_batch_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ends while the second of three graphs is put together."""
+    sizes: list[int] = []
+
+    def limited(lens: Any, locals: Any, *rest: Any) -> Any:
+        sizes.append(len(locals))
+        for graph in together.attribute_together(lens, locals, *rest):
+            yield graph
+            if len(locals) == 3:
+                raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(run, "attribute_together", limited)
+    prompts = [torch.arange(4) + i for i in range(3)]
+    table = pb.attribute_many(*a_model(), prompts, tmp_path, **{**SETTINGS, "prompts_at_once": 3})
+    assert sizes == [3, 1, 1]
+    assert (table["status"] == "ok").all()
+    assert table["number"].tolist() == [0, 1, 2]
+
+
 def test_prompts_share_what_edges_may_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lens, sets = a_model()
     prompts = [torch.arange(4) + i for i in range(5)]

@@ -23,7 +23,7 @@ from tests.attribution.test_identities import assert_same_edges
 def together(lens: Any, sets: Any, prompts: torch.Tensor, **settings: Any) -> list[pb.Graph]:
     chosen = Settings(**settings)
     locals = local_models(lens, fitted_transcoders(lens, sets), prompts)
-    graphs = attribute_together(lens, locals, chosen, [{}] * len(prompts))
+    graphs = list(attribute_together(lens, locals, chosen, [{}] * len(prompts)))
     assert all(isinstance(graph, pb.Graph) for graph in graphs), graphs
     return graphs  # type: ignore[return-value]
 
@@ -101,7 +101,8 @@ def test_a_target_that_one_prompt_lacks_is_its_own_failure() -> None:
     sets = models.random_set(lens, activation="jumprelu")
     locals = local_models(lens, fitted_transcoders(lens, sets), prompts_of(2, 4))
     settings = Settings(attribution_targets=[pb.FeatureTarget(2, 3, 99)])
-    found = attribute_together(lens, locals, settings, [{}, {}])
+    found = list(attribute_together(lens, locals, settings, [{}, {}]))
+    assert len(found) == 2
     assert all(isinstance(one, str) and "features 0..39" in one for one in found)
 
 

@@ -14,6 +14,7 @@ import pullback as pb
 from pullback.attribution import Graph, rows
 from pullback.attribution import nodes as k
 from pullback.attribution.exchange import neuronpedia
+from pullback.attribution.gather import Rows
 from pullback.attribution.local import local_model
 from pullback.attribution.rules import EdgeRule
 from pullback.lens import as_lens
@@ -151,7 +152,7 @@ def test_a_rule_keeps_the_same_edges_however_many_rows_are_looked_at_together(mo
     for entries in (1, 100, 1 << 20):
         monkeypatch.setattr(rows, "CHUNK_ENTRIES", entries)
         edges = rows.EdgeRows(local.layout, EdgeRule(per_target=3))
-        edges.append(torch.arange(7), torch.zeros(7), torch.zeros(7), torch.zeros(7), from_dense(block))
+        edges.append(torch.arange(7), Rows(torch.zeros(7), torch.zeros(7), torch.zeros(7), from_dense(block)))
         (found,) = edges.blocks
         counts = found.edges.counts(torch.arange(n, dtype=torch.int32))
         assert counts.tolist() == [3] * 7

@@ -267,8 +267,8 @@ def test_tails_of_frozen_attention(isa: str, d: int) -> None:
     torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-4)
 
     R, leaf, edges = random(6, 6, 5, d), random(7, 2, 3, d), guarded(torch.zeros(5, 7), gap=2)
-    strided, starts = guarded(R, gap=3), torch.tensor([1])
-    _C.contract_leaves(view(strided), [view(guarded(leaf, gap=1))], view(starts), view(edges))
+    strided = guarded(R, gap=3)
+    _C.contract_leaves(view(strided), [view(guarded(leaf, gap=1))], [1], view(edges))
     expected = torch.zeros(5, 7)
     frozen.contract_leaves(R, [leaf], [1], expected)
     torch.testing.assert_close(edges, expected, rtol=1e-4, atol=1e-4)

@@ -150,6 +150,7 @@ def _explained(lens: Lens, local: LocalModel, settings: Settings) -> Explained:
     )
 
 
+@torch.no_grad()
 def finish(lens: Lens, batches: Batches, meta: Mapping[str, Any] | None = None) -> Graph:
     """The graph of all the rows. Raises ValueError where edges do not add up."""
     local, what = batches.local, batches.explained

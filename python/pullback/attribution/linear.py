@@ -93,9 +93,15 @@ class _Sweep:
         for src in stack.sets.sources(i):
             active, W_dec = in_memory(self.reach.acts["features", src], stack.sets.decoder(src, i))
             contract(G, active, W_dec, out=self.edges[: self.joined, layout.features[src]])
-        self._leaves(("errors", i), ("mlp_bias", i))
+        written_with = [("attn_bias", i)] if self._alike_behind_attention(i) else []
+        self._leaves(("errors", i), ("mlp_bias", i), *written_with)
         if stack.zeroed:
             self._lose(stack.zeroed[i])
+
+    def _alike_behind_attention(self, i: int) -> bool:
+        """Whether gradients are the same where the MLP of layer i writes and where its attention does."""
+        skips = i in self.stack.sets and self.stack.sets.skip(i) is not None
+        return i not in self.stack.at_attention and (self.stack.layers[i].parallel or not skips)
 
     def _contract_attention(self, i: int) -> None:
         """Edges from everything that writes to the attention output of layer i, which autoencoders stand in for."""
@@ -118,7 +124,7 @@ class _Sweep:
         # A parallel block's attention does not feed its own MLP, so what enters at the MLP's input does not reach it.
         if not parallel:
             self._add_to_gradient(through_skip)
-        if self.joined:
+        if self.joined and not self._alike_behind_attention(i):
             self._leaves(("attn_bias", i))
         written = self._by_what_is_written(i)
         if written and not parallel:
@@ -196,7 +202,7 @@ class _Sweep:
             prompt = torch.arange(self.Q, device=pos.device)[:, None]
             column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
             span = self.edges[:, self.reach.layout.attn_bias[i]]
-            span[column, prompt * self.P + pos] = (vectors * stack.attn_bias[i][prompt, pos]).sum(-1)
+            span[column, prompt * self.P + pos] = torch.linalg.vecdot(vectors, stack.attn_bias[i][prompt, pos])
         self._join(stack.heads[i].taken(vectors, pos, standing=True) if behind else self._standing(vectors, pos))
 
     def _join_before(self, depth: int) -> None:

@@ -86,8 +86,7 @@ def contract_leaves(R: Tensor, leaves: Sequence[Tensor], starts: Sequence[int], 
         return reference.contract_leaves(R, leaves, starts, out)
     for first in range(0, len(leaves), LEAVES_AT_ONCE):
         some = slice(first, first + LEAVES_AT_ONCE)
-        begins = torch.tensor(starts[some])
-        _C.contract_leaves(view(R), [view(u) for u in leaves[some]], view(begins), view(out))
+        _C.contract_leaves(view(R), [view(u) for u in leaves[some]], starts[some], view(out))
     return None
 
 

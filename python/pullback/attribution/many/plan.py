@@ -19,7 +19,9 @@ from pullback.lens.fingerprint import fingerprint, same_weight
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
 
-TOKENS_AT_ONCE = 512  # of all prompts of a batch, on a CPU: more of them leave its cache
+# Of all prompts of a batch, on a CPU: more of them leave its cache, and edges of more than 32 MiB the memory that the C
+# library keeps for the next batch.
+TOKENS_AT_ONCE = 384
 PROMPTS_AT_ONCE = 32
 ON_DEVICE = 8  # times as many on a GPU
 RUN = "run.json"

@@ -147,46 +147,46 @@ class _Work:
     def rows(self, task: _Task) -> list[dict[str, Any]]:
         """Explain a batch, write the files of the wanted prompts, and say what is known of them. All of the batch is
         computed even if part of it is done: so the sums come out in the same order."""
-        rows: list[dict[str, Any]] = []
-        start = time.perf_counter()
-        for part, found in self._graphs(task.batch):
-            seconds = (time.perf_counter() - start) / len(part)
-            for prompt, graph in zip(part, found, strict=True):
-                if prompt.number in task.wanted:
-                    known = _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
-                    rows.append(known)
-            start = time.perf_counter()
-        return rows
+        return [
+            _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
+            for prompt, graph, seconds in self._graphs(task.batch)
+            if prompt.number in task.wanted
+        ]
 
-    def _graphs(self, batch: Sequence[Numbered]) -> Iterator[tuple[Sequence[Numbered], Sequence[Graph | str]]]:
-        """Graphs of all of a batch, or of a part of it after the other: where they would take too much memory together,
-        or did so, and each prompt alone where the model fails on some."""
-        found, step = self._together(batch)
-        if found:
-            yield batch, found
-            return
-        for first in range(0, len(batch), step):
-            yield from self._graphs(batch[first : first + step])
-
-    def _together(self, batch: Sequence[Numbered]) -> tuple[Sequence[Graph | str], int]:
-        """Graphs of all of a batch; or none, and how many of its prompts should be tried at a time."""
+    def _graphs(self, batch: Sequence[Numbered]) -> Iterator[tuple[Numbered, Graph | str, float]]:
+        """Graphs of all of a batch, and the seconds that each took, or of a part of it after the other: where they
+        would take too much memory together, or did so, and each prompt alone where the model fails on some."""
+        start, made = time.perf_counter(), 0
         try:
-            locals = local_models(
-                self.lens,
-                self.sets,
-                torch.tensor([prompt.tokens for prompt in batch], device=self.lens.device),
-                zero_positions=self.zero_positions,
-                precision=self.precision,
-                attention_saes=self.saes,
-            )
-            step = prompts_held_together(locals[0], self.settings)
-            if step < len(batch):
-                return [], step
-            return attribute_together(self.lens, locals, self.settings, [{"prompt": p.text} for p in batch]), 0
+            found, step = self._together(batch)
+            shared = (time.perf_counter() - start) / len(batch)
+            start = time.perf_counter()
+            for prompt, graph in zip(batch, found, strict=False):
+                made += 1
+                yield prompt, graph, shared + time.perf_counter() - start
+                start = time.perf_counter()
         except Exception as error:  # one prompt's failure is not the others'
             if len(batch) == 1:
-                return [str(error) or type(error).__name__], 0
-            return [], max(1, len(batch) // 2) if out_of_memory(error) else 1
+                yield batch[0], str(error) or type(error).__name__, time.perf_counter() - start
+                return
+            step = max(1, len(batch) // 2) if out_of_memory(error) else 1
+        for first in range(made, len(batch), step):
+            yield from self._graphs(batch[first : first + step])
+
+    def _together(self, batch: Sequence[Numbered]) -> tuple[Iterable[Graph | str], int]:
+        """Graphs of all of a batch, or of none; and how many of its prompts are tried at a time if there are none."""
+        locals = local_models(
+            self.lens,
+            self.sets,
+            torch.tensor([prompt.tokens for prompt in batch], device=self.lens.device),
+            zero_positions=self.zero_positions,
+            precision=self.precision,
+            attention_saes=self.saes,
+        )
+        step = prompts_held_together(locals[0], self.settings)
+        if step < len(batch):
+            return (), step
+        return attribute_together(self.lens, locals, self.settings, [{"prompt": p.text} for p in batch]), step
 
     def _written(self, prompt: Numbered, graph: Graph, seconds: float) -> dict[str, Any]:
         scores, answers = graph.scores(), graph.answers()

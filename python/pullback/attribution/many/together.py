@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -36,23 +36,24 @@ def prompts_held_together(local: LocalModel, settings: Settings) -> int:
 @torch.no_grad()
 def attribute_together(
     lens: Lens, locals: Sequence[LocalModel], settings: Settings, metas: Sequence[Mapping[str, Any]]
-) -> list[Graph | str]:
+) -> Iterator[Graph | str]:
     """The graph of every prompt's local model, all of one length, as `attribute_local` makes it; or why it has none.
 
-    A prompt's edges do not depend on its company, but for the order in which products are summed.
+    A prompt's edges do not depend on its company, but for the order in which products are summed. All edges are there
+    when this returns; each graph is put together when it is asked for, so that its memory can serve the next one.
     """
     if settings.engine != "linear":
-        return [
+        return (
             _or_why(attribute_local, lens, local, settings, meta) for local, meta in zip(locals, metas, strict=True)
-        ]
+        )
     begun = [_or_why(begin, lens, local, settings) for local in locals]
     able = [one for one in begun if isinstance(one, Batches)]
     if able:
         _rows_of_all(able)
-    return [
+    return (
         _or_why(finish, lens, one, meta) if isinstance(one, Batches) else one
         for one, meta in zip(begun, metas, strict=True)
-    ]
+    )
 
 
 def _or_why(do: Callable[..., Result], *arguments: Any) -> Result | str:
