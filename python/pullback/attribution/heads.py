@@ -11,7 +11,7 @@ from pullback.lens import LayerTrace
 from pullback.ops.frozen import add_heads, mix_back, spread_heads
 
 PATTERNS = 1 << 22  # elements of the patterns of two layers that are kept
-SPREADING = 3  # times as long as in a product takes a multiplication that spreads vectors over positions
+SPREADING = 6  # times as long as in a product takes a multiplication that spreads vectors over positions
 
 
 class Heads:
