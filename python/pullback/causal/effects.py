@@ -48,10 +48,12 @@ def predicted(graph: Graph, node: int, change: float, holding: Collection[int] =
     slopes[from_node] = graph.weights[from_node] / graph.nodes.activation[node]
     moved = graph.weights.new_zeros(graph.n_nodes)
     moved[node] = change
-    counts, place = graph.indptr.diff(), torch.arange(graph.n_edges)
+    counts = graph.indptr.diff()
     for nodes in reversed(levels(graph)):  # from the lowest layer up: edges lead up
-        into = torch.repeat_interleave(nodes, counts[nodes])
-        edges = torch.cat([place[graph.indptr[n] : graph.indptr[n + 1]] for n in nodes.tolist()])
+        own = counts[nodes]
+        into = torch.repeat_interleave(nodes, own)
+        first = graph.indptr[nodes] - (own.cumsum(0) - own)
+        edges = torch.repeat_interleave(first, own) + torch.arange(len(into))
         moved.index_add_(0, into, slopes[edges] * moved[graph.sources[edges]])
     return moved
 

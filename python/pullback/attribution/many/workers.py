@@ -97,9 +97,8 @@ def _work(do: Callable[[Any], Any], parent: Connection, of_parent: Sequence[Conn
     torch.set_num_threads(1)  # the threads of OpenMP are not in a forked process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     signal.signal(signal.SIGTERM, _leave)
-    for (
-        end
-    ) in of_parent:  # a pipe ends when nobody else holds its other end: so a worker learns that its parent is gone
+    # A pipe ends when nobody else holds its other end: so a worker learns that its parent is gone.
+    for end in of_parent:
         end.close()
     try:
         while True:
