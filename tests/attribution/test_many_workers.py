@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def test_where_processes_cannot_share_a_run(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(ValueError, match="safe on Linux only"):
             workers.must_share(lens, Settings(), 2)
         workers.must_share(lens, Settings(), 1)
-    elsewhere = lens.model.to("meta")
+    elsewhere = deepcopy(lens.model).to("meta")  # built models are shared by the tests
     with pytest.raises(ValueError, match="a model on a CPU, and this one is on meta"):
         pb.attribute_many(elsewhere, sets, some_prompts(), tmp_path, workers=2)
 
