@@ -331,3 +331,14 @@ def test_sets_stay_as_they_were() -> None:
     sets = models.random_set(lens).to(dtype=torch.float32)
     pb.attribute(lens, sets, tokens_of(4))
     assert sets[0].W_enc.dtype == torch.float32
+
+
+def test_a_graph_without_edges_has_no_influence() -> None:
+    hand = by_hand()
+    bare = hand.subgraph(torch.ones(hand.n_nodes, dtype=torch.bool), torch.zeros(hand.n_edges, dtype=torch.bool))
+    assert bare.n_edges == 0
+    assert not bare.influence().any()
+    assert bare.scores() == (0.0, 1.0)
+    effects = bare.total_effects()
+    assert not effects.direct.any()
+    assert effects.total.count_nonzero() == len(effects.targets), "but for each target's own value"

@@ -70,7 +70,7 @@ class Flow:
 
     def __init__(self, graph: Graph, sizes: Tensor, scale: Tensor) -> None:
         self.graph, self.sizes = graph, sizes
-        self.targets = torch.cat(levels(graph))
+        self.targets = top_down(graph)
         self.scale = scale[self.targets]
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -80,13 +80,17 @@ class Flow:
         return must_be_finite(total)
 
 
-def levels(graph: Graph) -> list[Tensor]:
-    """Nodes that edges lead into, those of one depth (`Nodes.depth`) together, from the top down."""
+def top_down(graph: Graph) -> Tensor:
+    """Nodes that edges lead into, by descending depth (`Nodes.depth`)."""
     targets = graph.indptr.diff().nonzero()[:, 0]
-    depth = graph.nodes.depth[targets]
-    order = torch.argsort(depth, descending=True, stable=True)
-    sizes = torch.unique_consecutive(depth[order], return_counts=True)[1]
-    return list(targets[order].split(sizes.tolist()))
+    return targets[torch.argsort(graph.nodes.depth[targets], descending=True, stable=True)]
+
+
+def levels(graph: Graph) -> list[Tensor]:
+    """The same, those of one depth together."""
+    targets = top_down(graph)
+    sizes = torch.unique_consecutive(graph.nodes.depth[targets], return_counts=True)[1]
+    return list(targets.split(sizes.tolist()))
 
 
 def must_be_finite(total: Tensor) -> Tensor:
