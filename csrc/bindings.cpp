@@ -55,9 +55,9 @@ void residual_with_bias(const View& values, const View& indices, const View& W, 
   decode_residual(values, indices, W, pointer(bias), y, relu, residual, dots, losses);
 }
 
-void spread_heads_of(const View& taken, const View& mixing, const View& scale, const View& pos,
-                     const std::optional<View>& standing, const View& out, bool add) {
-  spread_heads(taken, mixing, scale, pos, pointer(standing), out, add);
+void spread_heads_of(const View& taken, const View& row, const View& factor, const View& mixing, const View& scale,
+                     const View& pos, const std::optional<View>& standing, const View& out, bool add) {
+  spread_heads(taken, row, factor, mixing, scale, pos, pointer(standing), out, add);
 }
 
 }  // namespace

@@ -24,31 +24,36 @@ Mixing<T> mixing_of(const char* op, const View& mixing, const View& scale, int64
 
 }  // namespace
 
-void spread_heads(const View& taken, const View& mixing, const View& scale, const View& pos, const View* standing,
-                  const View& out, bool add) {
+void spread_heads(const View& taken, const View& row, const View& factor, const View& mixing, const View& scale,
+                  const View& pos, const View* standing, const View& out, bool add) {
   const char* op = "spread_heads";
-  require_rows(op, "taken", taken, {-1, -1, -1, -1}, taken.itemsize);
-  const int64_t Q = taken.shape[0], n = taken.shape[1], H = taken.shape[2], d = taken.shape[3];
+  require_rows(op, "taken", taken, {-1, -1, -1}, taken.itemsize);
+  const int64_t U = taken.shape[0], H = taken.shape[1], d = taken.shape[2];
+  require_dense(op, "row", row, {-1, -1}, 8);
+  const int64_t Q = row.shape[0], n = row.shape[1];
+  require_dense(op, "factor", factor, {Q, n}, taken.itemsize);
   require_dense(op, "pos", pos, {Q, n}, 8);
   require_dense(op, "out", out, {-1, n, d}, taken.itemsize);
   const int64_t P = Q ? out.shape[0] / Q : 0;
   require(Q * P == out.shape[0], std::string(op) + ": out must have as many rows of each prompt");
   require(!add || !standing, "spread_heads: what stands itself is there already where it is added to");
-  if (standing) require_rows(op, "standing", *standing, {Q, n, d}, taken.itemsize);
-  for (int64_t i = 0; i < Q * n; ++i)
+  if (standing) require_rows(op, "standing", *standing, {U, d}, taken.itemsize);
+  for (int64_t i = 0; i < Q * n; ++i) {
     require(0 <= pos.as<int64_t>()[i] && pos.as<int64_t>()[i] < P,
             "spread_heads: a position is not among those of out");
+    require(0 <= row.as<int64_t>()[i] && row.as<int64_t>()[i] < U, "spread_heads: the table has no such row");
+  }
   with_float_type(op, taken.itemsize, [&](auto zero) {
     using T = decltype(zero);
     const Spread<T> spread{taken.as<T>(),
                            taken.strides[0],
                            taken.strides[1],
-                           taken.strides[2],
-                           mixing_of<T>(op, mixing, scale, Q, H, P),
-                           pos.as<int64_t>(),
                            standing ? standing->as<T>() : nullptr,
                            standing ? standing->strides[0] : 0,
-                           standing ? standing->strides[1] : 0,
+                           row.as<int64_t>(),
+                           factor.as<T>(),
+                           pos.as<int64_t>(),
+                           mixing_of<T>(op, mixing, scale, Q, H, P),
                            P,
                            n,
                            H,
@@ -56,8 +61,10 @@ void spread_heads(const View& taken, const View& mixing, const View& scale, cons
                            out.as<T>(),
                            add};
     const Table<T>& kernels = table<T>();
-    parallel_for(Q * n, Q * n * P * H * d,
-                 [&](int64_t begin, int64_t end, int) { kernels.spread_columns(spread, begin, end); });
+    parallel_for(Q * n, Q * n * P * H * d, [&](int64_t begin, int64_t end, int) {
+      std::vector<T> weights(P * H);
+      kernels.spread_columns(spread, begin, end, weights.data());
+    });
   });
 }
 

@@ -61,16 +61,19 @@ struct Mixing {
   int64_t scale_q;
 };
 
-// taken (Q, n, H, d): what each head takes from position pos[q, b] of prompt q -> out (Q P, n, d), where it stands at
-// each source, and standing (Q, n, d) besides at pos itself, or null; added to what out holds, if told.
+// Targets at one position each: factor[q, b] times row row[q, b] of a table, at pos[q, b] of prompt q. What heads take
+// of the table's vectors, (U, H, d) -> out (Q P, n, d), where it stands at each source, and the vectors themselves (U,
+// d) besides at pos, or null; added to what out holds, if told.
 template <class T>
 struct Spread {
   const T* taken;
-  int64_t taken_q, taken_n, taken_h;
-  Mixing<T> mixing;
-  const int64_t* pos;
+  int64_t taken_u, taken_h;
   const T* standing;
-  int64_t standing_q, standing_n;
+  int64_t standing_u;
+  const int64_t* row;
+  const T* factor;
+  const int64_t* pos;
+  Mixing<T> mixing;
   int64_t P, n, H, d;
   T* out;
   bool add;
@@ -132,7 +135,8 @@ struct Table {
                         int64_t end, T* scratch);
 
   // Columns q n + b in [begin, end).
-  void (*spread_columns)(const Spread<T>& spread, int64_t begin, int64_t end);
+  // weights: room for P H numbers.
+  void (*spread_columns)(const Spread<T>& spread, int64_t begin, int64_t end, T* weights);
 
   // Columns [begin, end) of prompt q. scratch holds H P values.
   void (*mix_back_columns)(const MixBack<T>& mix, int64_t q, int64_t begin, int64_t end, T* scratch);

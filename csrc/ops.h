@@ -51,11 +51,12 @@ void segment_outer(const View& indptr, const View& indices, const View& values, 
 void contract(const View& G, const View& indptr, const View& indices, const View& values, const View& W,
               const View& out, bool add);
 
-// taken (Q, n, H, d), what each head takes from position pos int64 (Q, n) -> out (Q P, n, d) = at each source, that
-// times mixing (Q, H, T, T) from pos, times scale (Q, T); and standing (Q, n, d) at pos itself. standing may be null;
-// it must be where the rest is added to what stands in out.
-void spread_heads(const View& taken, const View& mixing, const View& scale, const View& pos, const View* standing,
-                  const View& out, bool add);
+// What heads take of a table's vectors, taken (U, H, d); row and pos int64 (Q, n), factor (Q, n): factor times a row of
+// the table at a position -> out (Q P, n, d) = at each source, that times mixing (Q, H, T, T) from pos, times scale
+// (Q, T); and the vectors themselves, standing (U, d), at pos. standing may be null; it must be where the rest is added
+// to what stands in out.
+void spread_heads(const View& taken, const View& row, const View& factor, const View& mixing, const View& scale,
+                  const View& pos, const View* standing, const View& out, bool add);
 
 // at_z (Q, P, n, H, d_head) -> out (Q, P, n, K, d_head): out[src] = scale[src] sum_{dst >= src} mixing[dst, src]
 // at_z[dst], summed over the H / K heads that share one of K.

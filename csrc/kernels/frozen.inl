@@ -20,23 +20,72 @@ inline void weighted_sum(const T* first, int64_t n, const Weight& weight, const 
   }
 }
 
+// Sums held at a time while rows are spread: positions by vectors of columns.
+constexpr int spread_positions = PULLBACK_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int spread_vectors = 4;
+
+// out[i] (+)= sum_h weights[i H + h] * rows[h], at N positions, for C vectors of columns.
+template <class T, int N, int C>
+inline void spread_tile(const T* rows, int64_t stride, const T* weights, int64_t H, bool add, T* out, int64_t step) {
+  Vec<T> sum[N * C] = {};
+  if (add) {
+    for (int i = 0; i < N * C; ++i) sum[i] = load(out + i / C * step + i % C * lanes<T>);
+  }
+  for (int64_t h = 0; h < H; ++h) {
+    Vec<T> row[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) row[c] = load(rows + h * stride + c * lanes<T>);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const T weight = weights[i * H + h];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sum[i * C + c] += weight * row[c];
+    }
+  }
+  for (int i = 0; i < N * C; ++i) store(out + i / C * step + i % C * lanes<T>, sum[i]);
+}
+
+// The same for `count` positions, at most N, and all columns.
+template <class T, int N>
+inline void spread_rows(int64_t count, const T* rows, int64_t stride, const T* weights, int64_t H, int64_t d, bool add,
+                        T* out, int64_t step) {
+  if constexpr (N > 1) {
+    if (count < N) return spread_rows<T, N - 1>(count, rows, stride, weights, H, d, add, out, step);
+  }
+  int64_t c = 0;
+  for (; c + spread_vectors * lanes<T> <= d; c += spread_vectors * lanes<T>)
+    spread_tile<T, N, spread_vectors>(rows + c, stride, weights, H, add, out + c, step);
+  for (; c + lanes<T> <= d; c += lanes<T>) spread_tile<T, N, 1>(rows + c, stride, weights, H, add, out + c, step);
+  for (; c < d; ++c)
+    for (int i = 0; i < N; ++i) {
+      T sum = add ? out[i * step + c] : T(0);
+      for (int64_t h = 0; h < H; ++h) sum += weights[i * H + h] * rows[h * stride + c];
+      out[i * step + c] = sum;
+    }
+}
+
 template <class T>
-void spread_columns(const Spread<T>& s, int64_t begin, int64_t end) {
+void spread_columns(const Spread<T>& s, int64_t begin, int64_t end, T* weights) {
+  const int64_t step = s.n * s.d;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t q = item / s.n, b = item % s.n, pos = s.pos[item];
-    const T* taken = s.taken + q * s.taken_q + b * s.taken_n;
+    const T factor = s.factor[item];
+    const T* taken = s.taken + s.row[item] * s.taken_u;
     const T* mixing = s.mixing.at + q * s.mixing.q + pos * s.mixing.dst;
     const T* scale = s.mixing.scale + q * s.mixing.scale_q;
-    const T* standing = s.standing ? s.standing + q * s.standing_q + b * s.standing_n : nullptr;
-    for (int64_t p = 0; p < (s.add ? pos + 1 : s.P); ++p) {
-      T* out = s.out + ((q * s.P + p) * s.n + b) * s.d;
-      weighted_sum(
-          s.add      ? out
-          : p == pos ? standing
-                     : nullptr,
-          p <= pos ? s.H : 0, [&](int64_t h) { return mixing[h * s.mixing.h + p] * scale[p]; },
-          [&](int64_t h) { return taken + h * s.taken_h; }, s.d, out);
+    T* out = s.out + (q * s.P * s.n + b) * s.d;
+    for (int64_t p = 0; p <= pos; ++p)
+      for (int64_t h = 0; h < s.H; ++h) weights[p * s.H + h] = mixing[h * s.mixing.h + p] * scale[p] * factor;
+    for (int64_t p = 0; p <= pos; p += spread_positions)
+      spread_rows<T, spread_positions>(std::min<int64_t>(spread_positions, pos + 1 - p), taken, s.taken_h,
+                                       weights + p * s.H, s.H, s.d, s.add, out + p * step, step);
+    if (s.standing) {
+      const T* vector = s.standing + s.row[item] * s.standing_u;
+      for (int64_t c = 0; c < s.d; ++c) out[pos * step + c] += factor * vector[c];
     }
+    if (s.add) continue;
+    for (int64_t p = pos + 1; p < s.P; ++p)
+      for (int64_t c = 0; c < s.d; ++c) out[p * step + c] = T(0);
   }
 }
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pullback as pb
-from pullback.attribution import heads
 from pullback.attribution import nodes as k
+from pullback.attribution import taken
+from pullback.attribution.heads import Heads
 from pullback.attribution.local import fitted_transcoders, local_models
 from pullback.attribution.many.together import attribute_together
 from pullback.attribution.settings import Settings
@@ -134,20 +135,20 @@ def test_pairs_of_heads_bring_what_positions_do(name: str, n: int, monkeypatch: 
     """The second attention on the way down, by each pair of heads and by each position: the same edges."""
     lens = as_lens(models.build(name))
     sets, prompts = models.random_set(lens), prompts_of(n, 6)
-    taken: list[bool] = []
-    step = heads.Taken.add_step
+    took: list[bool] = []
+    step = taken.Taken.add_step
 
-    def counted(self: heads.Taken, lower: heads.Heads, R: torch.Tensor) -> bool:
-        taken.append(step(self, lower, R))
-        return taken[-1]
+    def counted(self: taken.Taken, lower: Heads, R: torch.Tensor) -> bool:
+        took.append(step(self, lower, R))
+        return took[-1]
 
-    monkeypatch.setattr(heads.Taken, "add_step", counted)
-    monkeypatch.setattr(heads, "SPREADING", -100)
+    monkeypatch.setattr(taken.Taken, "add_step", counted)
+    monkeypatch.setattr(taken, "SPREADING", -100)
     by_pairs = together(lens, sets, prompts)
-    assert any(taken)
-    taken.clear()
-    monkeypatch.setattr(heads, "PATTERNS", 0)
+    assert any(took)
+    took.clear()
+    monkeypatch.setattr(taken, "PATTERNS", 0)
     by_position = together(lens, sets, prompts)
-    assert not any(taken)
+    assert not any(took)
     for pairs, position in zip(by_pairs, by_position, strict=True):
         assert_same_edges(pairs, position, 1e-12)

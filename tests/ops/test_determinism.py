@@ -17,7 +17,7 @@ G = torch.Generator().manual_seed(0)
 H, X, W = (torch.randn(*s, generator=G) for s in [(300, 3000), (300, 130), (700, 130)])
 TARGETS = torch.randn(9, 300, 130, generator=G)
 TAKEN, MIXING, LEAF = (torch.randn(*s, generator=G) for s in [(3, 40, 4, 32), (3, 4, 30, 30), (3, 30, 128)])
-POS = torch.arange(120).view(3, 40) % 30
+AT = frozen.Placed(torch.arange(120).view(3, 40), torch.ones(3, 40), torch.arange(120).view(3, 40) % 30)
 
 
 def _into(contract: Callable[..., None], *arguments: object, columns: tuple[int, ...]) -> torch.Tensor:
@@ -37,7 +37,7 @@ OPS: dict[str, Callable[[], torch.Tensor]] = {
     "contract bfloat16": lambda: ops.contract(TARGETS.bfloat16(), ACTS, W.bfloat16()),
     "contract two layers": lambda: ops.contract(TARGETS.expand(2, -1, -1, -1), ACTS, W[:, None].expand(-1, 2, -1)),
     "contract into": lambda: ops.contract(TARGETS, ACTS, W, out=torch.ones(9, ACTS.nnz)),
-    "spread_heads": lambda: frozen.spread_heads(TAKEN, MIXING, MIXING[:, 0, 0], POS, 30),
+    "spread_heads": lambda: frozen.spread_heads(TAKEN.flatten(0, 1), AT, MIXING, MIXING[:, 0, 0], 30),
     "mix_back": lambda: frozen.mix_back(TAKEN.view(3, 10, 4, 4, 32), MIXING, MIXING[:, 0, 0], 2),
     "contract_leaves": lambda: _into(
         frozen.contract_leaves,

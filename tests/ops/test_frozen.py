@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback import _C, ops
 from pullback.ops.cpu.borrow import view
-from pullback.ops.frozen import add_heads, contract_leaves, contract_written, mix_back, spread_heads
+from pullback.ops.frozen import Placed, add_heads, contract_leaves, contract_written, mix_back, spread_heads
 from tests.ops.cases import FLOATS
 
 SEEDS = st.integers(0, 2**31)
@@ -30,6 +30,12 @@ class Made:
         turned = torch.randn(*shape[-2::-1], shape[-1], generator=self.generator, dtype=self.dtype)
         return turned.permute(*range(len(shape) - 2, -1, -1), len(shape) - 1)
 
+    def placed(self, Q: int, n: int, U: int) -> Placed:
+        """Rows of a table of U, some of them many times, with factors that may be 0, below position P."""
+        row, pos = (torch.randint(0, top, (Q, n), generator=self.generator) for top in (U, P))
+        factor = torch.randint(0, 4, (Q, n), generator=self.generator).to(self.dtype) / 2
+        return Placed(row, factor, pos)
+
     def attention(self, Q: int, H: int) -> tuple[Tensor, Tensor]:
         mixing = torch.softmax(self.randn(Q, H, T, T), -1).tril()
         return mixing, torch.rand(Q, T, generator=self.generator, dtype=self.dtype) + 0.5
@@ -44,23 +50,26 @@ def close(got: Tensor, expected: Tensor) -> None:
 def test_spread(isa: str, backend: str, seed: int, dtype: torch.dtype, stands: bool, Q: int, n: int, H: int, d: int):
     made = Made(seed, dtype)
     mixing, scale = made.attention(Q, H)
-    taken, standing = made.randn(Q, n, H, d), made.randn(Q, n, d) if stands else None
-    pos = torch.randint(0, P, (Q, n), generator=made.generator)
+    U = max(1, n // 2)
+    taken, standing = made.randn(U, H, d), made.randn(U, d) if stands else None
+    at = made.placed(Q, n, U)
     with ops.use_backend(backend):
-        got = spread_heads(taken, mixing, scale, pos, P, standing)
+        got = spread_heads(taken, at, mixing, scale, P, standing)
     expected = torch.zeros(Q, P, n, d, dtype=torch.float64)
     for q in range(Q):
-        for b, at in enumerate(pos[q].tolist()):
+        for b, (row, pos) in enumerate(zip(at.row[q].tolist(), at.pos[q].tolist(), strict=True)):
+            factor = at.factor[q, b].double()
             for p in range(P):
-                weights = mixing[q, :, at, p].double() * scale[q, p].double()
-                expected[q, p, b] = weights @ taken[q, b].double()
+                weights = mixing[q, :, pos, p].double() * scale[q, p].double()
+                expected[q, p, b] = factor * weights @ taken[row].double()
             if standing is not None:
-                expected[q, at, b] += standing[q, b].double()
+                expected[q, pos, b] += factor * standing[row].double()
     close(got, expected.flatten(0, 1))
     before = got.clone()
     with ops.use_backend(backend):
-        add_heads(got, taken, mixing, scale, pos)
-        close(got - before, spread_heads(taken.double(), mixing.double(), scale.double(), pos, P))
+        add_heads(got, taken, at, mixing, scale)
+        exact = at._replace(factor=at.factor.double())
+        close(got - before, spread_heads(taken.double(), exact, mixing.double(), scale.double(), P))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -108,7 +117,7 @@ def test_a_target_does_not_depend_on_those_beside_it(isa: str):
     # To the bit, where vectors divide the width: what is left over, a compiler may sum in another order.
     made = Made(0, torch.float32)
     mixing, scale = made.attention(2, 3)
-    taken, pos = made.randn(2, 9, 3, 64), torch.randint(0, P, (2, 9), generator=made.generator)
+    taken, at = made.randn(9, 3, 64), made.placed(2, 9, 9)
     at_z, written = made.randn(2, P, 9, 3, 64), made.randn(2, P, P, 64)
     R, leaf = made.randn(2 * P, 9, 64), made.randn(2, P, 64)
 
@@ -117,7 +126,7 @@ def test_a_target_does_not_depend_on_those_beside_it(isa: str):
         edges, through = torch.zeros(n, 2 * P), torch.zeros(n, 2, P)
         contract_leaves(R[:, which], [leaf], [0], edges)
         contract_written(R[:, which].unflatten(0, (2, P)), written, 0, through)
-        spread = spread_heads(taken[:, which], mixing, scale, pos[:, which], P)
+        spread = spread_heads(taken, Placed(*(t[:, which] for t in at)), mixing, scale, P)
         return [
             edges,
             through,
@@ -132,13 +141,15 @@ def test_a_target_does_not_depend_on_those_beside_it(isa: str):
 def test_what_does_not_fit_is_refused_before_memory_is_touched():
     made = Made(0, torch.float32)
     mixing, scale = made.attention(2, 3)
-    taken, pos = made.randn(2, 4, 3, 8), torch.zeros(2, 4, dtype=torch.long)
+    taken, at = made.randn(4, 3, 8), made.placed(2, 4, 4)
     with pytest.raises(ValueError, match="position is not among"):
-        spread_heads(taken, mixing, scale, pos + P, P)
+        spread_heads(taken, at._replace(pos=at.pos + P), mixing, scale, P)
+    with pytest.raises(ValueError, match="no such row"):
+        spread_heads(taken, at._replace(row=at.row + 4), mixing, scale, P)
     with pytest.raises(ValueError, match="no patterns and scales of 9 positions"):
-        spread_heads(taken, mixing, scale, pos, 9)
+        spread_heads(taken, at, mixing, scale, 9)
     with pytest.raises(ValueError, match="mixing must be"):
-        spread_heads(taken, mixing[:1], scale, pos, P)
+        spread_heads(taken, at, mixing[:1], scale, P)
     with pytest.raises(ValueError, match="3 heads cannot share 2"):
         mix_back(made.randn(2, P, 4, 3, 8), mixing, scale, 2)
     R, out = made.randn(2 * P, 4, 8), torch.zeros(4, 2 * P)

@@ -250,15 +250,17 @@ def test_tails_of_frozen_attention(isa: str, d: int) -> None:
     mixing, scale = random(1, 12, 3).abs(), random(2, 2, 3)
     args = guarded(mixing).view(2, 2, 3, 3), guarded(scale, gap=1)
     pos = guarded(torch.tensor([0, 1, 2, 2, 0, 1, 1, 0, 2, 1])).view(2, 5)
-    taken, standing = random(3, 20, d), random(4, 10, d)
+    row, factor = guarded(torch.arange(10) % 7).view(2, 5), guarded(random(8, 2, 5))
+    taken, standing = random(3, 7, 2, d), random(4, 7, d)
     out = guarded(torch.zeros(30, d)).view(6, 5, d)
-    lent = guarded(taken).view(2, 5, 2, d), *args, pos, guarded(standing).view(2, 5, d), out
+    lent = guarded(taken.flatten(0, 1)).view(7, 2, d), row, factor, *args, pos, guarded(standing), out
     _C.spread_heads(*map(view, lent), False)
     patterns = mixing.view(2, 2, 3, 3).tril()
-    expected = frozen.spread_heads(taken.view(2, 5, 2, d), patterns, scale, pos, 3, standing.view(2, 5, d))
+    known = row, factor, pos, patterns, scale, 3
+    expected = frozen.spread_heads(taken, *known, standing)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
-    _C.spread_heads(*map(view, lent[:4]), None, view(out), True)
-    expected += frozen.spread_heads(taken.view(2, 5, 2, d), patterns, scale, pos, 3, None)
+    _C.spread_heads(*map(view, lent[:6]), None, view(out), True)
+    expected += frozen.spread_heads(taken, *known, None)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
     at_z, before = random(5, 60, d), guarded(torch.zeros(30, d)).view(2, 3, 5, 1, d)

@@ -104,7 +104,8 @@ class AutogradEngine:
         return live.read(SITES[site])
 
     def _row(self, targets: Targets, b: int) -> tuple[Tensor, Tensor]:
-        value = self._read(int(targets.layer[b]), int(targets.site[b]))[int(targets.pos[b])] @ targets.vectors[b]
+        layer, site, pos, row = (int(column[b]) for column in (targets.layer, targets.site, targets.pos, targets.row))
+        value = self._read(layer, site)[pos] @ targets.table[row]
         local, layout = self.local, self.local.layout
         L = local.n_layers
         leaves = [self.embed, *(self.written[i] for i in range(L)), *self.attn_leaves]

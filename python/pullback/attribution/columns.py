@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.stack import Stack
-from pullback.attribution.targets import Targets, vectors_at_stream
+from pullback.attribution.targets import Targets, read_at_stream
 from pullback.lens.depth import n_depths
+from pullback.ops.frozen import Placed
 
 CONES = 8  # groups of positions for each prompt: more of them waste less and make smaller products
 ROWS = 4096  # gradients that are multiplied at once on a CPU: more of them leave its cache
@@ -27,27 +28,36 @@ class Columns:
 
     cone: Tensor  # (n)
     depth: Tensor  # (n), see `Targets.depth`
-    vectors: Tensor  # (Q, n, d), as read at the stream
-    pos: Tensor  # (Q, n)
+    at: Placed  # (Q, n), rows of the table
     of_target: Tensor  # (B): the column of each target
+    table: Tensor  # (U, d), vectors as read at the stream, by depth
+    starts: list[int]  # of each depth in the table
 
-    def part(self, which: slice) -> Columns:
-        return Columns(
-            self.cone[which], self.depth[which], self.vectors[:, which], self.pos[:, which], self.of_target[:0]
-        )
+    @property
+    def readers(self) -> float:
+        """Targets that read a vector, on average."""
+        return len(self.of_target) / len(self.table)
+
+    def of(self, which: slice) -> tuple[Tensor, Placed]:
+        """Vectors of the depth of some columns, which have one in common, and where these stand, as rows of them."""
+        depth = int(self.depth[which.start])
+        start = self.starts[depth]
+        row, factor, pos = (t[:, which] for t in self.at)
+        return self.table[start : self.starts[depth + 1]], Placed(row - start, factor, pos)
 
     def reach_of(self, which: slice) -> int:
         """Positions that matter to some of the columns."""
-        return int(self.pos[:, which].max()) + 1
+        return int(self.at.pos[:, which].max()) + 1
 
     def sweeps(self) -> Iterator[slice]:
         """Neighbouring columns of one cone, as many as are worth multiplying at once. Of several prompts they are many
         enough to go by depth as well: then all sources below matter to all of them."""
         start, depths = 0, int(self.depth.max()) + 1
-        key = self.cone if len(self.pos) == 1 else self.cone * depths + self.depth
+        prompts, on_cpu = len(self.at.pos), self.at.pos.device.type == "cpu"
+        key = self.cone if prompts == 1 else self.cone * depths + self.depth
         for size in torch.unique_consecutive(key, return_counts=True)[1].tolist():
-            rows = self.reach_of(slice(start, start + size)) * len(self.pos)
-            step = max(FEWEST, ROWS // rows) if self.pos.device.type == "cpu" else size
+            rows = self.reach_of(slice(start, start + size)) * prompts
+            step = max(FEWEST, ROWS // rows) if on_cpu else size
             for first in range(start, start + size, step):
                 yield slice(first, min(first + step, start + size))
             start += size
@@ -56,7 +66,7 @@ class Columns:
 def share_columns(stack: Stack, targets: Targets) -> Columns:
     """Columns for targets of every prompt of a stack."""
     Q, T = stack.n_prompts, stack.n_pos
-    vectors, depth = vectors_at_stream(stack, targets), targets.depth
+    (table, factor), depth = read_at_stream(stack, targets), targets.depth
     prompt, pos = targets.pos // T, targets.pos % T
     depths = n_depths(stack.n_layers)
     cone = pos // -(-T // (CONES * Q))
@@ -71,15 +81,23 @@ def share_columns(stack: Stack, targets: Targets) -> Columns:
     width = counts.view(len(groups), -1).amax(1)
     column = (width.cumsum(0) - width)[group] + place
 
-    n = int(width.sum())
-    laid = vectors.new_zeros(Q, n, vectors.shape[1])
-    laid[prompt, column] = vectors
-    laid_pos = pos.new_zeros(Q, n)
-    laid_pos[prompt, column] = pos
+    table_depth = depth.new_full((len(table),), depths).scatter_(0, targets.row, depth)  # unread rows come last
+    by_depth = torch.argsort(table_depth, stable=True)
+    new_row = torch.empty_like(by_depth)
+    new_row[by_depth] = torch.arange(len(table), device=by_depth.device)
+    starts = torch.bincount(table_depth, minlength=depths).cumsum(0)
+    starts = torch.cat([starts.new_zeros(1), starts[:depths]])
+    column_depth = (depths - 1 - groups % depths).repeat_interleave(width)
+
+    n = len(column_depth)
+    at = Placed(starts[column_depth].repeat(Q, 1), factor.new_zeros(Q, n), pos.new_zeros(Q, n))
+    for laid, own in zip(at, (new_row[targets.row], factor, pos), strict=True):
+        laid[prompt, column] = own
     return Columns(
         cone=(groups // depths).repeat_interleave(width),
-        depth=(depths - 1 - groups % depths).repeat_interleave(width),
-        vectors=laid,
-        pos=laid_pos,
+        depth=column_depth,
+        at=at,
         of_target=column,
+        table=table[by_depth],
+        starts=starts.tolist(),
     )

@@ -106,7 +106,8 @@ def explained(
 
 def _no_targets(local: LocalModel) -> Targets:
     none = local.trace.tokens[:0]
-    return Targets(layer=none, site=none, pos=none, vectors=local.trace.embed[:0], own=local.trace.embed[:0, 0])
+    embed = local.trace.embed
+    return Targets(layer=none, site=none, pos=none, row=none, own=embed[:0, 0], table=embed[:0])
 
 
 def _must_differ(entries: list[Entry]) -> None:

@@ -42,12 +42,12 @@ def stacked_rows(stack: Stack, targets: Targets) -> list[Rows]:
     column, prompt = of_target[order], prompt_of[order]
     kinds, kind = _kinds(stack, columns)
     rows = empty_rows(
-        columns.vectors,
+        columns.table,
         prompt * len(kinds) + kind[column],
         stack.shapes(kinds),
         max(layout.n_sources for layout in stack.layouts),
     )
-    zeroed = torch.empty(len(column), dtype=columns.vectors.dtype)
+    zeroed = torch.empty(len(column), dtype=columns.table.dtype)
     before = [0, *torch.bincount(column, minlength=len(kind)).cumsum(0).tolist()]
     for part in sweep(stack, columns):
         own = slice(before[part.which.start], before[part.which.stop])

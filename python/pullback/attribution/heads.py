@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pullback.lens import LayerTrace
-from pullback.ops.frozen import add_heads, mix_back, spread_heads
-
-PATTERNS = 1 << 22  # elements of the patterns of two layers that are kept
-SPREADING = 6  # times as long as in a product takes a multiplication that spreads vectors over positions
+from pullback.ops.frozen import mix_back
 
 
 class Heads:
@@ -57,16 +52,12 @@ class Heads:
         else:
             flat.add_(self._times(at_v, self.from_v))
 
-    def taken(self, vectors: Tensor, pos: Tensor, *, standing: bool) -> Taken:
-        """What heads take of vectors (Q, n, d) that each stand at one position (Q, n) of attention's output; with
-        `standing`, of the stream behind attention, where they stand themselves as well.
-
-        What a head takes from there is one vector, times its pattern: W_V is multiplied once, not at every position.
-        """
-        Q, n, d = vectors.shape
-        at_z = padded(self.at_z(vectors.reshape(Q * n, d)), self.shapes.rows(Q * n))
-        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)[: Q * n].unflatten(0, (Q, n))
-        return Taken(self, taken.to(self.spreading.dtype), pos, vectors if standing else None)
+    def takes(self, vectors: Tensor) -> Tensor:
+        """What each head takes of vectors (n, d) that read attention's output, back to the stream but for its pattern
+        and denominators, (n, n_heads, d): W_V is multiplied once, not at every position."""
+        at_z = padded(self.at_z(vectors), self.shapes.rows(len(vectors)))
+        taken = (at_z.transpose(0, 1) @ self.per_head(self.from_v)).transpose(0, 1)[: len(vectors)]
+        return taken.to(self.spreading.dtype)
 
     def two_steps(self, upper: Heads) -> Tensor:
         """Patterns of two layers, (Q, n_heads (1 + upper.n_heads), T, T): of what stands in between and is mixed by a
@@ -110,63 +101,9 @@ class Heads:
         """Rows x (n, a) times W (a, b)."""
         return (padded(x.to(W.dtype), self.shapes.rows(len(x))) @ W)[: len(x)]
 
-    def _per_head(self, from_v: Tensor) -> Tensor:
+    def per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""
         return from_v.view(self.n_kv, self.d_head, -1).repeat_interleave(self.n_heads // self.n_kv, 0)
-
-
-class Taken(NamedTuple):
-    """Gradients below attention of vectors that stood at one position each above it: n_heads vectors, and one more
-    where the stream was read itself, spread over the positions."""
-
-    heads: Heads
-    by_head: Tensor  # (Q, n, n_heads, d)
-    pos: Tensor  # (Q, n)
-    standing: Tensor | None  # (Q, n, d)
-
-    def spread(self, P: int) -> Tensor:
-        """At the first P positions, (Q P, n, d)."""
-        return self._spread(self.by_head, P, self.standing)
-
-    def at_z_of(self, lower: Heads, P: int) -> Tensor | None:
-        """The same at what the heads of a lower layer write, (Q P n, n_heads d_head), where the few vectors take fewer
-        products with W_O than what they have been spread to; None elsewhere, and where products are of less precision
-        than the gradients."""
-        if not self._in_one_precision(lower) or self.heads.n_heads + 1 >= P:
-            return None
-        # Vectors of one head after the other: that is how they lie.
-        by_head = (self.by_head.permute(2, 0, 1, 3) @ lower.to_z.T).permute(1, 2, 0, 3)
-        standing = None if self.standing is None else self.standing @ lower.to_z.T
-        return self._spread(by_head, P, standing).flatten(0, 1)
-
-    def add_step(self, lower: Heads, R: Tensor) -> bool:
-        """Add to R, which holds these gradients, what they become below a lower layer's attention, where the few
-        vectors take less work than what they have been spread to. Returns whether they did."""
-        P = len(R) // lower.n_prompts
-        if self.standing is None or not self._in_one_precision(lower) or not self._pays(lower, P):
-            return False
-        Q, n, d = self.standing.shape
-        # (1 + H, Q n, d): what stands itself, then one head after the other; so by head of the lower layer.
-        vectors = torch.cat([self.standing[None], self.by_head.permute(2, 0, 1, 3)]).flatten(1, 2)
-        at_z = (vectors @ lower.to_z.T).view(-1, lower.n_heads, lower.d_head).transpose(0, 1)
-        taken = (at_z @ lower._per_head(lower.from_v)).view(-1, Q, n, d).permute(1, 2, 0, 3)
-        add_heads(R, taken, lower.two_steps(self.heads), lower.read_scale[..., 0], self.pos)
-        return True
-
-    def _in_one_precision(self, lower: Heads) -> bool:
-        dtypes = {t.dtype for t in (self.by_head, self.standing) if t is not None}
-        return dtypes == {lower.to_z.dtype}
-
-    def _pays(self, lower: Heads, P: int) -> bool:
-        """Whether all pairs of heads take less work than every position, and their patterns are small."""
-        before = 1 + self.heads.n_heads  # vectors
-        pairs, T = lower.n_heads * before, lower.mixing.shape[-1]
-        by_pairs = pairs * (lower.d_head + SPREADING * P)
-        by_position = P * (len(lower.from_v) + SPREADING * (P / 2 + before))
-        return by_pairs < by_position and lower.n_prompts * pairs * T * T <= PATTERNS
-
-    def _spread(self, by_head: Tensor, P: int, standing: Tensor | None) -> Tensor:
-        return spread_heads(by_head, self.heads.spreading, self.heads.read_scale[..., 0], self.pos, P, standing)
 
 
 class Shapes:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.columns import Columns
-from pullback.attribution.heads import Taken
 from pullback.attribution.local import LocalModel
 from pullback.attribution.stack import Stack
+from pullback.attribution.taken import Taken, Vectors
 from pullback.lens.depth import at_attention, at_mlp, before_block
 from pullback.ops import contract
-from pullback.ops.frozen import contract_leaves, contract_written
+from pullback.ops.frozen import Placed, contract_leaves, contract_written
 from pullback.transcoders import in_memory
 
 
@@ -41,14 +41,18 @@ def sweep(stack: Stack, columns: Columns) -> Iterator[Part]:
     edge[b, s] = a_s * <J^T v_b, u_s>: u_s is the decoder row, error, bias or embedding vector of source s, J the map
     through residual stream, frozen attention and norms (ARCHITECTURE, "How attribution is computed"; METHODS 1.7, 5.1).
     """
+    read: dict[int, Vectors] = {}
     for which in columns.sweeps():
-        part = _Sweep(stack, columns.part(which), columns.reach_of(which))
+        part = _Sweep(stack, columns, which, read)
         part.run()
         yield Part(which, part.edges, part.zeroed)
 
 
 class _Sweep:
-    """Columns of one cone, from the top of the stream down; each joins when the sweep comes to its depth.
+    """Some columns, of one cone, from the top of the stream down; each joins when the sweep comes to its depth.
+
+    Args:
+        read: what heads take of the vectors at a depth, of all columns, as far as a sweep has come to it.
 
     Attributes:
         P: positions of the cone: nothing after the last target's matters to any of them.
@@ -56,15 +60,15 @@ class _Sweep:
         just_taken: what R consists of, if that is nothing but what attention took of targets that have just joined.
     """
 
-    def __init__(self, stack: Stack, columns: Columns, P: int) -> None:
-        self.stack, self.columns, self.P = stack, columns, P
-        self.Q, n, d = columns.vectors.shape
+    def __init__(self, stack: Stack, columns: Columns, which: slice, read: dict[int, Vectors]) -> None:
+        self.stack, self.columns, self.first, self.read = stack, columns, which.start, read
+        self.Q, self.P, n = stack.n_prompts, columns.reach_of(which), which.stop - which.start
         self.reach = stack.reach(self.P)
-        self.edges = columns.vectors.new_zeros(n, self.reach.layout.n_sources)
-        self.zeroed = columns.vectors.new_zeros(self.Q, n)
-        self.R = columns.vectors.new_zeros(self.Q * self.P, 0, d)
+        self.edges = columns.table.new_zeros(n, self.reach.layout.n_sources)
+        self.zeroed = columns.table.new_zeros(self.Q, n)
+        self.R = columns.table.new_zeros(self.Q * self.P, 0, columns.table.shape[1])
         self.just_taken: Taken | None = None
-        self.at_depth = torch.bincount(columns.depth).tolist()
+        self.at_depth = torch.bincount(columns.depth[which]).tolist()
 
     @property
     def joined(self) -> int:
@@ -151,10 +155,9 @@ class _Sweep:
         self._join_before(at_mlp(i))
         if not parallel and self.joined:
             self._contract_attention(i)
-        which, vectors, pos = self._waiting(at_attention(i))
-        if which.start < which.stop:
+        if self._waits(at_attention(i)):
             # Nothing of them reads the stream itself.
-            self._join(self.stack.heads[i].taken(vectors, pos, standing=False))
+            self._join(self._taken(i, at_attention(i), standing=False))
 
     def _by_what_is_written(self, i: int) -> bool:
         """Whether edges through attention are read where it writes: in the first layer, of prompts that are not long.
@@ -185,38 +188,52 @@ class _Sweep:
         rows = rows.flatten().repeat_interleave(self.joined)
         return stack.layers[i].read_pullback(stack.sets.hook_in(i), read, rows).view_as(self.R)
 
-    def _waiting(self, depth: int) -> tuple[slice, Tensor, Tensor]:
-        """Columns at this depth, which come next: which, their vectors at the stream (Q, m, d), positions (Q, m)."""
-        size = self.at_depth[depth] if depth < len(self.at_depth) else 0
-        which = slice(self.joined, self.joined + size)
-        return which, self.columns.vectors[:, which], self.columns.pos[:, which]
+    def _waits(self, depth: int) -> int:
+        """How many columns there are at this depth, which comes next."""
+        return self.at_depth[depth] if depth < len(self.at_depth) else 0
+
+    def _waiting(self, depth: int) -> tuple[Tensor, Placed]:
+        """Vectors (u, d) at the stream of all columns at this depth, and where those that wait stand, (Q, m)."""
+        start = self.first + self.joined
+        return self.columns.of(slice(start, start + self._waits(depth)))
 
     def _join_at_mlp(self, i: int) -> None:
         """Targets that read what the MLP of layer i reads."""
-        stack, layer = self.stack, self.stack.layers[i]
-        which, vectors, pos = self._waiting(at_mlp(i))
-        if which.start == which.stop:
+        layer, depth = self.stack.layers[i], at_mlp(i)
+        if not self._waits(depth):
             return
+        if not layer.parallel and ("attn_bias", i) in self.stack.leaves:
+            self._own_attention_bias(i, *self._waiting(depth))
         behind = not layer.parallel and not self._by_what_is_written(i)
-        if not layer.parallel and ("attn_bias", i) in stack.leaves:
-            prompt = torch.arange(self.Q, device=pos.device)[:, None]
-            column = torch.arange(which.start, which.stop, device=pos.device).expand_as(pos)
-            span = self.edges[:, self.reach.layout.attn_bias[i]]
-            span[column, prompt * self.P + pos] = torch.linalg.vecdot(vectors, stack.attn_bias[i][prompt, pos])
-        self._join(stack.heads[i].taken(vectors, pos, standing=True) if behind else self._standing(vectors, pos))
+        self._join(self._taken(i, depth, standing=True) if behind else self._standing(*self._waiting(depth)))
+
+    def _own_attention_bias(self, i: int, vectors: Tensor, at: Placed) -> None:
+        """Edges to targets that wait behind the attention of layer i from the bias in what it writes at their place."""
+        span = self.edges[self.joined : self.joined + at.pos.shape[1], self.reach.layout.attn_bias[i]]
+        prompt = torch.arange(self.Q, device=at.pos.device)[:, None]
+        column = torch.arange(len(span), device=at.pos.device).expand_as(at.pos)
+        bias = self.stack.attn_bias[i][prompt, at.pos]
+        span[column, prompt * self.P + at.pos] = (vectors[at.row] * bias).sum(-1) * at.factor
 
     def _join_before(self, depth: int) -> None:
         """Targets that read the stream as it is at this depth."""
-        which, vectors, pos = self._waiting(depth)
-        if which.start < which.stop:
-            self._join(self._standing(vectors, pos))
+        if self._waits(depth):
+            self._join(self._standing(*self._waiting(depth)))
 
-    def _standing(self, vectors: Tensor, pos: Tensor) -> Tensor:
-        """Vectors (Q, m, d), each at its position of the stream and zero elsewhere, (Q P, m, d)."""
-        Q, m, d = vectors.shape
-        stream = vectors.new_zeros(Q * self.P, m, d)
-        rows = torch.arange(Q, device=pos.device)[:, None] * self.P + pos
-        stream[rows, torch.arange(m, device=pos.device)] = vectors
+    def _taken(self, i: int, depth: int, *, standing: bool) -> Taken:
+        """Targets that wait behind the attention of layer i, as its heads take them; with `standing`, they read the
+        stream there, and not what attention writes."""
+        vectors, at = self._waiting(depth)
+        if depth not in self.read:
+            self.read[depth] = Vectors(self.stack.heads[i], vectors, self.columns.readers, standing=standing)
+        return Taken(self.read[depth], at)
+
+    def _standing(self, vectors: Tensor, at: Placed) -> Tensor:
+        """Vectors (u, d), each of those asked for at its position of the stream and zero elsewhere, (Q P, m, d)."""
+        Q, m = at.row.shape
+        stream = vectors.new_zeros(Q * self.P, m, vectors.shape[1])
+        rows = torch.arange(Q, device=at.pos.device)[:, None] * self.P + at.pos
+        stream[rows, torch.arange(m, device=at.pos.device)] = vectors[at.row] * at.factor[..., None]
         return stream
 
     def _join(self, fresh: Tensor | Taken) -> None:

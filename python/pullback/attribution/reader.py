@@ -159,7 +159,7 @@ class Reader:
         def column(value: int) -> Tensor:
             return torch.tensor([value], device=vector.device)
 
-        return Targets(column(layer), column(site), column(pos), vector[None], own[None])
+        return Targets(column(layer), column(site), column(pos), column(0), own[None], vector[None])
 
 
 def terms(lens: Lens, target: LogitDifference) -> tuple[list[int], list[float]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,25 +18,32 @@ BEFORE_BLOCK, MLP_STREAM, NORMALIZED, MLP_INPUT, FINAL, ATTENTION = range(len(SI
 
 @dataclass(frozen=True)
 class Targets:
-    """A batch of B linear functionals <v, x at a site> + constant, sorted as the caller likes.
+    """A batch of B linear functionals <table[row], x at a site> + constant, sorted as the caller likes.
 
     layer: (B), the site's layer, which is the number of MLPs below it; n_layers stands for everything behind the last
-    block. site: (B), index into SITES. pos: (B); of Q prompts of T positions, row q T + p. vectors: (B, d), as read at
-    the site. own: (B), the constant that belongs to the target itself (b_enc and the norm's bias, or what attention
-    writes anyhow, or b_U minus its mean).
+    block. site: (B), index into SITES. pos: (B); of Q prompts of T positions, row q T + p. row: (B), of the table. own:
+    (B), the constant that belongs to the target itself (b_enc and the norm's bias, or what attention writes anyhow, or
+    b_U minus its mean). table: (U, d), vectors as they read the site: one that is read at many positions, a feature's,
+    is there once, and all that read it do so at one layer and site.
     """
 
     layer: Tensor
     site: Tensor
     pos: Tensor
-    vectors: Tensor
+    row: Tensor
     own: Tensor
+    table: Tensor
 
     def __len__(self) -> int:
         return self.layer.shape[0]
 
     def __getitem__(self, which: Tensor | slice) -> Targets:
-        return Targets(*(getattr(self, f.name)[which] for f in fields(self)))
+        return replace(self, **{name: getattr(self, name)[which] for name in OF_EACH})
+
+    @property
+    def vectors(self) -> Tensor:
+        """As read at the sites, (B, d)."""
+        return self.table[self.row]
 
     @property
     def depth(self) -> Tensor:
@@ -45,25 +53,38 @@ class Targets:
         return torch.where(before, before_block(self.layer), inside)
 
 
+OF_EACH = [f.name for f in fields(Targets) if f.name != "table"]
+
+
 def site_index(hook: str) -> int:
     """Of a hook name inside blocks.{l}; `ln2.hook_out` and `mlp.hook_in` are the same tensor."""
     return MLP_INPUT if hook == "ln2.hook_out" else SITES.index(hook)
 
 
-def vectors_at_stream(stack: Stack, targets: Targets) -> Tensor:
-    """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site. Those
-    that read attention's output are as they are."""
-    places, sizes = torch.unique_consecutive(targets.layer * len(SITES) + targets.site, return_counts=True)
-    parts: list[Tensor] = []
-    of_place = zip(targets.vectors.split(sizes.tolist()), targets.pos.split(sizes.tolist()), strict=True)
-    for place, (v, pos) in zip(places.tolist(), of_place, strict=True):
-        layer, site = divmod(place, len(SITES))
+def read_at_stream(stack: Stack, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The table as read at the residual stream, (U, d), through the frozen norm before its site but for the norm's
+    denominator; and that of each target, a factor (B). Vectors that read attention's output are as they are."""
+    table, factor = targets.table.clone(), torch.ones_like(targets.own)
+    place = targets.layer * len(SITES) + targets.site
+    of_row = place.new_full((len(table),), -1).scatter_(0, targets.row, place)
+    for found in torch.unique(place).tolist():
+        layer, site = divmod(found, len(SITES))
+        if site in (BEFORE_BLOCK, ATTENTION):
+            continue
+        rows, own = of_row == found, place == found
         if site == FINAL:
-            v = stack.ln_final.pullback(v, stack.final_scale[pos])
-        elif site not in (BEFORE_BLOCK, ATTENTION):
-            v = stack.layers[layer].read_pullback(SITES[site], v, pos)
-        parts.append(v)
-    return torch.cat(parts) if parts else targets.vectors
+            table[rows] = stack.ln_final.pullback(table[rows], table.new_ones(1))
+            factor[own] = 1 / stack.final_scale[targets.pos[own], 0]
+        else:
+            table[rows] = stack.layers[layer].read_direction(SITES[site], table[rows])
+            factor[own] = stack.layers[layer].read_factor(SITES[site], targets.pos[own])
+    return table, factor
+
+
+def vectors_at_stream(stack: Stack, targets: Targets) -> Tensor:
+    """The targets' vectors as read at the residual stream, (B, d): through the frozen norm before their site."""
+    table, factor = read_at_stream(stack, targets)
+    return table[targets.row] * factor[:, None]
 
 
 def feature_batch(stack: Stack, *chosen: Tensor) -> Targets:
@@ -80,33 +101,30 @@ def feature_batch(stack: Stack, *chosen: Tensor) -> Targets:
 
 def encoder_targets(stack: Stack, layer: int, pos: Tensor, ids: Tensor) -> Targets:
     """Targets for features (B) of one layer, active or not, at positions (B)."""
+    ids, row = torch.unique(ids, return_inverse=True)
     hook_in = stack.sets.hook_in(layer)
-    rows = stack.sets.encoder_rows(layer, ids)
-    bias = stack.layers[layer].read_bias(hook_in)
-    return Targets(
-        layer=torch.full_like(pos, layer),
-        site=torch.full_like(pos, site_index(hook_in)),
-        pos=pos,
-        vectors=rows,
-        own=stack.sets.b_enc(layer)[ids] + rows @ bias,
-    )
+    table = stack.sets.encoder_rows(layer, ids)
+    own = stack.sets.b_enc(layer)[ids] + table @ stack.layers[layer].read_bias(hook_in)
+    return _at_one_site(layer, site_index(hook_in), pos, row, own[row], table)
 
 
 def attention_targets(stack: Stack, layer: int, pos: Tensor, ids: Tensor) -> Targets:
     """Targets for features (B), active or not, of one layer's attention output at positions (B)."""
     assert stack.saes is not None
-    rows = stack.saes.encoder_rows(layer, ids)
-    return Targets(
-        layer=torch.full_like(pos, layer),
-        site=torch.full_like(pos, ATTENTION),
-        pos=pos,
-        vectors=rows,
-        own=stack.saes.b_enc(layer)[ids] + torch.linalg.vecdot(rows, stack.attn_constant[layer][pos]),
-    )
+    ids, row = torch.unique(ids, return_inverse=True)
+    table = stack.saes.encoder_rows(layer, ids)
+    constant = torch.linalg.vecdot(table[row], stack.attn_constant[layer][pos])
+    return _at_one_site(layer, ATTENTION, pos, row, stack.saes.b_enc(layer)[ids][row] + constant, table)
+
+
+def _at_one_site(layer: int, site: int, pos: Tensor, row: Tensor, own: Tensor, table: Tensor) -> Targets:
+    return Targets(torch.full_like(pos, layer), torch.full_like(pos, site), pos, row, own, table)
 
 
 ENCODERS = {"features": encoder_targets, "attn_features": attention_targets}
 
 
 def joined(parts: Sequence[Targets]) -> Targets:
-    return Targets(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Targets)))
+    before = [0, *accumulate(len(part.table) for part in parts)]
+    moved = [replace(part, row=part.row + start) for part, start in zip(parts, before, strict=False)]
+    return Targets(*(torch.cat([getattr(part, f.name) for part in moved]) for f in fields(Targets)))

@@ -86,9 +86,18 @@ class LayerTrace:
 
     def read_pullback(self, hook_in: str, v: Tensor, positions: Tensor) -> Tensor:
         """Vectors v (B, d) read at the site, at positions (B), as vectors read at the stream, (B, d)."""
+        return self.read_direction(hook_in, v) * self.read_factor(hook_in, positions)[:, None]
+
+    def read_direction(self, hook_in: str, v: Tensor) -> Tensor:
+        """The same but for what depends on the position, which is `read_factor`."""
         if hook_in == "hook_resid_mid":
             return v
-        return self.weights.ln2.pullback(v, self.ln2_scale[positions], affine=hook_in != "ln2.hook_normalized")
+        return self.weights.ln2.pullback(v, v.new_ones(1), affine=hook_in != "ln2.hook_normalized")
+
+    def read_factor(self, hook_in: str, positions: Tensor) -> Tensor:
+        """(B), one over the norm's denominators."""
+        scale = self.ln2_scale[positions, 0]
+        return torch.ones_like(scale) if hook_in == "hook_resid_mid" else 1 / scale
 
     def read_linear(self, hook_in: str, x: Tensor, positions: Tensor) -> Tensor:
         """What vectors x (B, d) of the stream, at positions (B), add to the value at the site, (B, d)."""

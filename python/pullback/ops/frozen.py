@@ -7,6 +7,7 @@ or float64, else in torch. None of this is differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,37 +22,56 @@ LEAVES_AT_ONCE = 4
 SHORT = 64  # positions up to which patterns are multiplied where gradients lie; for more, large products pay for copies
 
 
+class Placed(NamedTuple):
+    """Targets of Q prompts, n each, that stand at one position each: vectors of a table, which several may share."""
+
+    row: Tensor
+    """Int64[Tensor, "Q n"]: of the table"""
+    factor: Tensor
+    """Float[Tensor, "Q n"]: times which the vector is read; 0 where a prompt has no target"""
+    pos: Tensor
+    """Int64[Tensor, "Q n"]"""
+
+    def contiguous(self) -> Placed:
+        return Placed(*(t.contiguous() for t in self))
+
+
 def spread_heads(
-    taken: Tensor, mixing: Tensor, scale: Tensor, pos: Tensor, P: int, standing: Tensor | None = None
+    taken: Tensor, at: Placed, mixing: Tensor, scale: Tensor, P: int, standing: Tensor | None = None
 ) -> Tensor:
     """Gradients of targets that stand at one position each, behind attention, at the stream before it.
 
     Args:
-        taken: Float[Tensor, "Q n H d"], what each head takes of a target, back through W_O and W_V.
+        taken: Float[Tensor, "U H d"], what each head takes of a table's vectors, back through W_O and W_V.
+        at: where they stand, at positions below P.
         mixing: Float[Tensor, "Q H T T"], what of a source (last) stands at a target: lower triangular.
         scale: Float[Tensor, "Q T"], times which a source is read.
-        pos: Int64[Tensor, "Q n"], below P.
-        standing: Float[Tensor, "Q n d"], added at the position itself.
+        standing: Float[Tensor, "U d"], the vectors, added at the position itself.
 
     Returns:
-        Float[Tensor, "Q*P n d"]: at source p, sum_h mixing[h, pos, p] scale[p] taken[h].
+        Float[Tensor, "Q*P n d"]: at source p, factor sum_h mixing[h, pos, p] scale[p] taken[row, h].
     """
-    if not _compiled(taken, mixing, scale, *(() if standing is None else (standing,))):
-        return reference.spread_heads(taken, mixing, scale, pos, P, standing)
-    Q, n, _, d = taken.shape
-    pos, out = pos.contiguous(), taken.new_empty(Q * P, n, d)
-    _C.spread_heads(view(taken), view(mixing), view(scale), view(pos), optional(standing), view(out), False)
+    if not _compiled(taken, at.factor, mixing, scale, *(() if standing is None else (standing,))):
+        return reference.spread_heads(taken, *at, mixing, scale, P, standing)
+    (Q, n), at = at.row.shape, at.contiguous()
+    out = taken.new_empty(Q * P, n, taken.shape[-1])
+    _spread(taken, at, mixing, scale, standing, out, False)
     return out
 
 
-def add_heads(R: Tensor, taken: Tensor, mixing: Tensor, scale: Tensor, pos: Tensor) -> None:
+def add_heads(R: Tensor, taken: Tensor, at: Placed, mixing: Tensor, scale: Tensor) -> None:
     """Add to gradients R (Q P, n, d) what `spread_heads` makes of the same."""
-    P = len(R) // len(taken)
-    if not _compiled(R, taken, mixing, scale) or not R.is_contiguous():
-        R += reference.spread_heads(taken, mixing, scale, pos, P, None)
+    if not _compiled(R, taken, at.factor, mixing, scale) or not R.is_contiguous():
+        R += reference.spread_heads(taken, *at, mixing, scale, len(R) // len(at.row), None)
         return
-    pos = pos.contiguous()
-    _C.spread_heads(view(taken), view(mixing), view(scale), view(pos), None, view(R), True)
+    _spread(taken, at.contiguous(), mixing, scale, None, R, True)
+
+
+def _spread(
+    taken: Tensor, at: Placed, mixing: Tensor, scale: Tensor, standing: Tensor | None, out: Tensor, add: bool
+) -> None:
+    patterns = view(mixing), view(scale), view(at.pos)
+    _C.spread_heads(view(taken), view(at.row), view(at.factor), *patterns, optional(standing), view(out), add)
 
 
 def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int, sizes: tuple[int, int] | None = None) -> Tensor:

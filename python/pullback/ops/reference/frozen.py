@@ -8,16 +8,25 @@ import torch
 from torch import Tensor
 
 
-def spread_heads(taken: Tensor, mixing: Tensor, scale: Tensor, pos: Tensor, P: int, standing: Tensor | None) -> Tensor:
-    Q, n, _, d = taken.shape
+def spread_heads(
+    taken: Tensor,
+    row: Tensor,
+    factor: Tensor,
+    pos: Tensor,
+    mixing: Tensor,
+    scale: Tensor,
+    P: int,
+    standing: Tensor | None,
+) -> Tensor:
+    Q, n = row.shape
     prompt = torch.arange(Q, device=pos.device)[:, None]
     pattern = mixing[prompt, :, pos, :P]  # (Q, n, H, P)
-    moved = (pattern.transpose(2, 3) @ taken) * scale[:, None, :P, None]  # (Q, n, P, d)
+    moved = (pattern.transpose(2, 3) @ taken[row]) * (scale[:, None, :P] * factor[..., None])[..., None]  # (Q, n, P, d)
     out = moved.transpose(1, 2).to(taken.dtype if standing is None else standing.dtype).contiguous()
     if standing is not None:
         column = torch.arange(n, device=pos.device)
-        out[prompt, pos, column] += standing
-    return out.view(Q * P, n, d)
+        out[prompt, pos, column] += factor[..., None] * standing[row]
+    return out.view(Q * P, n, -1)
 
 
 def mix_back(at_z: Tensor, mixing: Tensor, scale: Tensor, n_kv: int, sizes: tuple[int, int]) -> Tensor:
