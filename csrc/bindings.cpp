@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "descent.h"
 #include "isa.h"
 #include "ops.h"
 #include "parallel.h"
@@ -58,6 +59,11 @@ void residual_with_bias(const View& values, const View& indices, const View& W, 
 void spread_heads_of(const View& taken, const View& row, const View& factor, const View& mixing, const View& scale,
                      const View& pos, const std::optional<View>& standing, const View& out, bool add) {
   spread_heads(taken, row, factor, mixing, scale, pos, pointer(standing), out, add);
+}
+
+void spread_down(Descent& descent, const View& taken, const View& mixing, const View& scale,
+                 const std::optional<View>& standing, bool add) {
+  descent.spread(taken, mixing, scale, pointer(standing), add);
 }
 
 }  // namespace
@@ -117,4 +123,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("csr_flow", &csr_flow, unlocked);
   m.def("csr_runs", &csr_runs, unlocked);
   m.def("csr_sums", &csr_sums, unlocked);
+
+  py::class_<Descent>(m, "Descent")
+      .def(py::init([](const std::array<View, 6>& tiles, const View& row, const View& factor, const View& pos,
+                       const View& values, int64_t n_prompts, int64_t d) {
+             const auto& [prompts, positions, firsts, counts, begins, lengths] = tiles;
+             return Descent({prompts, positions, firsts, counts, begins, lengths}, row, factor, pos, values, n_prompts,
+                            d);
+           }),
+           unlocked)
+      .def("spread", &spread_down)
+      .def("through_heads", &Descent::through_heads)
+      .def("contract", &Descent::contract)
+      .def("contract_leaves", &Descent::contract_leaves)
+      .def("contract_written", &Descent::contract_written)
+      .def("contract_own", &Descent::contract_own)
+      .def("run", &Descent::run, unlocked);
 }

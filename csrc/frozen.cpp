@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "mixing.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -11,16 +12,6 @@ namespace pullback {
 namespace {
 
 constexpr int64_t second_cache = 1 << 19;  // half of what most have
-
-// Patterns (Q, H, T, T) and what a head's source is divided by (Q, T), of the first P <= T positions.
-template <class T>
-Mixing<T> mixing_of(const char* op, const View& mixing, const View& scale, int64_t Q, int64_t H, int64_t P) {
-  require_rows(op, "mixing", mixing, {Q, H, -1, -1}, sizeof(T));
-  require_rows(op, "scale", scale, {Q, -1}, sizeof(T));
-  require(P <= mixing.shape[2] && P <= mixing.shape[3] && P <= scale.shape[1],
-          std::string(op) + ": there are no patterns and scales of " + std::to_string(P) + " positions");
-  return {mixing.as<T>(), mixing.strides[0], mixing.strides[1], mixing.strides[2], scale.as<T>(), scale.strides[0]};
-}
 
 }  // namespace
 
@@ -84,7 +75,7 @@ void mix_back(const View& at_z, const View& mixing, const View& scale, const Vie
     const int64_t width = std::max<int64_t>(1, second_cache / std::max<int64_t>(1, bytes));
     const int64_t blocks = (n + width - 1) / width;
     parallel_for(Q * blocks, Q * P * (P / 2 + 1) * n * H * d_head, [&](int64_t begin, int64_t end, int) {
-      std::vector<T> weights(H * P);
+      std::vector<T> weights(mix_back_scratch(P));
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i % blocks * width;
         kernels.mix_back_columns(mix, i / blocks, first, std::min(n, first + width), weights.data());

@@ -91,6 +91,10 @@ struct MixBack {
 // Vectors of a row that are multiplied with its gradients together.
 constexpr int leaves_at_once = 4;
 
+// Sources that are mixed at a time, at most, and the numbers that the patterns of P positions take meanwhile.
+constexpr int most_mixed = 4;
+constexpr int64_t mix_back_scratch(int64_t P) { return most_mixed * P; }
+
 template <class T>
 struct Table {
   // Rows [begin, end) of h (n, F): the k largest of each, ties to the lower id, into values and indices (n, k).
@@ -138,7 +142,7 @@ struct Table {
   // weights: room for P H numbers.
   void (*spread_columns)(const Spread<T>& spread, int64_t begin, int64_t end, T* weights);
 
-  // Columns [begin, end) of prompt q. scratch holds H P values.
+  // Columns [begin, end) of prompt q. scratch holds mix_back_scratch(P) values.
   void (*mix_back_columns)(const MixBack<T>& mix, int64_t q, int64_t begin, int64_t end, T* scratch);
 
   // One row: out[j][b * out_stride] += <G[b], u[j]> for n rows of G and `count` vectors, at most leaves_at_once.
@@ -153,6 +157,9 @@ struct Table {
 
   // How many of n values are not 0.
   int64_t (*count_nonzero)(const T* values, int64_t n);
+
+  // out (m, columns) = A (m, K) B (K, columns), without gaps, or added to what stands there.
+  void (*product_rows)(const T* A, int64_t m, int64_t K, const T* B, int64_t columns, T* out, bool add);
 };
 
 // Features whose error bound is taken together.

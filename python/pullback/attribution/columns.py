@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.stack import Stack
-from pullback.attribution.targets import Targets, read_at_stream
+from pullback.attribution.table import Table, table_of
+from pullback.attribution.targets import Targets
 from pullback.lens.depth import n_depths
 from pullback.ops.frozen import Placed
 
@@ -30,20 +31,13 @@ class Columns:
     depth: Tensor  # (n), see `Targets.depth`
     at: Placed  # (Q, n), rows of the table
     of_target: Tensor  # (B): the column of each target
-    table: Tensor  # (U, d), vectors as read at the stream, by depth
-    starts: list[int]  # of each depth in the table
-
-    @property
-    def readers(self) -> float:
-        """Targets that read a vector, on average."""
-        return len(self.of_target) / len(self.table)
+    table: Table
 
     def of(self, which: slice) -> tuple[Tensor, Placed]:
         """Vectors of the depth of some columns, which have one in common, and where these stand, as rows of them."""
         depth = int(self.depth[which.start])
-        start = self.starts[depth]
         row, factor, pos = (t[:, which] for t in self.at)
-        return self.table[start : self.starts[depth + 1]], Placed(row - start, factor, pos)
+        return self.table.of(depth), Placed(row - self.table.starts[depth], factor, pos)
 
     def reach_of(self, which: slice) -> int:
         """Positions that matter to some of the columns."""
@@ -66,11 +60,11 @@ class Columns:
 def share_columns(stack: Stack, targets: Targets) -> Columns:
     """Columns for targets of every prompt of a stack."""
     Q, T = stack.n_prompts, stack.n_pos
-    (table, factor), depth = read_at_stream(stack, targets), targets.depth
+    table = table_of(stack, targets)
     prompt, pos = targets.pos // T, targets.pos % T
     depths = n_depths(stack.n_layers)
     cone = pos // -(-T // (CONES * Q))
-    groups, group = torch.unique(cone * depths + depths - 1 - depth, return_inverse=True)
+    groups, group = torch.unique(cone * depths + depths - 1 - table.depth, return_inverse=True)
 
     # A target's place among those of its group and prompt; a group has as many columns as its fullest prompt needs.
     run = group * Q + prompt
@@ -81,23 +75,15 @@ def share_columns(stack: Stack, targets: Targets) -> Columns:
     width = counts.view(len(groups), -1).amax(1)
     column = (width.cumsum(0) - width)[group] + place
 
-    table_depth = depth.new_full((len(table),), depths).scatter_(0, targets.row, depth)  # unread rows come last
-    by_depth = torch.argsort(table_depth, stable=True)
-    new_row = torch.empty_like(by_depth)
-    new_row[by_depth] = torch.arange(len(table), device=by_depth.device)
-    starts = torch.bincount(table_depth, minlength=depths).cumsum(0)
-    starts = torch.cat([starts.new_zeros(1), starts[:depths]])
-    column_depth = (depths - 1 - groups % depths).repeat_interleave(width)
-
-    n = len(column_depth)
-    at = Placed(starts[column_depth].repeat(Q, 1), factor.new_zeros(Q, n), pos.new_zeros(Q, n))
-    for laid, own in zip(at, (new_row[targets.row], factor, pos), strict=True):
+    depth = (depths - 1 - groups % depths).repeat_interleave(width)
+    n, any_row = len(depth), torch.tensor(table.starts, device=depth.device)[depth]
+    at = Placed(any_row.repeat(Q, 1), table.factor.new_zeros(Q, n), pos.new_zeros(Q, n))
+    for laid, own in zip(at, (table.row, table.factor, pos), strict=True):
         laid[prompt, column] = own
     return Columns(
         cone=(groups // depths).repeat_interleave(width),
-        depth=column_depth,
+        depth=depth,
         at=at,
         of_target=column,
-        table=table[by_depth],
-        starts=starts.tolist(),
+        table=table,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,11 @@ class Heads:
         self.spreading = layer.mixing if layer.mixing.device.type == "cpu" else self.mixing
         self.shapes = Shapes(self.mixing)
         self._two_steps: tuple[Heads, Tensor] | None = None
+
+    @cached_property
+    def from_output(self) -> Tensor:
+        """`to_z` the other way around, (d, n_heads d_head)."""
+        return self.to_z.T.contiguous()
 
     def add_pullback(self, R: Tensor, at_z: Tensor | None = None) -> None:
         """Add to gradients R (Q P, n, d) at attention's output what they become at the stream before it; `at_z` (Q P n,

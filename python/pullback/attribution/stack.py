@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
+from pullback.attribution.spans import Spans
 from pullback.lens import LayerTrace
 from pullback.lens.depth import n_depths
 from pullback.ops import SparseActivations
-from pullback.ops.edges import SpanShapes
 
 if TYPE_CHECKING:
     from pullback.attribution.local import LocalModel
@@ -31,6 +31,7 @@ class Reach(NamedTuple):
 
     acts: dict[tuple[str, int], SparseActivations]  # by kind and layer, as of the layout
     layout: Layout
+    spans: dict[tuple[str, int], slice]  # of the layout, all
 
 
 class Stack:
@@ -59,8 +60,7 @@ class Stack:
         self.zeroed = [torch.stack(rest) for rest in zip(*(one.zeroed or [] for one in locals), strict=True)]
         self._attn_constants = [one.attention.constant for one in locals]
         self._reach: dict[int, Reach] = {}
-        self._below: dict[tuple[int, int], Tensor] = {}
-        self._written: dict[int, Tensor] = {}
+        self._written: dict[tuple[str, int], Tensor] = {}
 
     @staticmethod
     def _by_layer(prompts: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
@@ -114,18 +114,22 @@ class Stack:
         for block in zip(*(one.layers for one in self.traces), strict=True):
             yield Heads(LayerTrace.stacked(block), self.precision)
 
+    def skip(self, i: int) -> Tensor | None:
+        """The skip path beside the features of layer i, if it has any."""
+        return self.sets.skip(i) if i in self.sets else None
+
     def writes_little(self, P: int) -> bool:
         """Whether what the first layer's attention writes, of every source at each of P positions, is a few blocks."""
         return P * P * self.n_prompts * self.embed.shape[2] <= BLOCKS * CARRIED
 
-    def written_by(self, u: Tensor, P: int) -> Iterator[tuple[slice, Tensor]]:
-        """What the first layer's attention writes at the first P positions of what the stream starts with there, u
-        (Q, T, d): source positions, and (Q, P, n_sources, d), a block of them at a time; of short prompts, kept."""
-        heads, T = self.heads[0], self.n_pos
+    def written_by(self, source: tuple[str, int], P: int) -> Iterator[tuple[slice, Tensor]]:
+        """What the first layer's attention writes at the first P positions of what the stream starts with there:
+        source positions, and (Q, P, n_sources, d), a block of them at a time; of short prompts, kept."""
+        heads, T, u = self.heads[0], self.n_pos, self.stream[source]
         if T * T * self.n_prompts * u.shape[2] <= CARRIED:
-            if id(u) not in self._written:
-                self._written[id(u)] = heads.written_by(u, slice(0, T), T)
-            yield slice(0, P), self._written[id(u)][:, :P, :P]
+            if source not in self._written:
+                self._written[source] = heads.written_by(u, slice(0, T), T)
+            yield slice(0, P), self._written[source][:, :P, :P]
             return
         step = max(1, CARRIED // (P * self.n_prompts * u.shape[2]))
         for first in range(0, P, step):
@@ -144,52 +148,32 @@ class Stack:
         everywhere: attention without biases, MLPs without errors."""
         return {leaf: u for leaf, u in self._all_leaves.items() if bool(u.any())}
 
+    @cached_property
+    def stream(self) -> dict[tuple[str, int], Tensor]:
+        """What the stream starts with (Q, T, d), by kind, and no layer."""
+        start = {("embedding", -1): self.embed}
+        return start if self.pos_embed is None else start | {("position", -1): self.pos_embed}
+
+    def vectors(self, name: tuple[str, int]) -> Tensor:
+        """Of `stream` or `leaves`."""
+        return self.stream[name] if name in self.stream else self.leaves[name]
+
     def reach(self, P: int) -> Reach:
         if P not in self._reach:
             acts = {which: self._features(which, P) for which in self.acts[0]}
             layout = Layout(acts, P * self.n_prompts, self.n_layers, self.pos_embed is not None, self.mlp_bias)
-            self._reach[P] = Reach(acts, layout)
+            self._reach[P] = Reach(acts, layout, layout.spans(n_depths(self.n_layers)))
         return self._reach[P]
 
-    def shapes(self, kinds: Sequence[tuple[int, int]]) -> SpanShapes:
-        """Where sources stand in a row of edges from the first P positions of all prompts, and in the layout of one.
-
-        A shape for every (P, depth), which lists what can matter at that depth: the first prompt's, then the next's.
-        """
-        found = [self._spans(*kind) for kind in kinds]
-        ptr = torch.tensor([0, *map(len, found)]).cumsum(0)
-        start, width, place = torch.cat(found).T
-        q = torch.arange(self.n_prompts)[:, None]
-        own_start, own_length = self._own_spans[:, place].unbind(2)
-        spans = torch.stack([start + q * width, own_start, torch.minimum(width, own_length)], 2)
-        ptr = torch.cat([(q * int(ptr[-1]) + ptr[:-1]).flatten(), torch.tensor([spans.shape[0] * spans.shape[1]])])
-        return SpanShapes(ptr, spans.flatten(0, 1))
-
-    def _spans(self, P: int, depth: int) -> Tensor:
-        """First column of the first prompt, length for each prompt, and place in the layout of every span of sources
-        below a depth, (n, 3)."""
-        if (P, depth) not in self._below:
-            below = self.reach(P).layout.spans(depth)
-            order = {which: place for place, which in enumerate(self._all_spans)}
-            found = [
-                (span.start, (span.stop - span.start) // self.n_prompts, order[which])
-                for which, span in below.items()
-                if which not in self._all_leaves or which in self.leaves
-            ]
-            self._below[P, depth] = torch.tensor(found, dtype=torch.long).view(-1, 3)
-        return self._below[P, depth]
-
     @cached_property
-    def _all_spans(self) -> list[tuple[str, int]]:
-        return list(self.layouts[0].spans(n_depths(self.n_layers)))
+    def spans(self) -> Spans:
+        silent = self._all_leaves.keys() - self.leaves.keys()
+        return Spans(self.layouts, self.acts, self.n_pos, self.n_layers, silent)
 
-    @cached_property
-    def _own_spans(self) -> Tensor:
-        """First source and length of each prompt's spans, (Q, n, 2)."""
-        spans = [own.spans(n_depths(self.n_layers)) for own in self.layouts]
-        return torch.tensor(
-            [[(own[which].start, own[which].stop - own[which].start) for which in self._all_spans] for own in spans]
-        )
+    def columns(self, P: int) -> Tensor:
+        """Where each span of each prompt begins in a row of edges from the first P positions of all prompts, (Q, S)."""
+        starts, stops = torch.tensor([(span.start, span.stop) for span in self.reach(P).spans.values()]).T
+        return starts + torch.arange(self.n_prompts)[:, None] * ((stops - starts) // self.n_prompts)
 
     def _features(self, which: tuple[str, int], P: int) -> SparseActivations:
         """Those at the first P positions, which are a prompt's first, as many of each prompt; no more than its own."""

@@ -48,6 +48,17 @@ class Vectors:
             self._pairs[lower] = taken.transpose(1, 2).flatten(1, 2)
         return self._pairs[lower]
 
+    def steps_by_pairs(self, lower: Heads, P: float) -> bool:
+        """Whether all pairs of heads take less work through a lower layer's attention than every one of P positions,
+        as exactly, and their patterns are small."""
+        if self.standing is None or not self.in_precision_of(lower):
+            return False
+        before = 1 + self.heads.n_heads  # vectors
+        pairs, T = lower.n_heads * before, lower.mixing.shape[-1]
+        by_pairs = pairs * (lower.d_head / self.readers + SPREADING * P)
+        by_position = P * (len(lower.from_v) + SPREADING * (P / 2 + before))
+        return by_pairs < by_position and lower.n_prompts * pairs * T * T <= PATTERNS
+
     def in_precision_of(self, lower: Heads) -> bool:
         """Whether products with the weights of a lower layer are as exact as these vectors."""
         dtypes = {t.dtype for t in (self.by_head, self.standing) if t is not None}
@@ -77,19 +88,11 @@ class Taken(NamedTuple):
     def add_step(self, lower: Heads, R: Tensor) -> bool:
         """Add to R, which holds these gradients, what they become below a lower layer's attention, where the few
         vectors take less work than what they have been spread to. Returns whether they did."""
-        P, above = len(R) // lower.n_prompts, self.vectors
-        if above.standing is None or not above.in_precision_of(lower) or not self._pays(lower, P):
+        above = self.vectors
+        if not above.steps_by_pairs(lower, len(R) / lower.n_prompts):
             return False
         add_heads(R, above.pairs(lower), self.at, lower.two_steps(above.heads), lower.read_scale[..., 0])
         return True
-
-    def _pays(self, lower: Heads, P: int) -> bool:
-        """Whether all pairs of heads take less work than every position, and their patterns are small."""
-        before = 1 + self.vectors.heads.n_heads  # vectors
-        pairs, T = lower.n_heads * before, lower.mixing.shape[-1]
-        by_pairs = pairs * (lower.d_head / self.vectors.readers + SPREADING * P)
-        by_position = P * (len(lower.from_v) + SPREADING * (P / 2 + before))
-        return by_pairs < by_position and lower.n_prompts * pairs * T * T <= PATTERNS
 
     def _spread(self, by_head: Tensor, P: int, standing: Tensor | None) -> Tensor:
         heads = self.vectors.heads
