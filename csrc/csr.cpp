@@ -26,29 +26,29 @@ void require_csr(const char* op, const View& indptr, const View& weights) {
 }  // namespace
 
 void csr_flow(const View& rows, const View& targets, const View& indptr, const View& sources, const View& scale,
-              const View& sizes, const View& total) {
+              const View& weights, bool sizes, const View& total) {
   const char* op = "csr_flow";
   const int64_t n = rows.shape.empty() ? 0 : rows.shape[0];
-  require_csr(op, indptr, sizes);
+  require_csr(op, indptr, weights);
   require_dense(op, "rows", rows, {-1}, 8);
   require_dense(op, "targets", targets, {n}, 8);
   require_dense(op, "scale", scale, {n}, 8);
-  require_dense(op, "sources", sources, {sizes.shape[0]}, 4);
+  require_dense(op, "sources", sources, {weights.shape[0]}, 4);
   require_dense(op, "total", total, {-1}, 8);
   require_below(op, "row", rows, indptr.shape[0] - 1);
   require_below(op, "node", targets, total.shape[0]);
-  with_float_type(op, sizes.itemsize, [&](auto zero) {
+  with_float_type(op, weights.itemsize, [&](auto zero) {
     using T = decltype(zero);
     const Table<T>& kernels = table<T>();
     const auto ids_below = pullback::kernels().ids_below;
     double* sum = total.as<double>();
     const int32_t* source = sources.as<int32_t>();
-    const T* size = sizes.as<T>();
+    const T* weight = weights.as<T>();
     for (int64_t r = 0; r < n; ++r) {
       const double into = sum[targets.as<int64_t>()[r]] * scale.as<double>()[r];
       const int64_t* ptr = indptr.as<int64_t>() + rows.as<int64_t>()[r];
       if (!ids_below(source + ptr[0], ptr[1] - ptr[0], total.shape[0])) require_ids(op, sources, total.shape[0]);
-      kernels.flow_row(source + ptr[0], size + ptr[0], ptr[1] - ptr[0], into, sum);
+      kernels.flow_row(source + ptr[0], weight + ptr[0], ptr[1] - ptr[0], into, sizes, sum);
     }
   });
 }
@@ -60,10 +60,10 @@ int64_t csr_runs(const View& sources, const View& first, const View& length) {
   require_dense(op, "length", length, {first.shape[0]}, 4);
   const int32_t* source = sources.as<int32_t>();
   const int64_t n = sources.shape[0], room = first.shape[0];
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
   int64_t runs = 0;
   for (int64_t e = 0; e < n;) {
-    int64_t end = e + 1;
-    while (end < n && source[end] == source[end - 1] + 1 && end - e < std::numeric_limits<int32_t>::max()) ++end;
+    const int64_t end = e + kernels().run_length(source + e, std::min<int64_t>(n - e, most));
     if (runs == room) return -1;
     first.as<int32_t>()[runs] = source[e];
     length.as<int32_t>()[runs++] = static_cast<int32_t>(end - e);
@@ -93,6 +93,7 @@ void csr_sums(const View& indptr, const View& sources, const View& weights, cons
     const int64_t* ptr = indptr.as<int64_t>();
     // Row by row, so that edges are read from memory once.
     parallel_for(n, weights.shape[0], [&](int64_t begin, int64_t end, int) {
+      std::vector<double> found(2 + n_masks);
       for (int64_t r = begin; r < end; ++r) {
         const int32_t* source = sources.as<int32_t>() + ptr[r];
         const T* weight = weights.as<T>() + ptr[r];
@@ -101,9 +102,10 @@ void csr_sums(const View& indptr, const View& sources, const View& weights, cons
           inside = false;
           return;
         }
-        kernels.sum_row(weight, count, sums.as<double>() + r, sizes.as<double>() + r);
-        for (int64_t m = 0; m < n_masks; ++m)
-          totals.as<double>()[m * n + r] = kernels.total_row(source, weight, count, factors.data() + m * n_nodes);
+        kernels.sum_row(source, weight, count, factors.data(), n_nodes, n_masks, found.data());
+        sums.as<double>()[r] = found[0];
+        sizes.as<double>()[r] = found[1];
+        for (int64_t m = 0; m < n_masks; ++m) totals.as<double>()[m * n + r] = found[2 + m];
       }
     });
   });

@@ -28,6 +28,12 @@ struct Rows {
   const int64_t *offsets, *shapes, *span_ptr;
   const Span* spans;
 
+  int64_t length(int64_t r) const {
+    int64_t n = 0;
+    for (int64_t s = span_ptr[shapes[r]]; s < span_ptr[shapes[r] + 1]; ++s) n += spans[s].length;
+    return n;
+  }
+
   // Calls f(span, its values) for the spans of row r in their order.
   template <class F>
   void each_span(int64_t r, const F& f) const {
@@ -203,9 +209,11 @@ void span_pack(const EdgeRowViews& rows, const View& ids, const View& begins, co
         T* weight = weights.as<T>() + begin[r];
         const T* end = weight + count[r];
         double gone = 0;
+        const bool whole = count[r] == of.length(r);  // then no edge of it is 0
         of.each_span(r, [&](const Span& span, const T* at) {
           const int32_t* to = id + span.source;
-          if (runs.hold(span) && end - weight >= span.length && kernels.count_nonzero(at, span.length) == span.length) {
+          if (runs.hold(span) && end - weight >= span.length &&
+              (whole || kernels.count_nonzero(at, span.length) == span.length)) {
             weight = std::copy(at, at + span.length, weight);
             std::iota(source, source + span.length, to[0]);
             source += span.length;

@@ -149,11 +149,11 @@ struct Table {
   void (*leaf_products)(const T* G, int64_t G_stride, int64_t n, const T* const* u, int64_t count, int64_t d,
                         T* const* out, int64_t out_stride);
 
-  // n edges of a row. total[source[e]] += into * size[e]; the sum of the weights and of their sizes; the sum of the
-  // sizes times what their sources count.
-  void (*flow_row)(const int32_t* source, const T* size, int64_t n, double into, double* total);
-  void (*sum_row)(const T* weight, int64_t n, double* sum, double* size);
-  double (*total_row)(const int32_t* source, const T* weight, int64_t n, const double* counts);
+  // n edges of a row. total[source[e]] += into * weight[e], or times its size; the sum of the weights, that of their
+  // sizes, and for each of m masks, n_nodes numbers, that of the sizes times what their sources count: sums[2 + m].
+  void (*flow_row)(const int32_t* source, const T* weight, int64_t n, double into, bool sizes, double* total);
+  void (*sum_row)(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes, int64_t m,
+                  double* sums);
 
   // How many of n values are not 0.
   int64_t (*count_nonzero)(const T* values, int64_t n);
@@ -240,6 +240,9 @@ struct Kernels {
 
   // Whether n ids lie in 0..bound-1.
   bool (*ids_below)(const int32_t* ids, int64_t n, int64_t bound);
+
+  // How many of n ids follow the first one in succession, itself included.
+  int64_t (*run_length)(const int32_t* ids, int64_t n);
 
   // With bfloat16 targets, decoder rows, or both, summed in float32.
   ContractTile<float, bf16, float> contract_bf16_targets;

@@ -34,38 +34,27 @@ inline Vec<double> widened(const T* p) {
 inline Vec<double> size_of(Vec<double> v) { return v < 0 ? -v : v; }
 inline double size_of(double v) { return std::fabs(v); }
 
-// total[source[e]] += into * size[e], in their order.
-template <class T>
-void flow_row(const int32_t* source, const T* size, int64_t n, double into, double* total) {
+// total[source[e]] += into * weight[e], or times its size, in their order.
+template <class T, bool sizes>
+inline void add_row(const int32_t* source, const T* weight, int64_t n, double into, double* total) {
+  const auto counted = [](auto v) { return sizes ? size_of(v) : v; };
   int64_t e = 0;
   while (e < n) {
     if (e + edge_block <= n && successive(source + e)) {
       double* to = total + source[e];
       for (int64_t i = 0; i < edge_block; i += lanes<double>)
-        store(to + i, load(to + i) + into * widened(size + e + i));
+        store(to + i, load(to + i) + into * counted(widened(weight + e + i)));
       e += edge_block;
     } else {
-      for (const int64_t end = std::min(n, e + edge_block); e < end; ++e) total[source[e]] += into * size[e];
+      for (const int64_t end = std::min(n, e + edge_block); e < end; ++e)
+        total[source[e]] += into * counted(double(weight[e]));
     }
   }
 }
 
-// The sum of the weights, and of their sizes.
 template <class T>
-void sum_row(const T* weight, int64_t n, double* sum, double* size) {
-  Vec<double> sums = {}, sizes = {};
-  int64_t e = 0;
-  for (; e + lanes<double> <= n; e += lanes<double>) {
-    const Vec<double> w = widened(weight + e);
-    sums += w;
-    sizes += size_of(w);
-  }
-  *sum = fold<Add, double>(sums);
-  *size = fold<Add, double>(sizes);
-  for (; e < n; ++e) {
-    *sum += weight[e];
-    *size += size_of(double(weight[e]));
-  }
+void flow_row(const int32_t* source, const T* weight, int64_t n, double into, bool sizes, double* total) {
+  return sizes ? add_row<T, true>(source, weight, n, into, total) : add_row<T, false>(source, weight, n, into, total);
 }
 
 // What some sources count.
@@ -75,19 +64,54 @@ inline Vec<double> counts_of(const int32_t* source, const double* counts) {
   return each;
 }
 
-// The sum of the sizes times what each source counts.
-template <class T>
-double total_row(const int32_t* source, const T* weight, int64_t n, const double* counts) {
-  Vec<double> sums = {};
+// The sum of the weights, that of their sizes, and for each of M masks that of the sizes times what their sources count.
+template <class T, int M>
+inline void sum_with(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes,
+                     double* sums) {
+  Vec<double> each[2 + M] = {};
   int64_t e = 0;
   for (; e + edge_block <= n; e += edge_block) {
-    const bool together = successive(source + e);
-    for (int64_t i = e; i < e + edge_block; i += lanes<double>)
-      sums += (together ? load(counts + source[i]) : counts_of(source + i, counts)) * size_of(widened(weight + i));
+    const bool together = M > 0 && successive(source + e);
+    for (int64_t i = e; i < e + edge_block; i += lanes<double>) {
+      const Vec<double> w = widened(weight + i), size = size_of(w);
+      each[0] += w;
+      each[1] += size;
+      for (int m = 0; m < M; ++m) {
+        const double* counts = masks + m * n_nodes;
+        each[2 + m] += (together ? load(counts + source[i]) : counts_of(source + i, counts)) * size;
+      }
+    }
   }
-  double total = fold<Add, double>(sums);
-  for (; e < n; ++e) total += counts[source[e]] * size_of(double(weight[e]));
-  return total;
+  for (int s = 0; s < 2 + M; ++s) sums[s] = fold<Add, double>(each[s]);
+  for (; e < n; ++e) {
+    const double size = size_of(double(weight[e]));
+    sums[0] += weight[e];
+    sums[1] += size;
+    for (int m = 0; m < M; ++m) sums[2 + m] += masks[m * n_nodes + source[e]] * size;
+  }
+}
+
+template <class T>
+void sum_row(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes, int64_t m,
+             double* sums) {
+  if (m == 0) return sum_with<T, 0>(source, weight, n, masks, n_nodes, sums);
+  // Two masks at a time: the first two sums come out the same every time.
+  double some[4];
+  for (int64_t i = 0; i < m; i += 2) {
+    const double* own = masks + i * n_nodes;
+    m - i > 1 ? sum_with<T, 2>(source, weight, n, own, n_nodes, some) : sum_with<T, 1>(source, weight, n, own, n_nodes, some);
+    sums[0] = some[0];
+    sums[1] = some[1];
+    for (int64_t j = i; j < std::min(m, i + 2); ++j) sums[2 + j] = some[2 + j - i];
+  }
+}
+
+// How many of n ids follow the first one in succession, itself included.
+inline int64_t run_length(const int32_t* ids, int64_t n) {
+  int64_t e = 1;
+  while (e + edge_block <= n && ids[e] == ids[e - 1] + 1 && successive(ids + e)) e += edge_block;
+  while (e < n && ids[e] == ids[e - 1] + 1) ++e;
+  return e;
 }
 
 // Whether ids lie in 0..bound-1.

@@ -36,7 +36,7 @@ constexpr Table<T> table() {
   return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>,  segment_features<T>,  contract_tile<T, T, T>,
           residual_rows<T>,  moments_rows<T>,     norm_rows<T>,     gradient_features<T>, adam_features<T>,
           spread_columns<T>, mix_back_columns<T>, leaf_products<T>, flow_row<T>,          sum_row<T>,
-          total_row<T>,      count_nonzero<T>,    product_rows<T>};
+          count_nonzero<T>,  product_rows<T>};
 }
 
 }  // namespace
@@ -53,6 +53,7 @@ const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,
                                   choose_above,
                                   shadow_rows,
                                   ids_below,
+                                  run_length,
                                   contract_tile<float, bf16, float>,
                                   contract_tile<float, float, bf16>,
                                   contract_tile<float, bf16, bf16>};

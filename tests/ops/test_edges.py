@@ -103,23 +103,22 @@ def test_totals_and_flow(backend: str, seed: int, n: int, dtype: torch.dtype) ->
     initial, expected = total.clone(), total.clone()
     for r in range(n):
         expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double().abs()
-    csr = dense.abs()
-    sources = csr.nonzero()[:, 1].int()
-    indptr = torch.cat([torch.zeros(1, dtype=torch.long), (csr != 0).sum(1).cumsum(0)])
+    sources, weights = dense.nonzero()[:, 1].int(), dense[dense != 0]
+    indptr = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
     again = total.clone()
     # The rows of the CSR stand in another order than they are gone through.
     order = torch.randperm(n, generator=generator)
     with ops.use_backend(backend):
         torch.testing.assert_close(span_totals(rows, counted), dense.double().abs()[:, counted].sum(1))
         span_flow(rows, targets, scale, total)
-        csr_flow(torch.arange(n), targets, indptr, sources, scale, csr[csr != 0], again)
+        csr_flow(torch.arange(n), targets, indptr, sources, scale, weights, again, sizes=True)
         shuffled = initial.clone()
-        csr_flow(order, targets[order], indptr, sources, scale[order], csr[csr != 0], shuffled)
+        csr_flow(order, targets[order], indptr, sources, scale[order], weights, shuffled, sizes=False)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(again, expected)
     expected = initial.clone()
     for r in order:
-        expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double().abs()
+        expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double()
     torch.testing.assert_close(shuffled, expected)
 
 
@@ -171,10 +170,23 @@ def test_nothing_outside_is_touched() -> None:
         span_flow(rows, torch.full((4,), 99), torch.ones(4).double(), torch.ones(N_SOURCES).double())
     one, total, edge = torch.ones(1).double(), torch.ones(50).double(), dense[0, :1]
     with pytest.raises(ValueError, match="indptr must ascend from 0 to 1"):
-        csr_flow(torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 2]), ids[:1].abs(), one, edge, total)
+        csr_flow(
+            torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 2]), ids[:1].abs(), one, edge, total, sizes=False
+        )
     with pytest.raises(ValueError, match="feature id 60 at entry 0"):
-        csr_flow(torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 1]), torch.tensor([60]).int(), one, edge, total)
+        csr_flow(
+            torch.tensor([0]),
+            torch.tensor([0]),
+            torch.tensor([0, 1]),
+            torch.tensor([60]).int(),
+            one,
+            edge,
+            total,
+            sizes=False,
+        )
     with pytest.raises(ValueError, match="feature id -1 at entry 0"):
         csr_sums(torch.tensor([0, 1]), torch.tensor([-1]).int(), edge, torch.ones(2, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match="no row 1"):
-        csr_flow(torch.tensor([1]), torch.tensor([0]), torch.tensor([0, 1]), ids[:1].abs(), one, edge, total)
+        csr_flow(
+            torch.tensor([1]), torch.tensor([0]), torch.tensor([0, 1]), ids[:1].abs(), one, edge, total, sizes=False
+        )

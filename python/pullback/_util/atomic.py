@@ -83,10 +83,11 @@ def must_be_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is written there becomes `path` when the block ends well.
 
-    Parent directories are created. The mode of an existing file is kept.
+    Parent directories are created. The mode of an existing file is kept. Without `sync_name` the caller does
+    `sync_directory`, after several files: should the machine die before, some of them may still have their old content.
 
     Raises: OSError of the file system (full disk, permissions); `path` then still holds its old content.
     """
@@ -105,21 +106,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename == os.fspath(temporary):
             error.filename = os.fspath(path)  # the name that the caller knows
         raise
-    sync_directory(target.parent)
+    if sync_name:
+        sync_directory(target.parent)
 
 
 @contextmanager
 def atomic_write(
-    path: str | os.PathLike[str], mode: str = "wb", *, encoding: str | None = None, newline: str | None = None
+    path: str | os.PathLike[str],
+    mode: str = "wb",
+    *,
+    encoding: str | None = None,
+    newline: str | None = None,
+    sync_name: bool = True,
 ) -> Iterator[IO[Any]]:
     """Open `path` for writing ("wb" or "w"; text is UTF-8 unless told otherwise); the file appears only when the block
-    ends well."""
+    ends well. `sync_name` as of `atomic_path`."""
     if mode not in ("wb", "w"):
         raise ValueError(f'atomic_write: mode must be "wb" or "w" (a file is always rewritten whole), got {mode!r}')
     if mode == "w" and encoding is None:
         encoding = "utf-8"
     with (
-        atomic_path(path) as temporary,
+        atomic_path(path, sync_name=sync_name) as temporary,
         open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file,
     ):
         yield file

@@ -55,7 +55,7 @@ def effects(graph: Graph, targets: Tensor) -> Effects:
     A feature on the way passes on what it is given in proportion to its pre-activation: its gate is frozen.
     """
     value, inverse = values(graph), inverses(graph)
-    flow = inf.Flow(graph, graph.weights, inverse)
+    flow = inf.Flow(graph, graph.weights, inverse, sizes=False)
     direct = torch.zeros(len(targets), graph.n_nodes, dtype=torch.float64)
     for into, t in zip(direct, targets.tolist(), strict=True):
         row = slice(int(graph.indptr[t]), int(graph.indptr[t + 1]))

@@ -23,19 +23,19 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
     Without `bias`, the input that is shared out leaves bias, position and own leaves aside, as circuit-tracer does,
     which has no such nodes; their own entries keep the same denominator.
     """
-    sizes, scale = shares(graph, bias=bias)
-    return torch.repeat_interleave(scale, graph.indptr.diff()).mul_(sizes)
+    weights, scale = shares(graph, bias=bias)
+    return torch.repeat_interleave(scale, graph.indptr.diff()).mul_(weights).abs_()
 
 
 def shares(graph: Graph, *, bias: bool) -> tuple[Tensor, Tensor]:
-    """The same as a product of the sizes of edges, (n_edges), and a factor for each target, (n_nodes) float64."""
+    """The same as a product of edges (n_edges), whose sizes count, and a factor for each target, (n_nodes) float64."""
     counts, total = _counted(graph, bias)
-    sizes = graph.weights.abs()
+    weights = graph.weights
     alone = (total <= EPS) & (graph.indptr.diff() > 0)
     if bool(alone.any()):
         # A bias without company that counts has no share: it would be its size times 1 / EPS.
-        sizes[alone[graph.rows()] & ~counts[graph.sources]] = 0
-    return sizes, 1 / total.clamp(min=EPS)
+        weights = weights.masked_fill(alone[graph.rows()] & ~counts[graph.sources], 0)
+    return weights, 1 / total.clamp(min=EPS)
 
 
 def _counted(graph: Graph, bias: bool) -> tuple[Tensor, Tensor]:
@@ -64,19 +64,21 @@ class Flow:
     from the top down.
 
     Args:
-        sizes: of edges, (n_edges).
+        weights: of edges, (n_edges).
         scale: by which those into each target are multiplied, (n_nodes) float64.
+        sizes: whether weights count without their signs.
     """
 
-    def __init__(self, graph: Graph, sizes: Tensor, scale: Tensor) -> None:
-        self.graph, self.sizes = graph, sizes
+    def __init__(self, graph: Graph, weights: Tensor, scale: Tensor, *, sizes: bool = True) -> None:
+        self.graph, self.weights, self.sizes = graph, weights, sizes
         self.targets = top_down(graph)
         self.scale = scale[self.targets]
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Of float64. Raises ValueError for NaN or infinite shares."""
         total, graph = weight.clone(), self.graph
-        csr_flow(self.targets, self.targets, graph.indptr, graph.sources, self.scale, self.sizes, total)
+        edges = graph.indptr, graph.sources, self.scale, self.weights
+        csr_flow(self.targets, self.targets, *edges, total, sizes=self.sizes)
         return must_be_finite(total)
 
 
@@ -117,17 +119,17 @@ def influence_on(graph: Graph, targets: Tensor, *, bias: bool = False) -> Tensor
 
 def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
     """Share of each edge times the influence of its target, (n_edges)."""
-    sizes, scale = shares(graph, bias=bias)
-    reached = Flow(graph, sizes, scale)(graph.target_weights.double()) * scale
-    return torch.repeat_interleave(reached, graph.indptr.diff()).mul_(sizes)
+    weights, scale = shares(graph, bias=bias)
+    reached = Flow(graph, weights, scale)(graph.target_weights.double()) * scale
+    return torch.repeat_interleave(reached, graph.indptr.diff()).mul_(weights.abs())
 
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
     counted, error = _counted(graph, bias)[0], graph.of_kind(*ERRORS)
-    sizes, scale = shares(graph, bias=bias)
+    weights, scale = shares(graph, bias=bias)
     weight = graph.target_weights.double()
-    reached = Flow(graph, sizes, scale)(weight)
+    reached = Flow(graph, weights, scale)(weight)
     influence = reached - weight
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
     from_errors = float(influence[error].sum())

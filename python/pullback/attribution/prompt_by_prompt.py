@@ -196,7 +196,7 @@ class PromptByPrompt:
         if taken is not None and taken.steps_by_pairs(heads, self.positions):
             self._spread(taken.pairs(heads), heads.two_steps(taken.heads), scale, None)
             return
-        to_z, mixing, from_v = (self._lend(t) for t in (heads.from_output, heads.mixing, heads.from_v))
+        to_z, mixing, from_v = (self._lend(t) for t in (heads.from_output, heads.mixing, heads.from_v.contiguous()))
         self._descent.through_heads(to_z, mixing, self._lend(scale), from_v, heads.n_heads)
 
     def written(self, source: Source) -> None:

@@ -73,7 +73,7 @@ class Thinned(NamedTuple):
 
     def flow(self, targets: Tensor, scale: Tensor, total: Tensor) -> None:
         indptr = torch.nn.functional.pad(self.per_row.cumsum(0), (1, 0))
-        csr_flow(torch.arange(len(targets)), targets, indptr, self.sources, scale, self.weights.abs(), total)
+        csr_flow(torch.arange(len(targets)), targets, indptr, self.sources, scale, self.weights, total, sizes=True)
 
 
 class Block(NamedTuple):

@@ -129,14 +129,22 @@ def span_flow(rows: SpanRows, targets: Tensor, scale: Tensor, total: Tensor) -> 
 
 
 def csr_flow(
-    rows: Tensor, targets: Tensor, indptr: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor
+    rows: Tensor,
+    targets: Tensor,
+    indptr: Tensor,
+    sources: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+    total: Tensor,
+    *,
+    sizes: bool,
 ) -> None:
-    """The same of rows of a CSR (indptr, sources int32, sizes, which may have signs), in the order of `rows`: row
-    rows[r] leads into targets[r].
+    """The same of rows of a CSR (indptr, sources int32, weights), in the order of `rows`: row rows[r] leads into
+    targets[r]. Without `sizes`, weights count with their signs.
 
     Raises ValueError for ids that are no nodes, rows that there are not, and a CSR that contradicts itself.
     """
-    _run("csr_flow", rows, targets, indptr, sources, scale, sizes, total)
+    _run("csr_flow", rows, targets, indptr, sources, scale, weights, sizes, total)
 
 
 def csr_runs(sources: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -104,7 +104,7 @@ class _Passes:
         for site, nodes, scale in self.levels:
             cut = ~gate.keeps(total[nodes], site, self.whole) & ~self.free[nodes]
             total[nodes[cut]] = 0.0
-            csr_flow(nodes, nodes, graph.indptr, graph.sources, scale, graph.weights, total)
+            csr_flow(nodes, nodes, graph.indptr, graph.sources, scale, graph.weights, total, sizes=False)
         inf.must_be_finite(total)
         kept = total.clone()
         for site, leaves in self.leaves:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from pullback._util.atomic import sync_directory
 from pullback._util.memory import out_of_memory
 from pullback.attribution.graph import Graph
+from pullback.attribution.io import save
 from pullback.attribution.local import fitted_saes, fitted_transcoders, local_models
 from pullback.attribution.many.index import COLUMNS, OK, Journal, has_parquet, journalled, read_index, write_index
 from pullback.attribution.many.plan import Numbered, batches, claim, described, numbered
@@ -147,11 +149,13 @@ class _Work:
     def rows(self, task: _Task) -> list[dict[str, Any]]:
         """Explain a batch, write the files of the wanted prompts, and say what is known of them. All of the batch is
         computed even if part of it is done: so the sums come out in the same order."""
-        return [
+        rows = [
             _failed(prompt, graph) if isinstance(graph, str) else self._written(prompt, graph, seconds)
             for prompt, graph, seconds in self._graphs(task.batch)
             if prompt.number in task.wanted
         ]
+        sync_directory(self.folder)
+        return rows
 
     def _graphs(self, batch: Sequence[Numbered]) -> Iterator[tuple[Numbered, Graph | str, float]]:
         """Graphs of all of a batch, and the seconds that each took, or of a part of it after the other: where they
@@ -191,7 +195,7 @@ class _Work:
     def _written(self, prompt: Numbered, graph: Graph, seconds: float) -> dict[str, Any]:
         scores, answers = graph.scores(), graph.answers()
         written = graph if self.pruned is None else graph.prune(*self.pruned)
-        written.save(self.folder / prompt.file)
+        save(written, self.folder / prompt.file, sync_name=False)
         return {
             "number": prompt.number,
             "file": prompt.file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from pullback.attribution.gather import stacked_rows
 from pullback.attribution.graph import Graph
 from pullback.attribution.local import LocalModel
 from pullback.attribution.memory import BYTES_PER_EDGE, expected_edges
+from pullback.attribution.prompt_by_prompt import suits
 from pullback.attribution.settings import Settings
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, feature_batch, joined
@@ -68,7 +70,8 @@ def _rows_of_all(batches: Sequence[Batches]) -> None:
     """Every prompt's rounds side by side, until the last of them has all its rows."""
     stack = Stack([one.local for one in batches])
     rounds = [one.rounds() for one in batches]
-    size = min(one.batch_size for one in batches)
+    # Where each target's gradients are gone before the next one's come, all may be named together.
+    size = sys.maxsize if suits(stack) else min(one.batch_size for one in batches)
     while True:
         wanted = [next(names, _NOTHING) for names in rounds]
         longest = max(len(names) for names in wanted)

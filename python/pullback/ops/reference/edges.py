@@ -62,11 +62,19 @@ def span_flow(rows: SpanRows, targets: Tensor, scale: Tensor, total: Tensor) -> 
 
 
 def csr_flow(
-    rows: Tensor, targets: Tensor, indptr: Tensor, sources: Tensor, scale: Tensor, sizes: Tensor, total: Tensor
+    rows: Tensor,
+    targets: Tensor,
+    indptr: Tensor,
+    sources: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+    sizes: bool,
+    total: Tensor,
 ) -> None:
+    counted = weights.abs() if sizes else weights
     for row, target, factor in zip(rows, targets, scale, strict=True):
         own = slice(*indptr[row : row + 2].tolist())
-        total.index_add_(0, sources[own], total[target] * factor * sizes[own].double())
+        total.index_add_(0, sources[own], total[target] * factor * counted[own].double())
 
 
 def csr_runs(sources: Tensor, first: Tensor, length: Tensor) -> int:
