@@ -34,11 +34,14 @@ class Spans:
         self.n_prompts = len(layouts)
         self.names = list(layouts[0].spans(depths))
         self.starts = torch.tensor([[span.start for span in own.spans(depths).values()] for own in layouts])
-        every = torch.arange(n_pos + 1).expand(self.n_prompts, -1)
+        one_each = {True: torch.arange(n_pos + 1), False: torch.zeros(n_pos + 1, dtype=torch.long)}
         ends = [
-            torch.stack([one[name].indptr.cpu() for one in acts]) if name in acts[0] else every for name in self.names
+            torch.stack([one[name].indptr.cpu() for one in acts])
+            if name in acts[0]
+            else one_each[span.stop > span.start].expand(self.n_prompts, -1)
+            for name, span in layouts[0].spans(depths).items()
         ]
-        self._ends = torch.stack(ends, 1)  # (Q, S, T + 1), sources at the first positions; (Q, S) are the starts
+        self._ends = torch.stack(ends, 1)  # (Q, S, T + 1), sources at the first positions
         below = [layouts[0].spans(depth).keys() - silent for depth in range(depths + 1)]
         self._listed = torch.tensor([[name in names for name in self.names] for names in below])
 
