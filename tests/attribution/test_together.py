@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 import pullback as pb
 from pullback.attribution import nodes as k
-from pullback.attribution import taken
-from pullback.attribution.heads import Heads
 from pullback.attribution.local import fitted_transcoders, local_models
 from pullback.attribution.many.together import attribute_together
 from pullback.attribution.settings import Settings
@@ -127,28 +125,3 @@ def test_the_autograd_engine_takes_them_one_by_one() -> None:
     linear = together(lens, sets, prompts, max_n_logits=1)
     for ours, oracle in zip(linear, together(lens, sets, prompts, max_n_logits=1, engine="autograd"), strict=True):
         assert_same_edges(ours, oracle, 1e-9)
-
-
-@pytest.mark.parametrize("name", ["LN-gqa-standard-plain", "RMS-mha-rotary-gated"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_pairs_of_heads_bring_what_positions_do(name: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second attention on the way down, by each pair of heads and by each position: the same edges."""
-    lens = as_lens(models.build(name))
-    sets, prompts = models.random_set(lens), prompts_of(n, 6)
-    took: list[bool] = []
-    step = taken.Taken.add_step
-
-    def counted(self: taken.Taken, lower: Heads, R: torch.Tensor) -> bool:
-        took.append(step(self, lower, R))
-        return took[-1]
-
-    monkeypatch.setattr(taken.Taken, "add_step", counted)
-    monkeypatch.setattr(taken, "SPREADING", -100)
-    by_pairs = together(lens, sets, prompts)
-    assert any(took)
-    took.clear()
-    monkeypatch.setattr(taken, "PATTERNS", 0)
-    by_position = together(lens, sets, prompts)
-    assert not any(took)
-    for pairs, position in zip(by_pairs, by_position, strict=True):
-        assert_same_edges(pairs, position, 1e-12)
