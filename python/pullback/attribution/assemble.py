@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,15 +10,15 @@ from torch import Tensor
 from pullback.attribution import nodes as k
 from pullback.attribution.explained import Explained
 from pullback.attribution.graph import Graph
-from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
-from pullback.ops import SparseActivations
 
 
-def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]) -> Graph:
+def assemble(
+    all_sources: k.Nodes, explained: Explained, edges: EdgeRows, chosen: Tensor, meta: dict[str, Any]
+) -> Graph:
     """The graph on the chosen features (places, ascending); what other features contribute becomes dropped mass. Takes
     the rows out of `edges`, so that their memory is free for what follows."""
-    layout = local.layout
+    layout = edges.layout
     first, K = layout.all_features.start, len(explained)
     keep = torch.ones(layout.n_sources, dtype=torch.bool)
     keep[layout.all_features] = False
@@ -45,7 +44,7 @@ def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: T
     # The sources of a row ascend, and its own leaf stands behind them all.
     begin = indptr[target_node]
     sources = torch.empty(int(indptr[-1]), dtype=torch.int32)
-    weights = torch.empty(len(sources), dtype=local.trace.embed.dtype)
+    weights = torch.empty(len(sources), dtype=all_sources.activation.dtype)
     at_own = (begin + kept)[has_own]
     sources[at_own], weights[at_own] = (n_sources + own_rank)[has_own].int(), own[has_own].to(weights.dtype)
     dropped = torch.zeros(n_nodes, dtype=torch.float64)
@@ -59,7 +58,7 @@ def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: T
     target_weights[n_nodes - K :] = explained.weights
     target_weights[new_id[first + explained.features]] = explained.feature_weights
     return Graph(
-        nodes=_nodes(local, explained, keep, target_of_own),
+        nodes=_nodes(all_sources, explained, keep, target_of_own),
         indptr=indptr,
         sources=sources,
         weights=weights,
@@ -69,9 +68,8 @@ def assemble(local: LocalModel, explained: Explained, edges: EdgeRows, chosen: T
     )
 
 
-def _nodes(local: LocalModel, explained: Explained, keep: Tensor, target_of_own: Tensor) -> k.Nodes:
+def _nodes(sources: k.Nodes, explained: Explained, keep: Tensor, target_of_own: Tensor) -> k.Nodes:
     """The node table: kept sources in layout order, own leaves, what is explained besides."""
-    sources = _sources(local)
     if not bool(keep.all()):
         sources = sources[keep]
     targets = torch.where(target_of_own < len(sources), target_of_own, target_of_own - len(target_of_own))
@@ -85,43 +83,6 @@ def _nodes(local: LocalModel, explained: Explained, keep: Tensor, target_of_own:
         preactivation=torch.full_like(targets, torch.nan, dtype=both.activation.dtype),
     )
     return _concat([sources, own, explained.nodes])
-
-
-def _sources(local: LocalModel) -> k.Nodes:
-    """All sources, in layout order."""
-    t, T, dtype = local.trace, local.n_pos, local.trace.embed.dtype
-    positions, ones, none = torch.arange(T), torch.ones(T, dtype=dtype), torch.full((T,), -1)
-    nothing = ones * torch.nan
-    parts: list[tuple[int, int]] = []  # kind and layer
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # pos, feature, activation, preactivation
-
-    def add(kind: int, layer: int, feature: Tensor, activation: Tensor = ones) -> None:
-        parts.append((kind, layer))
-        columns.append((positions, feature, activation.to(dtype).cpu(), nothing))
-
-    def add_features(kind: int, acts: Mapping[int, SparseActivations]) -> None:
-        for layer, active in sorted(acts.items()):
-            parts.append((kind, layer))
-            values = active.values.to(dtype).cpu()
-            columns.append((active.rows().cpu(), active.indices.cpu().long(), values, values))
-
-    add(k.EMBEDDING, -1, t.tokens.cpu())
-    if t.pos_embed is not None:
-        add(k.POSITION, -1, none)
-    add_features(k.FEATURE, local.acts)
-    add_features(k.ATTENTION_FEATURE, local.attention.acts)
-    for i, error in enumerate(local.errors):
-        add(k.ERROR, i, none, error.norm(dim=-1))
-    for i, error in sorted(local.attention.errors.items()):
-        add(k.ATTENTION_ERROR, i, none, error.norm(dim=-1))
-    for i in sorted(local.mlp_bias):
-        add(k.BIAS, i, torch.full((T,), k.BIAS_KINDS.index("mlp")))
-    for i in range(local.n_layers):
-        add(k.BIAS, i, torch.full((T,), k.BIAS_KINDS.index("attn")))
-    pos, feature, activation, preactivation = (torch.cat(column) for column in zip(*columns, strict=True))
-    sizes = torch.tensor([len(column[0]) for column in columns])
-    kind, layer = torch.tensor(parts, dtype=torch.int32).T.repeat_interleave(sizes, 1)
-    return k.Nodes(kind.to(torch.int8), layer, pos.to(torch.int32), feature, activation, preactivation)
 
 
 def _concat(parts: list[k.Nodes]) -> k.Nodes:

@@ -18,6 +18,7 @@ from pullback.attribution.local import LocalModel, local_model
 from pullback.attribution.memory import estimated
 from pullback.attribution.offload import out_of_memory
 from pullback.attribution.settings import CHECK_TOLERANCE, Settings
+from pullback.attribution.source_nodes import source_nodes
 from pullback.lens import Lens, as_lens, offloaded
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
@@ -131,7 +132,7 @@ def attribute_local(lens: Lens, local: LocalModel, settings: Settings, meta: Map
     with offloaded(lens.model, settings.offload):
         batches = Batches(lens, local if settings.offload is None else out_of_memory(local), what, settings)
         batches.run()
-    return finish(lens, batches, meta)
+    return finish(lens, batches, source_nodes(batches.local.stack)[0], meta)
 
 
 def begin(lens: Lens, local: LocalModel, settings: Settings) -> Batches:
@@ -151,12 +152,12 @@ def _explained(lens: Lens, local: LocalModel, settings: Settings) -> Explained:
 
 
 @torch.no_grad()
-def finish(lens: Lens, batches: Batches, meta: Mapping[str, Any] | None = None) -> Graph:
-    """The graph of all the rows. Raises ValueError where edges do not add up."""
+def finish(lens: Lens, batches: Batches, sources: k.Nodes, meta: Mapping[str, Any] | None = None) -> Graph:
+    """The graph of all the rows, whose edges come from these sources. Raises ValueError where edges do not add up."""
     local, what = batches.local, batches.explained
     settings = {"generation_settings": batches.settings.written(local.precision)}
     told = _meta(lens, local, what) | settings | dict(meta or {})
-    graph = assemble(local, what, batches.edges, batches.chosen, told)
+    graph = assemble(sources, what, batches.edges, batches.chosen, told)
     _must_add_up(graph, lens, local.precision)
     return graph
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
-from operator import or_
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,7 +78,13 @@ class Graph:
 
     def of_kind(self, *kinds: int) -> Tensor:
         """Boolean mask over nodes."""
-        return reduce(or_, (self.nodes.kind == kind for kind in kinds))
+        asked = torch.zeros(len(KINDS), dtype=torch.bool)
+        asked[list(kinds)] = True
+        return asked[self._kinds]
+
+    @cached_property
+    def _kinds(self) -> Tensor:
+        return self.nodes.kind.long()
 
     @property
     def target_weights(self) -> Tensor:

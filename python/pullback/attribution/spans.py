@@ -42,6 +42,7 @@ class Spans:
             for name, span in layouts[0].spans(depths).items()
         ]
         self._ends = torch.stack(ends, 1)  # (Q, S, T + 1), sources at the first positions
+        self.sizes = self._ends[..., -1]  # (Q, S)
         below = [layouts[0].spans(depth).keys() - silent for depth in range(depths + 1)]
         self._listed = torch.tensor([[name in names for name in self.names] for names in below])
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pullback.attribution import nodes as k
 from pullback.attribution.batches import Batches
 from pullback.attribution.build import attribute_local, begin, finish
 from pullback.attribution.gather import stacked_rows
@@ -18,6 +19,7 @@ from pullback.attribution.local import LocalModel
 from pullback.attribution.memory import BYTES_PER_EDGE, expected_edges
 from pullback.attribution.prompt_by_prompt import suits
 from pullback.attribution.settings import Settings
+from pullback.attribution.source_nodes import source_nodes
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, feature_batch, joined
 from pullback.lens import Lens
@@ -50,10 +52,13 @@ def attribute_together(
         )
     begun = [_or_why(begin, lens, local, settings) for local in locals]
     able = [one for one in begun if isinstance(one, Batches)]
+    sources: Iterator[k.Nodes] = iter(())
     if able:
-        _rows_of_all(able)
+        stack = Stack([one.local for one in able])
+        _rows_of_all(stack, able)
+        sources = iter(source_nodes(stack))
     return (
-        _or_why(finish, lens, one, meta) if isinstance(one, Batches) else one
+        _or_why(finish, lens, one, next(sources), meta) if isinstance(one, Batches) else one
         for one, meta in zip(begun, metas, strict=True)
     )
 
@@ -66,9 +71,8 @@ def _or_why(do: Callable[..., Result], *arguments: Any) -> Result | str:
         return str(error)
 
 
-def _rows_of_all(batches: Sequence[Batches]) -> None:
+def _rows_of_all(stack: Stack, batches: Sequence[Batches]) -> None:
     """Every prompt's rounds side by side, until the last of them has all its rows."""
-    stack = Stack([one.local for one in batches])
     rounds = [one.rounds() for one in batches]
     # Where each target's gradients are gone before the next one's come, all may be named together.
     size = sys.maxsize if suits(stack) else min(one.batch_size for one in batches)
