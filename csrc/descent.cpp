@@ -11,6 +11,8 @@
 namespace pullback {
 namespace {
 
+constexpr int64_t panel_targets = 64;  // of a prompt, for which panels pay
+
 // Memory at the beginning of a cache line.
 struct Scratch {
   explicit Scratch(int64_t bytes) : memory(bytes + line), data(memory.data()) {
@@ -151,6 +153,7 @@ void Descent::contract(const View& indptr, const View& indices, const View& valu
   });
   with_float_type(op, itemsize_, [&](auto zero) {
     using T = decltype(zero);
+    if (row_.shape[0] >= panel_targets * n_prompts_) return contract_by_panels<T>(ptr, indices, values, W, n_pos, to);
     steps_.push_back([=, this, begin = first_position()](const Tile& tile) {
       const int64_t* own = ptr + tile.prompt * n_pos;
       T* edges = reinterpret_cast<T*>(tile.edges) + of_tile(to, tile.index);
@@ -159,6 +162,31 @@ void Descent::contract(const View& indptr, const View& indices, const View& valu
                                  indices.as<int32_t>() + own[p], values.as<T>() + own[p], own[p + 1] - own[p],
                                  W.as<T>(), W.strides[0], d_, edges + own[p] - own[0], tile.length, true);
     });
+  });
+}
+
+template <class T>
+void Descent::contract_by_panels(const int64_t* ptr, const View& indices, const View& values, const View& W,
+                                 int64_t n_pos, const View& to) {
+  int64_t most = 0;  // features at one position
+  for (int64_t r = 0; r < n_prompts_ * n_pos; ++r) most = std::max(most, ptr[r + 1] - ptr[r]);
+  const int64_t room = panel_size(most, d_), slot = static_cast<int64_t>(panels_.size());
+  panels_.push_back(most_positions_ * room * itemsize_);
+  steps_.push_back([=, this, begin = first_position()](const Tile& tile) {
+    const Table<T>& kernels = table<T>();
+    const int64_t* own = ptr + tile.prompt * n_pos;
+    Panels& panels = tile.panels[slot];
+    T* packed = reinterpret_cast<T*>(panels.memory.data());
+    if (panels.prompt != tile.prompt) {
+      for (int64_t p = 0; p < most_positions_; ++p)
+        kernels.pack_panel(W.as<T>(), W.strides[0], indices.as<int32_t>() + own[p], own[p + 1] - own[p], d_,
+                           packed + p * room);
+      panels.prompt = tile.prompt;
+    }
+    T* edges = reinterpret_cast<T*>(tile.edges) + of_tile(to, tile.index);
+    for (int64_t p = begin(tile); p < tile.P; ++p)
+      kernels.contract_panel(reinterpret_cast<const T*>(tile.R) + p * tile.n * d_, tile.n, packed + p * room,
+                             values.as<T>() + own[p], own[p + 1] - own[p], d_, edges + own[p] - own[0], tile.length);
   });
 }
 
@@ -244,6 +272,8 @@ void Descent::run() const {
                [&](int64_t begin, int64_t end, int) {
                  Scratch R(rows * d_ * size), at_z(rows * at_z_ * size), at_v(rows * at_v_ * size);
                  Scratch weights(weights_ * size);
+                 std::vector<Panels> panels(panels_.size());
+                 for (size_t i = 0; i < panels.size(); ++i) panels[i].memory.resize(panels_[i]);
                  for (int64_t t = begin; t < end; ++t) {
                    const int64_t first = of_tile(tiles_.firsts, t), n = of_tile(tiles_.counts, t);
                    if (n == 0) continue;
@@ -259,7 +289,8 @@ void Descent::run() const {
                                    at_v.data,
                                    weights.data,
                                    values_.data + of_tile(tiles_.begins, t) * size,
-                                   of_tile(tiles_.lengths, t)};
+                                   of_tile(tiles_.lengths, t),
+                                   panels.data()};
                    for (const Step& step : steps_) step(tile);
                  }
                });

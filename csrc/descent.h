@@ -41,18 +41,27 @@ class Descent {
   void run() const;
 
  private:
+  // Decoder rows of one prompt's features, as panels of positions: packed by the first of its tiles, for all of them.
+  struct Panels {
+    int64_t prompt = -1;
+    std::vector<char> memory;
+  };
   struct Tile {
     int64_t index, prompt, P, first, n;
     int64_t lowest;                   // position of a target
     char *R, *at_z, *at_v, *weights;  // (P, n, d), (P, n, H d_head), (P, n, n_kv d_head), room for patterns
     char* edges;
     int64_t length;
+    Panels* panels;
   };
   using Step = std::function<void(const Tile&)>;
 
   // First position at which gradients may differ from 0, as the steps stand so far.
   std::function<int64_t(const Tile&)> first_position() const;
 
+  template <class T>
+  void contract_by_panels(const int64_t* indptr, const View& indices, const View& values, const View& W, int64_t n_pos,
+                          const View& to);
   void require_table(const char* op, int64_t U) const;
   void require_columns(const char* op, const View& to, const std::function<int64_t(int64_t)>& width) const;
   int64_t of_tile(const View& column, int64_t t) const { return column.as<int64_t>()[t]; }
@@ -62,6 +71,7 @@ class Descent {
   int64_t n_tiles_, n_prompts_, d_, itemsize_;
   int64_t most_positions_ = 0, most_rows_ = 0;  // of any tile: P, and P n
   int64_t at_z_ = 0, at_v_ = 0, weights_ = 0;   // scratch: columns of both, elements
+  std::vector<int64_t> panels_;                 // the room that each takes
   bool alone_ = false;                          // whether targets still stand at their own positions, and nowhere else
   std::vector<Step> steps_;
 };

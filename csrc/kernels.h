@@ -95,6 +95,9 @@ constexpr int leaves_at_once = 4;
 constexpr int most_mixed = 4;
 constexpr int64_t mix_back_scratch(int64_t P) { return most_mixed * P; }
 
+// Room for a panel of n entries, whatever the width of vectors.
+constexpr int64_t panel_size(int64_t n, int64_t d) { return (n + 15) / 16 * 16 * d; }
+
 template <class T>
 struct Table {
   // Rows [begin, end) of h (n, F): the k largest of each, ties to the lower id, into values and indices (n, k).
@@ -160,6 +163,12 @@ struct Table {
 
   // out (m, columns) = A (m, K) B (K, columns), without gaps, or added to what stands there.
   void (*product_rows)(const T* A, int64_t m, int64_t K, const T* B, int64_t columns, T* out, bool add);
+
+  // Decoder rows of n entries side by side, in panel_size(n, d) numbers, and what contract_tile does, by them: added
+  // to out, for rows of G without gaps.
+  void (*pack_panel)(const T* W, int64_t W_stride, const int32_t* indices, int64_t n, int64_t d, T* panel);
+  void (*contract_panel)(const T* G, int64_t n_targets, const T* panel, const T* values, int64_t n, int64_t d, T* out,
+                         int64_t out_stride);
 };
 
 // Features whose error bound is taken together.

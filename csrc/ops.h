@@ -116,8 +116,8 @@ void span_totals(const EdgeRowViews& rows, const View& counted, const View& tota
 // total float64 (n_nodes): for one row r after the other, total[source] += total[targets[r]] scale[r] |value|.
 void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale, const View& total);
 
-// The same for rows of a CSR, sources int32 (E), weights (E), of which the sizes count or, with their signs, the weights
-// themselves: row rows[i] leads into targets[i].
+// The same for rows of a CSR, sources int32 (E), weights (E), of which the sizes count or, with their signs, the
+// weights themselves: row rows[i] leads into targets[i].
 void csr_flow(const View& rows, const View& targets, const View& indptr, const View& sources, const View& scale,
               const View& weights, bool sizes, const View& total);
 

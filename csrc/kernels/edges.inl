@@ -64,7 +64,8 @@ inline Vec<double> counts_of(const int32_t* source, const double* counts) {
   return each;
 }
 
-// The sum of the weights, that of their sizes, and for each of M masks that of the sizes times what their sources count.
+// The sum of the weights, that of their sizes, and for each of M masks that of the sizes times what their sources
+// count.
 template <class T, int M>
 inline void sum_with(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes,
                      double* sums) {
@@ -99,7 +100,8 @@ void sum_row(const int32_t* source, const T* weight, int64_t n, const double* ma
   double some[4];
   for (int64_t i = 0; i < m; i += 2) {
     const double* own = masks + i * n_nodes;
-    m - i > 1 ? sum_with<T, 2>(source, weight, n, own, n_nodes, some) : sum_with<T, 1>(source, weight, n, own, n_nodes, some);
+    m - i > 1 ? sum_with<T, 2>(source, weight, n, own, n_nodes, some)
+              : sum_with<T, 1>(source, weight, n, own, n_nodes, some);
     sums[0] = some[0];
     sums[1] = some[1];
     for (int64_t j = i; j < std::min(m, i + 2); ++j) sums[2 + j] = some[2 + j - i];

@@ -28,6 +28,7 @@ namespace {
 // They build on those above.
 #include "frozen.inl"
 #include "gradient.inl"
+#include "panel.inl"
 #include "settle.inl"
 #include "update.inl"
 
@@ -36,7 +37,7 @@ constexpr Table<T> table() {
   return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>,  segment_features<T>,  contract_tile<T, T, T>,
           residual_rows<T>,  moments_rows<T>,     norm_rows<T>,     gradient_features<T>, adam_features<T>,
           spread_columns<T>, mix_back_columns<T>, leaf_products<T>, flow_row<T>,          sum_row<T>,
-          count_nonzero<T>,  product_rows<T>};
+          count_nonzero<T>,  product_rows<T>,     pack_panel<T>,    contract_panel<T>};
 }
 
 }  // namespace
