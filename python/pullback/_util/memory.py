@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -28,3 +30,17 @@ def keep_freed_memory() -> None:
     """
     with suppress(RuntimeError):  # where there is a limit to what may be mapped, all stays as it is
         torch.empty((32 << 20) - (16 << 10), dtype=torch.uint8)
+
+
+@contextmanager
+def old_objects_settled() -> Iterator[None]:
+    """Inside, the collector of reference cycles goes through what was made inside only, and not through a model and all
+    libraries again and again: of a loop that makes many small objects that is a few percent of the time."""
+    if gc.get_freeze_count():  # somebody else has them settled, and is to let them go
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

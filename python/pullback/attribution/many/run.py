@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pullback._util.atomic import sync_directory
-from pullback._util.memory import out_of_memory
+from pullback._util.memory import old_objects_settled, out_of_memory
 from pullback.attribution.graph import Graph
 from pullback.attribution.io import save
 from pullback.attribution.local import fitted_saes, fitted_transcoders, local_models
@@ -106,7 +106,8 @@ def attribute_many(
             made = batches([prompt for prompt in read if not prompt.why], prompts_at_once, lens.device)
             tasks = [_Task(batch, {p.number for p in batch if (p.number, p.file) not in done}) for batch in made]
             bar.update(sum(len(task.batch) for task in tasks if not task.wanted))
-            with closing(each(work.rows, [task for task in tasks if task.wanted], workers)) as finished:
+            wanted = [task for task in tasks if task.wanted]
+            with old_objects_settled(), closing(each(work.rows, wanted, workers)) as finished:
                 for task, rows in finished:
                     journal.add(rows)
                     bar.update(len(task.batch))
