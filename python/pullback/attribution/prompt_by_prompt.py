@@ -15,6 +15,7 @@ from pullback.attribution.stack import Stack
 from pullback.attribution.table import Table, table_of
 from pullback.attribution.taken import Vectors
 from pullback.attribution.targets import Targets
+from pullback.lens import Lens
 from pullback.ops import dispatch
 from pullback.ops.cpu.borrow import View, optional, view
 from pullback.ops.edges import SpanRows, empty_rows
@@ -26,6 +27,11 @@ GRADIENTS = 1 << 16  # and in a tile's gradients
 FEWEST = 16  # targets of a tile, if neighbouring positions have as many
 
 
+def is_small(lens: Lens, n_pos: int) -> bool:
+    """Whether weights and gradients of prompts of so many positions stay in a cache together."""
+    return lens.n_heads * lens.d_head * lens.d_model <= WEIGHTS and n_pos <= SHORT
+
+
 def suits(stack: Stack) -> bool:
     """Whether there are compiled kernels for all that a sweep meets, and whether they pay."""
     w, dtype = stack.layers[0].weights, stack.embed.dtype
@@ -35,7 +41,7 @@ def suits(stack: Stack) -> bool:
         and stack.embed.device.type == "cpu"
         and dtype in (torch.float32, torch.float64)
         and stack.precision == dtype
-        and all(isinstance(rows, Tensor) and rows.dtype == dtype for rows in decoders)
+        and all(rows.dtype == dtype for rows in decoders)
         and all(stack.skip(i) is None for i in range(stack.n_layers))
         and not (stack.at_attention or stack.zeroed)
         and stack.n_pos <= SHORT
@@ -175,7 +181,6 @@ class PromptByPrompt:
 
     def contract(self, source: Source, W_dec: Rows) -> None:
         acts, rows = in_memory(self.stack.active[source], W_dec)
-        assert isinstance(rows, Tensor)
         indptr, indices, values, W = (self._lend(t) for t in (acts.indptr, acts.indices, acts.values, rows))
         self._descent.contract(indptr, indices, values, W, self.stack.n_pos, self._lend(self.to[source]))
 

@@ -17,6 +17,7 @@ from pullback import _C
 
 from . import dispatch
 from .cpu.borrow import View, view
+from .cpu.pages import on_huge_pages
 from .reference import edges as reference
 
 
@@ -75,7 +76,7 @@ class SpanRows:
 def empty_rows(like: Tensor, shape_of: Tensor, shapes: SpanShapes, n_sources: int) -> SpanRows:
     """Rows of these shapes, Int64[Tensor, "rows"], for values that are still to be written, of the dtype of `like`."""
     ends = torch.nn.functional.pad(shapes.widths[shape_of].cumsum(0), (1, 0))
-    values = torch.empty(int(ends[-1]), dtype=like.dtype)
+    values = on_huge_pages(torch.empty(int(ends[-1]), dtype=like.dtype))
     return SpanRows(values, ends[:-1], shape_of, shapes, n_sources)
 
 

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 
 from pullback._util.atomic import atomic_save
+from pullback.attribution.prompt_by_prompt import is_small
 from pullback.attribution.settings import Settings
 from pullback.lens import Lens
 from pullback.lens.fingerprint import fingerprint, same_weight
 from pullback.lens.tokens import Prompt
 from pullback.transcoders import LayeredDictionary
 
-# Of all prompts of a batch, on a CPU: more of them leave its cache, and edges of more than 32 MiB the memory that the C
-# library keeps for the next batch.
+# Of all prompts of a batch, on a CPU: more of them leave its cache.
 TOKENS_AT_ONCE = 384
 PROMPTS_AT_ONCE = 32
-ON_DEVICE = 8  # times as many on a GPU
+PROMPT_BY_PROMPT = 2  # times as many where a sweep takes one after the other
+ON_DEVICE = 8  # ... and on a GPU
 RUN = "run.json"
 
 
@@ -55,7 +56,7 @@ def numbered(lens: Lens, prompts: Sequence[Prompt], shard_id: int, num_shards: i
         yield Numbered(number, shown, f"{number:06d}-{digest}.safetensors", tokens)
 
 
-def batches(prompts: Sequence[Numbered], at_once: int | None, device: torch.device) -> list[list[Numbered]]:
+def batches(prompts: Sequence[Numbered], at_once: int | None, lens: Lens) -> list[list[Numbered]]:
     """Prompts of one length, as many as are explained together.
 
     They follow from the list alone and not from what is done already, so a resumed run sums in the same order.
@@ -65,13 +66,13 @@ def batches(prompts: Sequence[Numbered], at_once: int | None, device: torch.devi
         by_length[len(prompt.tokens)].append(prompt)
     found: list[list[Numbered]] = []
     for length, same in sorted(by_length.items()):
-        size = at_once or _at_once(length, device)
+        size = at_once or _at_once(length, lens)
         found += [same[start : start + size] for start in range(0, len(same), size)]
     return found
 
 
-def _at_once(length: int, device: torch.device) -> int:
-    times = 1 if device.type == "cpu" else ON_DEVICE
+def _at_once(length: int, lens: Lens) -> int:
+    times = ON_DEVICE if lens.device.type != "cpu" else PROMPT_BY_PROMPT if is_small(lens, length) else 1
     return max(1, min(PROMPTS_AT_ONCE * times, TOKENS_AT_ONCE * times // length))
 
 

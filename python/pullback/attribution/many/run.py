@@ -103,7 +103,7 @@ def attribute_many(
             unread = [prompt for prompt in read if prompt.why]
             journal.add(_failed(prompt, prompt.why) for prompt in unread)
             bar.update(len(unread))
-            made = batches([prompt for prompt in read if not prompt.why], prompts_at_once, lens.device)
+            made = batches([prompt for prompt in read if not prompt.why], prompts_at_once, lens)
             tasks = [_Task(batch, {p.number for p in batch if (p.number, p.file) not in done}) for batch in made]
             bar.update(sum(len(task.batch) for task in tasks if not task.wanted))
             wanted = [task for task in tasks if task.wanted]
