@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pullback as pb
-from pullback import _C
 from pullback.attribution import gather, prompt_by_prompt, taken
 from pullback.attribution.local import fitted_transcoders, local_models
 from pullback.attribution.prompt_by_prompt import rows_prompt_by_prompt, suits
@@ -21,7 +20,6 @@ from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, feature_batch, joined
 from pullback.lens import as_lens
 from pullback.ops import use_backend
-from pullback.ops.cpu.borrow import view
 from tests import models
 from tests.attribution.test_identities import assert_same_edges, tokens_of
 from tests.attribution.test_together import prompts_of, together
@@ -161,58 +159,3 @@ def test_all_targets_of_all_prompts_are_swept_at_once_prompt_by_prompt(monkeypat
     together(lens, sets, prompts, batch_size=4)
     assert max(sizes) <= 4 * len(prompts)
     assert Settings(batch_size=4).batch_size == 4
-
-
-class TestWhatDoesNotFitIsRefused:
-    """Two tiles of two targets of one prompt of three positions, vectors of 4, rows of 6 edges."""
-
-    def setup_method(self) -> None:
-        def columns(*values: int) -> Tensor:
-            return torch.tensor(values)
-
-        self.tiles = [columns(0, 0), columns(2, 3), columns(0, 2), columns(2, 2), columns(0, 12), columns(6, 6)]
-        self.row, self.factor, self.pos = columns(0, 1, 1, 0), torch.ones(4), columns(0, 1, 2, 2)
-        self.values, self.to = torch.zeros(24), columns(0, 3)
-        self.lent: list[Tensor] = []
-
-    def made(self, **changed: Tensor) -> _C.Descent:
-        at = {"row": self.row, "factor": self.factor, "pos": self.pos, "values": self.values} | changed
-        self.lent += [*self.tiles, *at.values()]
-        return _C.Descent([view(t) for t in self.tiles], *(view(t) for t in at.values()), 1, 4)
-
-    @pytest.mark.parametrize(("column", "value"), [(0, 1), (1, 0), (2, 3), (3, -1), (4, 13), (5, 7)])
-    def test_tiles(self, column: int, value: int) -> None:
-        self.tiles[column][1] = value
-        with pytest.raises(ValueError, match="tile 1 does not lie within"):
-            self.made()
-
-    def test_targets(self) -> None:
-        with pytest.raises(ValueError, match="outside its tile"):
-            self.made(pos=self.pos + 1)
-        with pytest.raises(ValueError, match="factor must"):
-            self.made(factor=torch.ones(3))
-
-    def test_steps(self) -> None:
-        descent = self.made()
-        table, mixing, scale = torch.ones(2, 3, 4), torch.ones(1, 3, 3, 3), torch.ones(1, 3)
-        with pytest.raises(ValueError, match="no such row"):
-            descent.spread(view(table[:1]), view(mixing), view(scale), None, False)
-        with pytest.raises(ValueError, match="no patterns and scales of 3 positions"):
-            descent.spread(view(table), view(mixing[..., :2]), view(scale), None, False)
-        leaf = torch.ones(1, 3, 4)
-        descent.contract_leaves([view(leaf)], [view(self.to)])
-        with pytest.raises(ValueError, match="no such columns"):
-            descent.contract_leaves([view(leaf)], [view(self.to + 1)])
-        with pytest.raises(ValueError, match="as many positions"):
-            descent.contract_leaves([view(leaf[:, :2])], [view(self.to)])
-        with pytest.raises(ValueError, match="no such columns"):
-            descent.contract_own(view(table[:, 0]), view(leaf), view(self.to + 1))
-        with pytest.raises(ValueError, match="no such columns"):
-            descent.contract_written(view(torch.ones(1, 3, 3, 4)), 1, view(self.to + 1))
-        with pytest.raises(ValueError, match="3 heads cannot read 4"):
-            descent.through_heads(view(torch.ones(4, 4)), view(mixing), view(scale), view(torch.ones(4, 4)), 3)
-        indptr, ids, values = torch.tensor([0, 2, 4, 4]), torch.zeros(4, dtype=torch.int32), torch.ones(4)
-        W = torch.ones(1, 4)
-        with pytest.raises(ValueError, match="no such columns"):
-            descent.contract(view(indptr), view(ids), view(values), view(W), 3, view(self.to))
-        assert not self.values.any()
