@@ -3,7 +3,7 @@ cache beside the gradients. What heads take of the targets' vectors is worked ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -110,8 +110,8 @@ def rows_prompt_by_prompt(stack: Stack, targets: Targets) -> tuple[SpanRows, Ten
         row, factor, at = (t[own] for t in placed)
         some = Tiles(*(column[which] for column in tiles))
         about = (some.prompts, some.positions, some.firsts - own.start, some.counts, begins[which], widths[which])
-        part = PromptByPrompt(stack, table, depth, about, (row - table.starts[depth], factor, at), rows.values)
-        part.to = dict(zip(spans.names, to[:, which].contiguous(), strict=True))
+        into = dict(zip(spans.names, to[:, which].contiguous(), strict=True))
+        part = PromptByPrompt(stack, table, depth, about, (row - table.starts[depth], factor, at), rows.values, into)
         Sweep(stack, part).run()
         part.run()
     places = torch.empty_like(order)
@@ -126,12 +126,8 @@ class PromptByPrompt:
         tiles: six columns, and
         placed: three, as `Descent` in csrc/descent.h has them.
         values: edges, of all rows.
-
-    Attributes:
         to: where the edges from a source begin in the rows of each tile, (n_tiles).
     """
-
-    to: dict[Source, Tensor]
 
     def __init__(
         self,
@@ -141,9 +137,10 @@ class PromptByPrompt:
         tiles: tuple[Tensor, ...],
         placed: tuple[Tensor, Tensor, Tensor],
         values: Tensor,
+        to: Mapping[Source, Tensor],
     ) -> None:
         self.stack, self.depth, self.vectors, self.readers = stack, depth, table.of(depth), table.readers
-        self.P, self.joined = stack.n_pos, False
+        self.P, self.to, self.joined = stack.n_pos, to, False
         self.positions = float(tiles[1].double().mean())
         self.just_taken: Vectors | None = None
         self._lent: list[Tensor] = []
