@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -283,9 +284,13 @@ def test_no_prompts_and_no_folder(tmp_path: Path) -> None:
 
 def test_batches_follow_from_the_list_alone() -> None:
     prompts = [Numbered(i, "", f"{i}", [0] * n) for i, n in enumerate((3, 5, 3, 3, 5))]
-    numbers = [[p.number for p in batch] for batch in batches(prompts, 2, torch.device("cpu"))]
+    large: Any = SimpleNamespace(device=torch.device("cpu"), n_heads=12, d_head=64, d_model=768)
+    numbers = [[p.number for p in batch] for batch in batches(prompts, 2, large)]
     assert numbers == [[0, 2], [3], [1, 4]]
-    assert [len(b) for b in batches(prompts * 20, None, torch.device("cpu"))] == [32, 28, 32, 8]
+    assert [len(b) for b in batches(prompts * 20, None, large)] == [32, 28, 32, 8]
+    small = as_lens(models.build("llama"))
+    assert [len(b) for b in batches(prompts * 20, None, small)] == [60, 40], "prompt by prompt, twice as many"
+    assert [len(b) for b in batches(prompts * 40, None, small)] == [64, 56, 64, 16]
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
