@@ -63,7 +63,7 @@ class Heads:
         """What each head takes of vectors (n, d) that read attention's output, back to the stream but for its pattern
         and denominators, (n, n_heads, d): W_V is multiplied once, not at every position."""
         at_z = padded(self.at_z(vectors), self.shapes.rows(len(vectors)))
-        taken = (at_z.transpose(0, 1) @ self.per_head(self.from_v)).transpose(0, 1)[: len(vectors)]
+        taken = (at_z.transpose(0, 1) @ self._per_head(self.from_v)).transpose(0, 1)[: len(vectors)]
         return taken.to(self.spreading.dtype)
 
     def two_steps(self, upper: Heads) -> Tensor:
@@ -108,7 +108,7 @@ class Heads:
         """Rows x (n, a) times W (a, b)."""
         return (padded(x.to(W.dtype), self.shapes.rows(len(x))) @ W)[: len(x)]
 
-    def per_head(self, from_v: Tensor) -> Tensor:
+    def _per_head(self, from_v: Tensor) -> Tensor:
         """(n_kv d_head, d) -> (n_heads, d_head, d)"""
         return from_v.view(self.n_kv, self.d_head, -1).repeat_interleave(self.n_heads // self.n_kv, 0)
 
