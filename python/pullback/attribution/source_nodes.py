@@ -29,7 +29,7 @@ def source_nodes(stack: Stack) -> list[k.Nodes]:
     preactivation = torch.where((kind == k.FEATURE) | (kind == k.ATTENTION_FEATURE), activation, torch.nan)
     columns = kind.to(torch.int8), layer, pos.to(torch.int32), feature, activation, preactivation
     of_prompts = zip(*(column.split(sizes.sum(1).tolist()) for column in columns), strict=True)
-    return [k.Nodes(*(column.clone() for column in own)) for own in of_prompts]
+    return [k.Nodes(*own) for own in of_prompts]
 
 
 def _columns(stack: Stack, kind: str, layer: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
