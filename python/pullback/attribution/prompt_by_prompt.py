@@ -15,7 +15,6 @@ from pullback.attribution.stack import Stack
 from pullback.attribution.table import Table, table_of
 from pullback.attribution.taken import Vectors
 from pullback.attribution.targets import Targets
-from pullback.lens import Lens
 from pullback.ops import dispatch
 from pullback.ops.cpu.borrow import View, optional, view
 from pullback.ops.edges import SpanRows, empty_rows
@@ -27,9 +26,9 @@ GRADIENTS = 1 << 16  # and in a tile's gradients
 FEWEST = 16  # targets of a tile, if neighbouring positions have as many
 
 
-def is_small(lens: Lens, n_pos: int) -> bool:
-    """Whether weights and gradients of prompts of so many positions stay in a cache together."""
-    return lens.n_heads * lens.d_head * lens.d_model <= WEIGHTS and n_pos <= SHORT
+def fit_a_cache(weights: int, n_pos: int) -> bool:
+    """Whether a matrix of so many weights and the gradients of so many positions stay in a cache together."""
+    return weights <= WEIGHTS and n_pos <= SHORT
 
 
 def suits(stack: Stack) -> bool:
@@ -44,8 +43,7 @@ def suits(stack: Stack) -> bool:
         and all(rows.dtype == dtype for rows in decoders)
         and all(stack.skip(i) is None for i in range(stack.n_layers))
         and not (stack.at_attention or stack.zeroed)
-        and stack.n_pos <= SHORT
-        and w.W_O.numel() <= WEIGHTS
+        and fit_a_cache(w.W_O.numel(), stack.n_pos)
         and stack.writes_little(stack.n_pos)
     )
 

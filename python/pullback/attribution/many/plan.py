@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pullback._util.atomic import atomic_save
-from pullback.attribution.prompt_by_prompt import is_small
+from pullback.attribution.prompt_by_prompt import fit_a_cache
 from pullback.attribution.settings import Settings
 from pullback.lens import Lens
 from pullback.lens.fingerprint import fingerprint, same_weight
@@ -72,7 +72,8 @@ def batches(prompts: Sequence[Numbered], at_once: int | None, lens: Lens) -> lis
 
 
 def _at_once(length: int, lens: Lens) -> int:
-    times = ON_DEVICE if lens.device.type != "cpu" else PROMPT_BY_PROMPT if is_small(lens, length) else 1
+    small = fit_a_cache(lens.n_heads * lens.d_head * lens.d_model, length)
+    times = ON_DEVICE if lens.device.type != "cpu" else PROMPT_BY_PROMPT if small else 1
     return max(1, min(PROMPTS_AT_ONCE * times, TOKENS_AT_ONCE * times // length))
 
 
