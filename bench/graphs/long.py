@@ -26,9 +26,11 @@ from bench.interop.models import random_model
 from bench.memory import forget_peak, memory_mb
 from pullback.attribution import Settings
 from pullback.attribution.gather import linear_rows
+from pullback.attribution.heads import Heads
 from pullback.attribution.local import local_model
 from pullback.attribution.targets import feature_batch
 from pullback.lens import Lens, as_lens
+from pullback.ops.frozen import mix_back
 from pullback.transcoders import LayeredDictionary
 
 TIMED = 16  # targets
@@ -74,10 +76,14 @@ def cost(T: int, options: argparse.Namespace) -> dict[str, Any]:
         targets = feature_batch(local.stack, torch.arange(n_features - TIMED, n_features))
         linear_rows(local, targets[:1])  # what is made once is made now
         seconds = timed(lambda: linear_rows(local, targets))
-        gradients = [heads.mixing.new_ones(1, heads.n_heads, T, TIMED * heads.d_head) for heads in local.heads[1:2]]
-        attention = timed(lambda: [heads.mixing.transpose(2, 3) @ gradients[0] for heads in local.heads[1:]])
+        at_z = local.heads[0].mixing.new_ones(1, T, TIMED, local.heads[0].n_heads, local.heads[0].d_head)
+        attention = timed(lambda: [mixed_back(heads, at_z) for heads in local.heads[1:]])
     row = {"tokens": T, "ms_a_target": 1e3 * seconds / TIMED, "of_it_patterns": 1e3 * attention / TIMED}
     return said(row | {"precision": options.precision})
+
+
+def mixed_back(heads: Heads, at_z: Tensor) -> Tensor:
+    return mix_back(at_z, heads.mixing, heads.read_scale[..., 0], heads.n_kv)
 
 
 def timed(do: Callable[[], Any]) -> float:

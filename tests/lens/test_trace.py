@@ -136,6 +136,21 @@ def test_an_edited_pattern_is_the_pattern(model: Any) -> None:
     assert torch.allclose(trace(lens, TOKENS).layers[0].pattern, before.layers[0].pattern / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_subnormal_numbers_are_no_part_of_a_pattern(dtype: torch.dtype) -> None:
+    model, tiny = models.build("gpt2", dtype), torch.finfo(dtype).tiny
+
+    def sharpen(pattern: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+        pattern[..., 1:, 0] = tiny / 3
+        pattern[..., 2:, 1] = 3 * tiny
+        return pattern
+
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", sharpen)]):
+        pattern = trace(as_lens(model), TOKENS).layers[1].pattern
+    assert bool((pattern[:, 1:, 0] == 0).all())
+    assert bool((pattern[:, 2:, 1] == 3 * tiny).all())
+
+
 def test_nan_is_named(model: Any) -> None:
     model.add_hook("blocks.1.hook_mlp_out", lambda t, hook: t * torch.nan)
     with pytest.raises(ValueError, match=r"at blocks\.1\.hook_mlp_out are NaN or infinite; .*float64 overflows"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from pullback import _C, ops
 from pullback.ops.cpu.borrow import view
 from pullback.ops.frozen import Placed, add_heads, contract_leaves, contract_written, mix_back, spread_heads
+from pullback.ops.reference import frozen as reference
 from tests.ops.cases import FLOATS
 
 SEEDS = st.integers(0, 2**31)
@@ -82,6 +83,19 @@ def test_mix_back(isa: str, backend: str, seed: int, dtype: torch.dtype, shared:
         got = mix_back(at_z, mixing, scale, H)
     by_head = torch.einsum("qhts,qs,qtnhd->qsnhd", *(x.double() for x in (mixing[:, :, :P, :P], scale[:, :P], at_z)))
     close(got, by_head.unflatten(3, (H, shared)).sum(4))
+
+
+@pytest.mark.parametrize("sources", [1, 2, P - 1, P])
+@given(seed=SEEDS, n_kv=st.integers(1, 3), shared=st.integers(1, 2), padded=st.booleans())
+def test_patterns_are_triangles(sources: int, seed: int, n_kv: int, shared: int, padded: bool):
+    made = Made(seed, torch.float64)
+    mixing, scale = made.attention(2, n_kv * shared)
+    at_z, sizes = made.randn(2, P, 3, n_kv * shared, 4), (T, 16) if padded else (P, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "SOURCES", sources)
+        got = reference.mix_back(at_z, mixing, scale, n_kv, sizes)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got, reference.mix_back(at_z, mixing, scale, n_kv, (P, 3)), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

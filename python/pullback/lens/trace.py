@@ -145,6 +145,12 @@ class Trace:
         return self.layers[layer].mlp_stream if depth == at_mlp(layer) else self.layers[layer].x_pre
 
 
+def without_subnormals(pattern: Tensor) -> Tensor:
+    """With 0 for numbers so small that a processor takes a hundred times as long to multiply them: of a long prompt's
+    pattern they may be a few in a hundred. They are below what any edge is known to."""
+    return torch.nn.functional.hardshrink(pattern, torch.finfo(pattern.dtype).tiny)
+
+
 def _sites(lens: Lens) -> list[str]:
     names = ["hook_embed"] + (["hook_pos_embed"] if lens.positional == "learned" else [])
     for i in range(lens.n_layers):
@@ -176,7 +182,8 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
     dtype = lens.compute_dtype
     # Blocks may run on several devices; the frozen map is on one. Where the model adds one row of positions to all
     # prompts, it is recorded once.
-    at = {site: t.to(lens.device, dtype).expand(len(tokens), *t.shape[1:]) for site, t in seen.items()}
+    at = {name: seen.pop(name).to(lens.device, dtype) for name in list(seen)}
+    at = {site: t.expand(len(tokens), *t.shape[1:]) for site, t in at.items()}
     must_be_finite(lens, at)
     ones = at["hook_embed"].new_ones(*tokens.shape, 1)
     ln_final, W_U, b_U = lens.ln_final.to(dtype, lens.device), lens.W_U.to(dtype), lens.b_U.to(dtype)
@@ -189,7 +196,7 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
             parallel=lens.parallel,
             x_pre=at[block + "hook_resid_pre"],
             ln1_scale=at.get(block + "ln1.hook_scale", ones),
-            pattern=at[block + "attn.hook_pattern"],
+            pattern=without_subnormals(at.pop(block + "attn.hook_pattern")),
             ln1_post_scale=at.get(block + "ln1_post.hook_scale", ones),
             attn_out=at[block + "hook_attn_out"],
             ln2_scale=at.get(f"{block}{weights.ln2_at}.hook_scale", ones),
