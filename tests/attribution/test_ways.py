@@ -14,7 +14,6 @@ import pullback as pb
 from pullback.attribution import gather, prompt_by_prompt, taken
 from pullback.attribution.local import fitted_transcoders, local_models
 from pullback.attribution.prompt_by_prompt import rows_prompt_by_prompt, suits
-from pullback.attribution.settings import Settings
 from pullback.attribution.side_by_side import rows_side_by_side
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, feature_batch, joined
@@ -158,4 +157,4 @@ def test_all_targets_of_all_prompts_are_swept_at_once_prompt_by_prompt(monkeypat
     sizes.clear()
     together(lens, sets, prompts, batch_size=4)
     assert max(sizes) <= 4 * len(prompts)
-    assert Settings(batch_size=4).batch_size == 4
+    assert len(sizes) > 2
