@@ -10,7 +10,7 @@ import torch
 import pullback as pb
 from pullback.attribution import attribute
 from pullback.attribution.gather import linear_rows
-from pullback.attribution.linear import bytes_per_target
+from pullback.attribution.linear.sweep import bytes_per_target
 from pullback.attribution.local import local_model
 from pullback.attribution.memory import BYTES_PER_EDGE
 from pullback.attribution.targets import feature_batch

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import pullback as pb
 from pullback.attribution import gather, prompt_by_prompt, taken
+from pullback.attribution.linear.prompt_by_prompt import rows_prompt_by_prompt, suits
+from pullback.attribution.linear.side_by_side import rows_side_by_side
 from pullback.attribution.local import fitted_transcoders, local_models
-from pullback.attribution.prompt_by_prompt import rows_prompt_by_prompt, suits
-from pullback.attribution.side_by_side import rows_side_by_side
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets, feature_batch, joined
 from pullback.lens import as_lens

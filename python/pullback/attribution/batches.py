@@ -13,7 +13,7 @@ from pullback._util.memory import out_of_memory
 from pullback.attribution.autograd import AutogradEngine
 from pullback.attribution.explained import Explained
 from pullback.attribution.gather import linear_rows
-from pullback.attribution.linear import bytes_per_target
+from pullback.attribution.linear.sweep import bytes_per_target
 from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.settings import Settings

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.attribution.linear.prompt_by_prompt import rows_prompt_by_prompt, suits
+from pullback.attribution.linear.side_by_side import rows_side_by_side
 from pullback.attribution.local import LocalModel
-from pullback.attribution.prompt_by_prompt import rows_prompt_by_prompt, suits
-from pullback.attribution.side_by_side import rows_side_by_side
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
 from pullback.ops.edges import SpanRows

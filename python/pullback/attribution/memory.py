@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback._util.amounts import amount
 from pullback.attribution.batches import targets_at_once
-from pullback.attribution.linear import bytes_per_target
+from pullback.attribution.linear.sweep import bytes_per_target
 from pullback.attribution.local import LocalModel, local_model
 from pullback.lens import Lens, as_lens
 from pullback.transcoders import FeatureLayer, HeldRows, LayeredDictionary

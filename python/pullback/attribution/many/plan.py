@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pullback._util.atomic import atomic_save
-from pullback.attribution.prompt_by_prompt import fit_a_cache
+from pullback.attribution.linear.prompt_by_prompt import fit_a_cache
 from pullback.attribution.settings import Settings
 from pullback.lens import Lens
 from pullback.lens.fingerprint import fingerprint, same_weight

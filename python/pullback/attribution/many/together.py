@@ -15,9 +15,9 @@ from pullback.attribution.batches import Batches
 from pullback.attribution.build import attribute_local, begin, finish
 from pullback.attribution.gather import stacked_rows
 from pullback.attribution.graph import Graph
+from pullback.attribution.linear.prompt_by_prompt import suits
 from pullback.attribution.local import LocalModel
 from pullback.attribution.memory import BYTES_PER_EDGE, expected_edges
-from pullback.attribution.prompt_by_prompt import suits
 from pullback.attribution.settings import Settings
 from pullback.attribution.source_nodes import source_nodes
 from pullback.attribution.stack import Stack

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pullback.attribution.linear.table import Table, table_of
 from pullback.attribution.stack import Stack
-from pullback.attribution.table import Table, table_of
 from pullback.attribution.targets import Targets
 from pullback.lens.depth import n_depths
 from pullback.ops.frozen import Placed

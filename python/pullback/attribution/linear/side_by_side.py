@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.attribution.columns import Columns, share_columns
-from pullback.attribution.linear import Source, Sweep
+from pullback.attribution.linear.columns import Columns, share_columns
+from pullback.attribution.linear.sweep import Source, Sweep
+from pullback.attribution.linear.taken import Taken, Vectors
 from pullback.attribution.stack import Stack
-from pullback.attribution.taken import Taken, Vectors
 from pullback.attribution.targets import Targets
 from pullback.lens.depth import n_depths
 from pullback.ops import contract

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pullback import _C
-from pullback.attribution.linear import Source, Sweep
+from pullback.attribution.linear.sweep import Source, Sweep
+from pullback.attribution.linear.table import Table, table_of
+from pullback.attribution.linear.taken import Vectors
 from pullback.attribution.stack import Stack
-from pullback.attribution.table import Table, table_of
-from pullback.attribution.taken import Vectors
 from pullback.attribution.targets import Targets
 from pullback.ops import dispatch
 from pullback.ops.cpu.borrow import View, optional, view
