@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pullback as pb
-from pullback.attribution import gather, prompt_by_prompt, taken
+from pullback.attribution import gather
+from pullback.attribution.linear import prompt_by_prompt, taken
 from pullback.attribution.linear.prompt_by_prompt import rows_prompt_by_prompt, suits
 from pullback.attribution.linear.side_by_side import rows_side_by_side
 from pullback.attribution.local import fitted_transcoders, local_models
