@@ -215,7 +215,8 @@ def test_influence_is_the_inverse_and_leaves_carry_all_of_it() -> None:
 
 
 def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pullback.attribution import batches, gather, linear
+    from pullback.attribution import batches, gather
+    from pullback.attribution.linear import sweep
 
     lens = as_lens(models.build("RMS-gqa-rotary-gated"))
     sets = models.random_set(lens)
@@ -227,7 +228,7 @@ def test_batches_shrink_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) 
         return gather.linear_rows(local, targets)
 
     monkeypatch.setattr(batches, "linear_rows", counted)
-    monkeypatch.setattr(batches, "WORKING_MEMORY", 3 * linear.bytes_per_target(local_model(lens, sets, tokens_of(7))))
+    monkeypatch.setattr(batches, "WORKING_MEMORY", 3 * sweep.bytes_per_target(local_model(lens, sets, tokens_of(7))))
     assert_same_edges(pb.attribute(lens, sets, tokens_of(7)), whole, 1e-12)
     assert max(sizes[1:]) == 3
 
