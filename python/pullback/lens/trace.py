@@ -145,7 +145,7 @@ class Trace:
         return self.layers[layer].mlp_stream if depth == at_mlp(layer) else self.layers[layer].x_pre
 
 
-def without_subnormals(pattern: Tensor) -> Tensor:
+def _without_subnormals(pattern: Tensor) -> Tensor:
     """With 0 for numbers so small that a processor takes a hundred times as long to multiply them: of a long prompt's
     pattern they may be a few in a hundred. They are below what any edge is known to."""
     return torch.nn.functional.hardshrink(pattern, torch.finfo(pattern.dtype).tiny)
@@ -196,7 +196,7 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
             parallel=lens.parallel,
             x_pre=at[block + "hook_resid_pre"],
             ln1_scale=at.get(block + "ln1.hook_scale", ones),
-            pattern=without_subnormals(at.pop(block + "attn.hook_pattern")),
+            pattern=_without_subnormals(at.pop(block + "attn.hook_pattern")),
             ln1_post_scale=at.get(block + "ln1_post.hook_scale", ones),
             attn_out=at[block + "hook_attn_out"],
             ln2_scale=at.get(f"{block}{weights.ln2_at}.hook_scale", ones),
