@@ -160,18 +160,19 @@ class TestWhatDoesNotFitIsRefused:
             descent.spread(view(table[:1]), view(mixing), view(scale), None, False)
         with pytest.raises(ValueError, match="no patterns and scales of 3 positions"):
             descent.spread(view(table), view(mixing[..., :2]), view(scale), None, False)
-        leaf = torch.ones(1, 3, 4)
+        # Views lend memory, so what they are of has names here.
+        leaf, beyond, written, square = torch.ones(1, 3, 4), self.to + 1, torch.ones(1, 3, 3, 4), torch.ones(4, 4)
         descent.contract_leaves([view(leaf)], [view(self.to)])
         with pytest.raises(ValueError, match="no such columns"):
-            descent.contract_leaves([view(leaf)], [view(self.to + 1)])
+            descent.contract_leaves([view(leaf)], [view(beyond)])
         with pytest.raises(ValueError, match="as many positions"):
             descent.contract_leaves([view(leaf[:, :2])], [view(self.to)])
         with pytest.raises(ValueError, match="no such columns"):
-            descent.contract_own(view(table[:, 0]), view(leaf), view(self.to + 1))
+            descent.contract_own(view(table[:, 0]), view(leaf), view(beyond))
         with pytest.raises(ValueError, match="no such columns"):
-            descent.contract_written(view(torch.ones(1, 3, 3, 4)), 1, view(self.to + 1))
+            descent.contract_written(view(written), 1, view(beyond))
         with pytest.raises(ValueError, match="3 heads cannot read 4"):
-            descent.through_heads(view(torch.ones(4, 4)), view(mixing), view(scale), view(torch.ones(4, 4)), 3)
+            descent.through_heads(view(square), view(mixing), view(scale), view(square), 3)
         indptr, ids, values = torch.tensor([0, 2, 4, 4]), torch.zeros(4, dtype=torch.int32), torch.ones(4)
         W = torch.ones(1, 4)
         with pytest.raises(ValueError, match="no such columns"):
