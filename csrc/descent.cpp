@@ -1,6 +1,7 @@
 #include "descent.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "isa.h"
@@ -291,6 +292,8 @@ void Descent::run() const {
                                    values_.data + of_tile(tiles_.begins, t) * size,
                                    of_tile(tiles_.lengths, t),
                                    panels.data()};
+                   // Edges from what no step reads stay 0; the others are added to while these lines are in the cache.
+                   std::memset(tile.edges, 0, n * tile.length * size);
                    for (const Step& step : steps_) step(tile);
                  }
                });

@@ -15,7 +15,7 @@ class Descent {
  public:
   // Of tiles, int64 (n_tiles) each: the prompt, its positions, the first target and their number, where the first
   // target's row of edges begins in `values`, and how long their rows are. Of targets: row and pos int64 (B), factor
-  // (B): each stands for factor times row `row` of a table, at position pos. values hold what edges are added to.
+  // (B): each stands for factor times row `row` of a table, at position pos. All edges of the tiles are written.
   struct Tiles {
     View prompts, positions, firsts, counts, begins, lengths;
   };

@@ -37,12 +37,14 @@ __all__ = [
 ]
 
 
-def sync_file(path: str | os.PathLike[str]) -> None:
-    """Force the content of a file to disk."""
+def sync_file(path: str | os.PathLike[str], *, keep_cached: bool = True) -> None:
+    """Force the content of a file to disk. Without `keep_cached` the system may forget it, where it takes advice."""
     # Windows can only sync a handle that is open for writing.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        if not keep_cached and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
 
@@ -83,11 +85,13 @@ def must_be_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True, keep_cached: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is written there becomes `path` when the block ends well.
 
     Parent directories are created. The mode of an existing file is kept. Without `sync_name` the caller does
     `sync_directory`, after several files: should the machine die before, some of them may still have their old content.
+    Without `keep_cached` the file takes no memory of the system once it is on disk: thousands that nobody reads soon
+    would drive out what is read, and fresh memory is slow to write to.
 
     Raises: OSError of the file system (full disk, permissions); `path` then still holds its old content.
     """
@@ -98,7 +102,7 @@ def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True) -> Iter
         yield temporary
         with suppress(FileNotFoundError):
             os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
-        sync_file(temporary)
+        sync_file(temporary, keep_cached=keep_cached)
         os.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):
@@ -118,15 +122,16 @@ def atomic_write(
     encoding: str | None = None,
     newline: str | None = None,
     sync_name: bool = True,
+    keep_cached: bool = True,
 ) -> Iterator[IO[Any]]:
     """Open `path` for writing ("wb" or "w"; text is UTF-8 unless told otherwise); the file appears only when the block
-    ends well. `sync_name` as of `atomic_path`."""
+    ends well. `sync_name` and `keep_cached` as of `atomic_path`."""
     if mode not in ("wb", "w"):
         raise ValueError(f'atomic_write: mode must be "wb" or "w" (a file is always rewritten whole), got {mode!r}')
     if mode == "w" and encoding is None:
         encoding = "utf-8"
     with (
-        atomic_path(path, sync_name=sync_name) as temporary,
+        atomic_path(path, sync_name=sync_name, keep_cached=keep_cached) as temporary,
         open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file,
     ):
         yield file

@@ -156,9 +156,10 @@ def finish(lens: Lens, batches: Batches, sources: k.Nodes, meta: Mapping[str, An
     """The graph of all the rows, whose edges come from these sources. Raises ValueError where edges do not add up."""
     local, what = batches.local, batches.explained
     settings = {"generation_settings": batches.settings.written(local.precision)}
-    told = _meta(lens, local, what) | settings | dict(meta or {})
+    dtype = lens.dtype
+    told = _meta(lens, local, what) | {"dtype": str(dtype).removeprefix("torch.")} | settings | dict(meta or {})
     graph = assemble(sources, what, batches.edges, batches.chosen, told)
-    _must_add_up(graph, lens, local.precision)
+    _must_add_up(graph, lens, dtype, local.precision)
     return graph
 
 
@@ -174,17 +175,16 @@ def _meta(lens: Lens, local: LocalModel, what: Explained) -> dict[str, Any]:
         "direction_labels": what.labels_of(k.DIRECTION),
         "attention_layers": sorted(local.attention.acts),
         "hook_in": local.sets.hook_in(local.sets.layers[0]),
-        "dtype": str(lens.dtype).removeprefix("torch."),
     }
 
 
-def _must_add_up(graph: Graph, lens: Lens, products: torch.dtype) -> None:
+def _must_add_up(graph: Graph, lens: Lens, dtype: torch.dtype, products: torch.dtype) -> None:
     """A freeze that silently does not hold gives a graph that looks reasonable: the sums tell."""
     error = graph.check()
-    allowed = max(CHECK_TOLERANCE.get(dtype, 5e-2) for dtype in (lens.dtype, products))
+    allowed = max(CHECK_TOLERANCE.get(one, 5e-2) for one in (dtype, products))
     if not error <= allowed:
         raise ValueError(
             f"attribute: the edges of a target miss its pre-activation by {error:.1e} of their size "
-            f"(allowed {allowed:.0e} in {lens.dtype}); something in {lens.model_name} is not frozen "
+            f"(allowed {allowed:.0e} in {dtype}); something in {lens.model_name} is not frozen "
             "or not linear, so this graph would be wrong"
         )

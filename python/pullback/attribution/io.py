@@ -24,14 +24,15 @@ OPTIONAL_FIELDS = ("cumulative", "given_weights")
 DTYPES = {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.float32: "F32", torch.float64: "F64"}
 
 
-def save(graph: Graph, path: str | PathLike[str], *, sync_name: bool = True) -> None:
-    """Write `path`; if interrupted or out of space, a file there before survives. `sync_name` as of `atomic_path`."""
+def save(graph: Graph, path: str | PathLike[str], *, one_of_many: bool = False) -> None:
+    """Write `path`; if interrupted or out of space, a file there before survives. Of many files, the caller does
+    `sync_directory` in the end, and none stays in the system's memory (`atomic_path`)."""
     tensors = {f"nodes.{f}": getattr(graph.nodes, f).contiguous() for f in NODE_FIELDS}
     tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
     tensors |= _in_runs(graph.sources)
     tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
-    with atomic_write(path, sync_name=sync_name) as file:
+    with atomic_write(path, sync_name=not one_of_many, keep_cached=not one_of_many) as file:
         file.writelines(_content(tensors, header))
 
 

@@ -119,4 +119,5 @@ def to_str_tokens(lens: Lens, tokens: Tensor) -> list[str]:
     tokenizer = getattr(lens.model, "tokenizer", None)
     if tokenizer is None:
         return [f"<{i}>" for i in ids]
-    return [tokenizer.decode([i]) for i in ids]
+    spelled = {i: tokenizer.decode([i]) for i in set(ids)}
+    return [spelled[i] for i in ids]

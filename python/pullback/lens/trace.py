@@ -206,11 +206,12 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
     layers = [layer(i) for i in range(lens.n_layers)]
     before_cap = ln_final(at[f"blocks.{lens.n_layers - 1}.hook_resid_post"], final_scale) @ W_U + b_U
     _verify(lens, layers, before_cap, logits.to(lens.device, dtype), at)
+    str_tokens, T = lens.to_str_tokens(tokens), tokens.shape[1]
     return [
         Trace(
             model_name=lens.model_name,
             tokens=tokens[q],
-            str_tokens=lens.to_str_tokens(tokens[q]),
+            str_tokens=str_tokens[q * T : (q + 1) * T],
             embed=at["hook_embed"][q],
             pos_embed=at["hook_pos_embed"][q] if "hook_pos_embed" in at else None,
             layers=[layer.of_prompt(q) for layer in layers],

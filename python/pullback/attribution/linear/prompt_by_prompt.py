@@ -98,7 +98,6 @@ def rows_prompt_by_prompt(stack: Stack, targets: Targets) -> tuple[SpanRows, Ten
     shapes = spans.shapes(lengths, torch.zeros_like(lengths))
     shape = (kind * Q + tiles.prompts).repeat_interleave(tiles.counts)
     rows = empty_rows(table.vectors, shape, shapes, max(layout.n_sources for layout in stack.layouts))
-    rows.values.zero_()
     of_tiles = lengths[kind, tiles.prompts]  # (n_tiles, S)
     to = (of_tiles.cumsum(1) - of_tiles).T.contiguous()
     begins, widths = rows.offsets[tiles.firsts], of_tiles.sum(1)

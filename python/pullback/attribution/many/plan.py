@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,32 @@ class Numbered:
     why: str = ""
 
 
-def numbered(lens: Lens, prompts: Sequence[Prompt], shard_id: int, num_shards: int) -> Iterator[Numbered]:
+def numbered(lens: Lens, prompts: Sequence[Prompt], shard_id: int, num_shards: int) -> list[Numbered]:
     """The prompts of one shard, read by the model. Raises ValueError where there is none in any."""
     if not prompts:
         raise ValueError("attribute_many: there are no prompts")
-    for number in range(shard_id, len(prompts), num_shards):
-        prompt = prompts[number]
-        text = prompt if isinstance(prompt, str) else ""
-        try:
-            tokens = lens.to_tokens(prompt).tolist()
-        except ValueError as error:
-            yield Numbered(number, text or repr(prompt)[:200], "", [], str(error))
-            continue
-        digest = hashlib.sha256(json.dumps([text, tokens]).encode()).hexdigest()[:12]
-        shown = text or "".join(lens.to_str_tokens(torch.tensor(tokens)))
-        yield Numbered(number, shown, f"{number:06d}-{digest}.safetensors", tokens)
+    own = {number: prompts[number] for number in range(shard_id, len(prompts), num_shards)}
+    read = {number: _tokens_or_why(lens, prompt) for number, prompt in own.items()}
+    met = sorted({t for number, (tokens, _) in read.items() if not isinstance(own[number], str) for t in tokens})
+    words = dict(zip(met, lens.to_str_tokens(torch.tensor(met)), strict=True))
+    return [_named(number, own[number], tokens, why, words) for number, (tokens, why) in read.items()]
+
+
+def _tokens_or_why(lens: Lens, prompt: Prompt) -> tuple[list[int], str]:
+    """A prompt's tokens, or none and the sentence that says what is wrong with it."""
+    try:
+        return lens.to_tokens(prompt).tolist(), ""
+    except ValueError as error:
+        return [], str(error)
+
+
+def _named(number: int, prompt: Prompt, tokens: list[int], why: str, words: Mapping[int, str]) -> Numbered:
+    text = prompt if isinstance(prompt, str) else ""
+    if why:
+        return Numbered(number, text or repr(prompt)[:200], "", [], why)
+    digest = hashlib.sha256(json.dumps([text, tokens]).encode()).hexdigest()[:12]
+    shown = text or "".join(words[t] for t in tokens)
+    return Numbered(number, shown, f"{number:06d}-{digest}.safetensors", tokens)
 
 
 def batches(prompts: Sequence[Numbered], at_once: int | None, lens: Lens) -> list[list[Numbered]]:

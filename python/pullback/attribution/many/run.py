@@ -95,7 +95,7 @@ def attribute_many(
     work = _Work(lens, fitted, saes, chosen, folder, zero_positions, chosen.products(lens), pruned)
     claim(folder, lens, fitted, saes, described(chosen, {"zero_positions": zero_positions, "pruned": pruned}))
 
-    read = list(numbered(lens, list(prompts), shard_id, num_shards))
+    read = numbered(lens, list(prompts), shard_id, num_shards)
     done = {key for key, row in journalled(folder).items() if row["status"] == OK and (folder / key[1]).exists()}
     journal = Journal(folder, shard_id, num_shards)
     try:
@@ -196,7 +196,7 @@ class _Work:
     def _written(self, prompt: Numbered, graph: Graph, seconds: float) -> dict[str, Any]:
         scores, answers = graph.scores(), graph.answers()
         written = graph if self.pruned is None else graph.prune(*self.pruned)
-        save(written, self.folder / prompt.file, sync_name=False)
+        save(written, self.folder / prompt.file, one_of_many=True)
         return {
             "number": prompt.number,
             "file": prompt.file,
