@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pullback.attribution.linear.sweep import bytes_per_target
 from pullback.attribution.local import LocalModel
 from pullback.attribution.rows import EdgeRows
 from pullback.attribution.settings import Settings
-from pullback.attribution.targets import Targets, feature_batch
+from pullback.attribution.targets import Targets, feature_batch, joined
 from pullback.lens import Lens
 
 WORKING_MEMORY = 2 * 2**30
@@ -49,19 +50,18 @@ class Batches:
             tqdm.write(f"{self.n_features} features in batches of {self.batch_size}")
         with tqdm(total=self.n_features, desc="attribution", unit="feature", disable=not verbose) as bar:
             for names in self.rounds():
-                self._add(names, bar if int(names[0]) >= 0 else None)
+                self._add(names, bar)
 
     def rounds(self) -> Iterator[Tensor]:
-        """Names of targets, ascending, all of them features or none; their rows must be there before the next are asked
+        """Names of targets, features ascending and then others; their rows must be there before the next are asked
         for. In the end, `chosen` are the places of the graph's features, ascending."""
-        if len(self.explained):
-            yield -1 - torch.arange(len(self.explained))
+        besides = -1 - torch.arange(len(self.explained))
         if self.n_features == len(self.candidates):
             self.chosen = self.candidates
-            if self.n_features:
-                yield self.candidates
-            return
-        yield from self._by_influence()
+            rounds: Iterable[Tensor] = [torch.cat([self.candidates, besides])]
+        else:
+            rounds = chain([besides], self._by_influence())
+        yield from (names for names in rounds if len(names))
 
     def _by_influence(self) -> Iterator[Tensor]:
         """The explained features, and those of largest influence through the rows so far, ranked again every few
@@ -90,8 +90,7 @@ class Batches:
             try:
                 self._add_batch(batch)
                 start += len(batch)
-                if bar is not None:
-                    bar.update(len(batch))
+                bar.update(int((batch >= 0).sum()))
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(batch) == 1:
@@ -109,6 +108,5 @@ class Batches:
     def targets(self, names: Tensor) -> Targets:
         """Of some of a round's names."""
         names = names.to(self.local.trace.tokens.device)
-        if not len(names):
-            return self.explained.targets[:0]
-        return self.explained.targets[-1 - names] if int(names[0]) < 0 else feature_batch(self.local.stack, names)
+        features, besides = names[names >= 0], self.explained.targets[-1 - names[names < 0]]
+        return joined([feature_batch(self.local.stack, features), besides]) if len(features) else besides

@@ -45,12 +45,12 @@ class Explained:
         what = self.targets
         if len(self.features):
             what = joined([what, feature_batch(local.stack, self.features.to(local.trace.tokens.device))])
-        depths, positions = what.depth.cpu(), what.pos.cpu()
+        depths, positions = what.depth.tolist(), what.pos.tolist()
         for (kind, layer), acts in local.active.items():
-            above = positions[depths > WRITTEN[kind](layer)]
-            if len(above):
-                start = layout.of_kind(kind)[layer].start - first
-                inside[start : start + int(acts.indptr[above.max() + 1])] = True
+            written = WRITTEN[kind](layer)
+            furthest = max((pos for pos, depth in zip(positions, depths, strict=True) if depth > written), default=-1)
+            start = layout.of_kind(kind)[layer].start - first
+            inside[start : start + int(acts.indptr[furthest + 1])] = True
         return inside.nonzero()[:, 0]
 
 

@@ -156,6 +156,8 @@ def local_models(
     attn_bias = [layer.attn_constant for layer in layers]
     attention = AttentionFeatures.of(attention_saes, layers, attn_bias, keep)
 
+    precision = lens.compute_dtype if precision is None else precision
+
     def prompt(q: int) -> LocalModel:
         rows = slice(q * T, (q + 1) * T)
         return LocalModel(
@@ -167,7 +169,7 @@ def local_models(
             mlp_bias=mlp_bias,
             attn_bias=[attention.bias.get(i, bias)[q] for i, bias in enumerate(attn_bias)],
             zeroed=None if zero_positions is None else [rest[q] for rest in zeroed],
-            precision=lens.compute_dtype if precision is None else precision,
+            precision=precision,
             attention=attention.of_prompt(q),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -97,8 +98,11 @@ class EdgeRows:
 
     def __init__(self, layout: Layout, rule: EdgeRule, *, ranked: bool = True) -> None:
         self.layout, self.rule, self.ranked = layout, rule, ranked
-        self._counted = layout.counts_in_scores()
         self.blocks: list[Block] = []
+
+    @cached_property
+    def _counted(self) -> Tensor:
+        return self.layout.counts_in_scores()
 
     def append(self, names: Tensor, found: Rows) -> None:
         """Targets' names (B), and what was found of them."""

@@ -96,13 +96,14 @@ def _add(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> N
 
 
 def _targets(stack: Stack, batches: Sequence[Batches], names: Sequence[Tensor]) -> Targets:
-    """Of all prompts. A round names features of some of them, and of others what is explained besides."""
+    """Of all prompts, those of one in the order of its names: features, then what is explained besides."""
     device = stack.embed.device
     named = [own.to(device) for own in names]
     features = [own[own >= 0] for own in named]
     parts = [feature_batch(stack, *features)] if any(len(own) for own in features) else []
     for q, (one, own) in enumerate(zip(batches, named, strict=True)):
-        if len(own) and int(own[0]) < 0:
-            targets = one.explained.targets[-1 - own]
+        besides = own[own < 0]
+        if len(besides):
+            targets = one.explained.targets[-1 - besides]
             parts.append(replace(targets, pos=targets.pos + q * stack.n_pos))
     return joined(parts)
