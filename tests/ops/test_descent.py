@@ -45,7 +45,7 @@ class Case:
         self.to, lengths = sizes.cumsum(0) - sizes, sizes.sum(0)
         ends = (counts * lengths).cumsum(0)
         self.tiles = [self.prompts, self.positions, firsts, counts, ends - counts * lengths, lengths]
-        self.values = self.guarded(torch.zeros(int(ends[-1])))
+        self.values = self.guarded(torch.full((int(ends[-1]),), torch.nan))  # all of them are written
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
