@@ -126,10 +126,10 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Descent>(m, "Descent")
       .def(py::init([](const std::array<View, 6>& tiles, const View& row, const View& factor, const View& pos,
-                       const View& values, int64_t n_prompts, int64_t d) {
+                       const View& values, const View& nonzero, int64_t n_prompts, int64_t d) {
              const auto& [prompts, positions, firsts, counts, begins, lengths] = tiles;
-             return Descent({prompts, positions, firsts, counts, begins, lengths}, row, factor, pos, values, n_prompts,
-                            d);
+             return Descent({prompts, positions, firsts, counts, begins, lengths}, row, factor, pos, values, nonzero,
+                            n_prompts, d);
            }),
            unlocked)
       .def("spread", &spread_down)

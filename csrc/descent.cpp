@@ -27,12 +27,13 @@ struct Scratch {
 }  // namespace
 
 Descent::Descent(const Tiles& tiles, const View& row, const View& factor, const View& pos, const View& values,
-                 int64_t n_prompts, int64_t d)
+                 const View& nonzero, int64_t n_prompts, int64_t d)
     : tiles_(tiles),
       row_(row),
       factor_(factor),
       pos_(pos),
       values_(values),
+      nonzero_(nonzero),
       n_tiles_(tiles.prompts.shape.at(0)),
       n_prompts_(n_prompts),
       d_(d),
@@ -46,6 +47,7 @@ Descent::Descent(const Tiles& tiles, const View& row, const View& factor, const 
   require_dense(op, "pos", pos, {B}, 8);
   require_dense(op, "factor", factor, {B}, itemsize_);
   require_dense(op, "values", values, {-1}, itemsize_);
+  require_dense(op, "nonzero", nonzero, {B}, 8);
   require(d > 0, "descent: vectors must have a size");
   for (int64_t t = 0; t < n_tiles_; ++t) {
     const int64_t P = of_tile(tiles.positions, t), first = of_tile(tiles.firsts, t), n = of_tile(tiles.counts, t);
@@ -267,6 +269,15 @@ void Descent::contract_own(const View& table_of, const View& u, const View& to) 
   });
 }
 
+void Descent::count_edges(const Tile& tile) const {
+  with_float_type("descent", itemsize_, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t b = 0; b < tile.n; ++b)
+      nonzero_.as<int64_t>()[tile.first + b] =
+          table<T>().count_nonzero(reinterpret_cast<const T*>(tile.edges) + b * tile.length, tile.length);
+  });
+}
+
 void Descent::run() const {
   const int64_t size = itemsize_, rows = most_rows_;
   parallel_for(n_tiles_, rows * n_tiles_ * d_ * static_cast<int64_t>(steps_.size()),
@@ -295,6 +306,7 @@ void Descent::run() const {
                    // Edges from what no step reads stay 0; the others are added to while these lines are in the cache.
                    std::memset(tile.edges, 0, n * tile.length * size);
                    for (const Step& step : steps_) step(tile);
+                   count_edges(tile);
                  }
                });
 }

@@ -15,12 +15,13 @@ class Descent {
  public:
   // Of tiles, int64 (n_tiles) each: the prompt, its positions, the first target and their number, where the first
   // target's row of edges begins in `values`, and how long their rows are. Of targets: row and pos int64 (B), factor
-  // (B): each stands for factor times row `row` of a table, at position pos. All edges of the tiles are written.
+  // (B): each stands for factor times row `row` of a table, at position pos. All edges of the tiles are written, to
+  // values, and of each target how many are not 0, to nonzero (B).
   struct Tiles {
     View prompts, positions, firsts, counts, begins, lengths;
   };
   Descent(const Tiles& tiles, const View& row, const View& factor, const View& pos, const View& values,
-          int64_t n_prompts, int64_t d);
+          const View& nonzero, int64_t n_prompts, int64_t d);
 
   // Gradients at the stream before an attention of what heads take of a table, as spread_heads.
   void spread(const View& taken, const View& mixing, const View& scale, const View* standing, bool add);
@@ -62,12 +63,13 @@ class Descent {
   template <class T>
   void contract_by_panels(const int64_t* indptr, const View& indices, const View& values, const View& W, int64_t n_pos,
                           const View& to);
+  void count_edges(const Tile& tile) const;
   void require_table(const char* op, int64_t U) const;
   void require_columns(const char* op, const View& to, const std::function<int64_t(int64_t)>& width) const;
   int64_t of_tile(const View& column, int64_t t) const { return column.as<int64_t>()[t]; }
 
   Tiles tiles_;
-  View row_, factor_, pos_, values_;
+  View row_, factor_, pos_, values_, nonzero_;
   int64_t n_tiles_, n_prompts_, d_, itemsize_;
   int64_t most_positions_ = 0, most_rows_ = 0;  // of any tile: P, and P n
   int64_t at_z_ = 0, at_v_ = 0, weights_ = 0;   // scratch: columns of both, elements

@@ -7,6 +7,7 @@
 template <class T>
 void spread_columns(const Spread<T>& s, int64_t begin, int64_t end, T* weights) {
   const int64_t step = s.n * s.d;
+  int64_t weighed = -1;  // of which item the weights are
   for (int64_t item = begin; item < end; ++item) {
     const int64_t q = item / s.n, b = item % s.n, pos = s.pos[item];
     const T factor = s.factor[item];
@@ -14,8 +15,11 @@ void spread_columns(const Spread<T>& s, int64_t begin, int64_t end, T* weights) 
     const T* mixing = s.mixing.at + q * s.mixing.q + pos * s.mixing.dst;
     const T* scale = s.mixing.scale + q * s.mixing.scale_q;
     T* out = s.out + (q * s.P * s.n + b) * s.d;
-    for (int64_t p = 0; p <= pos; ++p)
-      for (int64_t h = 0; h < s.H; ++h) weights[p * s.H + h] = mixing[h * s.mixing.h + p] * scale[p] * factor;
+    if (weighed < 0 || q != weighed / s.n || pos != s.pos[weighed] || factor != s.factor[weighed]) {
+      for (int64_t p = 0; p <= pos; ++p)
+        for (int64_t h = 0; h < s.H; ++h) weights[p * s.H + h] = mixing[h * s.mixing.h + p] * scale[p] * factor;
+      weighed = item;
+    }
     for (int64_t p = 0; p <= pos; p += sums_high)
       weighted_sums<T, sums_high>(std::min<int64_t>(sums_high, pos + 1 - p), taken, s.taken_h, weights + p * s.H, s.H,
                                   s.d, s.add, out + p * step, step);

@@ -131,7 +131,15 @@ def union_sums(
 
 class Descent:
     def __init__(
-        self, tiles: Sequence[_View], row: _View, factor: _View, pos: _View, values: _View, n_prompts: int, d: int
+        self,
+        tiles: Sequence[_View],
+        row: _View,
+        factor: _View,
+        pos: _View,
+        values: _View,
+        nonzero: _View,
+        n_prompts: int,
+        d: int,
     ) -> None: ...
     def spread(self, taken: _View, mixing: _View, scale: _View, standing: _View | None, add: bool) -> None: ...
     def through_heads(self, to_z: _View, mixing: _View, scale: _View, from_v: _View, H: int) -> None: ...

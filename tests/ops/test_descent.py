@@ -64,7 +64,8 @@ class Case:
             return view(lent[-1])
 
         at = [lend(t) for t in (self.row, self.factor, self.pos)]
-        descent = _C.Descent([lend(t) for t in self.tiles], *at, view(self.values), Q, self.d)
+        self.nonzero = g(torch.full_like(self.row, -1))
+        descent = _C.Descent([lend(t) for t in self.tiles], *at, view(self.values), view(self.nonzero), Q, self.d)
         table = lend(self.table, gap=2)
         descent.contract_own(table, lend(self.leaf, gap=1), lend(self.to[3]))
         mixing, scale = lend(self.mixing), lend(self.scale, gap=1)
@@ -122,6 +123,8 @@ def test_every_step(isa: str, d: int, n: int, alone: bool) -> None:
     case.run(alone)
     expected = case.expected(alone)
     torch.testing.assert_close(case.values.double(), expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
+    lengths = case.tiles[-1].repeat_interleave(case.tiles[3]).tolist()
+    assert case.nonzero.tolist() == [int(row.count_nonzero()) for row in case.values.split(lengths)]
 
 
 class TestWhatDoesNotFitIsRefused:
@@ -137,7 +140,9 @@ class TestWhatDoesNotFitIsRefused:
         self.lent: list[Tensor] = []
 
     def made(self, **changed: Tensor) -> _C.Descent:
-        at = {"row": self.row, "factor": self.factor, "pos": self.pos, "values": self.values} | changed
+        nonzero = torch.zeros_like(self.row)
+        at = {"row": self.row, "factor": self.factor, "pos": self.pos, "values": self.values, "nonzero": nonzero}
+        at |= changed
         self.lent += [*self.tiles, *at.values()]
         return _C.Descent([view(t) for t in self.tiles], *(view(t) for t in at.values()), 1, 4)
 
@@ -152,6 +157,8 @@ class TestWhatDoesNotFitIsRefused:
             self.made(pos=self.pos + 1)
         with pytest.raises(ValueError, match="factor must"):
             self.made(factor=torch.ones(3))
+        with pytest.raises(ValueError, match="nonzero must"):
+            self.made(nonzero=self.row[1:].contiguous())
 
     def test_steps(self) -> None:
         descent = self.made()

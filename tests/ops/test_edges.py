@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -88,6 +90,14 @@ def test_edges_of_chosen_sources_are_packed_and_the_rest_is_summed(
     assert torch.equal(weights[room:], dense[kept])
     assert sources[:room].tolist() == [-7] * room
     torch.testing.assert_close(lost, dense.double()[:, ids < 0].sum(1))
+
+
+def test_known_counts_are_believed_where_all_sources_stay() -> None:
+    rows, _ = made(0, 4, torch.float32)
+    told = replace(rows, nonzero=torch.tensor([1, 2, 3, 4]))
+    every = torch.arange(N_SOURCES, dtype=torch.int32)
+    assert span_counts(told[[2, 0]], every).tolist() == [3, 1]
+    assert torch.equal(span_counts(told, new_ids(0)), span_counts(rows, new_ids(0)))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

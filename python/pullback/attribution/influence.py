@@ -29,7 +29,11 @@ def normalized(graph: Graph, *, bias: bool) -> Tensor:
 
 def shares(graph: Graph, *, bias: bool) -> tuple[Tensor, Tensor]:
     """The same as a product of edges (n_edges), whose sizes count, and a factor for each target, (n_nodes) float64."""
-    counts, total = _counted(graph, bias)
+    return _shared(graph, *_counted(graph, bias))
+
+
+def _shared(graph: Graph, counts: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """From the mask of the nodes that take a share, and what edges from them add up to at each target."""
     weights = graph.weights
     alone = (total <= EPS) & (graph.indptr.diff() > 0)
     if bool(alone.any()):
@@ -126,13 +130,13 @@ def edge_influence(graph: Graph, *, bias: bool = False) -> Tensor:
 
 def scores(graph: Graph, *, bias: bool = False) -> tuple[float, float]:
     """(replacement, completeness)."""
-    counted, error = _counted(graph, bias)[0], graph.of_kind(*ERRORS)
-    weights, scale = shares(graph, bias=bias)
+    counted, total = _counted(graph, bias)
+    weights, scale = _shared(graph, counted, total)
     weight = graph.target_weights.double()
     reached = Flow(graph, weights, scale)(weight)
     influence = reached - weight
     from_tokens = float(influence[graph.of_kind(EMBEDDING)].sum())
-    from_errors = float(influence[error].sum())
+    from_errors = float(influence[graph.of_kind(*ERRORS)].sum())
     replacement = from_tokens / max(from_tokens + from_errors, TINY)
     error_share = graph.row_sums.counted[1] * scale
     carried = reached * counted

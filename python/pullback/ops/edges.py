@@ -55,13 +55,16 @@ class SpanRows:
     """Int64[Tensor, "rows"]"""
     shapes: SpanShapes
     n_sources: int
+    nonzero: Tensor | None = None
+    """Int64[Tensor, "rows"]: how many edges of a row are not 0, where that is known"""
 
     def __len__(self) -> int:
         return len(self.shape_of)
 
     def __getitem__(self, which: slice | Tensor) -> SpanRows:
         """Some of the rows, in the order asked for."""
-        return replace(self, offsets=self.offsets[which], shape_of=self.shape_of[which])
+        nonzero = None if self.nonzero is None else self.nonzero[which]
+        return replace(self, offsets=self.offsets[which], shape_of=self.shape_of[which], nonzero=nonzero)
 
     def dense(self) -> Tensor:
         """Float[Tensor, "rows n_sources"], 0 where there is no edge."""
@@ -98,6 +101,8 @@ def take_spans(block: Tensor, at: Tensor, rows: SpanRows) -> None:
 
 def span_counts(rows: SpanRows, ids: Tensor) -> Tensor:
     """Int64[Tensor, "rows"]: edges that are not 0, of sources with an id, Int32[Tensor, "n_sources"], -1 for none."""
+    if rows.nonzero is not None and bool((ids >= 0).all()):
+        return rows.nonzero
     counts = torch.empty(len(rows), dtype=torch.long)
     _run("span_counts", rows, ids, counts)
     return counts

@@ -4,6 +4,7 @@ cache beside the gradients. What heads take of the targets' vectors is worked ou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -98,6 +99,7 @@ def rows_prompt_by_prompt(stack: Stack, targets: Targets) -> tuple[SpanRows, Ten
     shapes = spans.shapes(lengths, torch.zeros_like(lengths))
     shape = (kind * Q + tiles.prompts).repeat_interleave(tiles.counts)
     rows = empty_rows(table.vectors, shape, shapes, max(layout.n_sources for layout in stack.layouts))
+    nonzero = torch.empty(len(order), dtype=torch.long)
     of_tiles = lengths[kind, tiles.prompts]  # (n_tiles, S)
     to = (of_tiles.cumsum(1) - of_tiles).T.contiguous()
     begins, widths = rows.offsets[tiles.firsts], of_tiles.sum(1)
@@ -108,12 +110,13 @@ def rows_prompt_by_prompt(stack: Stack, targets: Targets) -> tuple[SpanRows, Ten
         some = Tiles(*(column[which] for column in tiles))
         about = (some.prompts, some.positions, some.firsts - own.start, some.counts, begins[which], widths[which])
         into = dict(zip(spans.names, to[:, which].contiguous(), strict=True))
-        part = PromptByPrompt(stack, table, depth, about, (row - table.starts[depth], factor, at), rows.values, into)
+        out = rows.values, nonzero[own]
+        part = PromptByPrompt(stack, table, depth, about, (row - table.starts[depth], factor, at), out, into)
         Sweep(stack, part).run()
         part.run()
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
-    return rows[places], torch.zeros(len(order), dtype=table.vectors.dtype)
+    return replace(rows, nonzero=nonzero)[places], torch.zeros(len(order), dtype=table.vectors.dtype)
 
 
 class PromptByPrompt:
@@ -122,7 +125,7 @@ class PromptByPrompt:
     Args:
         tiles: six columns, and
         placed: three, as `Descent` in csrc/descent.h has them.
-        values: edges, of all rows.
+        out: edges, of all rows, and how many of each target are not 0.
         to: where the edges from a source begin in the rows of each tile, (n_tiles).
     """
 
@@ -133,7 +136,7 @@ class PromptByPrompt:
         depth: int,
         tiles: tuple[Tensor, ...],
         placed: tuple[Tensor, Tensor, Tensor],
-        values: Tensor,
+        out: tuple[Tensor, Tensor],
         to: Mapping[Source, Tensor],
     ) -> None:
         self.stack, self.depth, self.vectors, self.readers = stack, depth, table.of(depth), table.readers
@@ -144,7 +147,8 @@ class PromptByPrompt:
         about = [self._lend(column) for column in tiles]
         row, factor, pos = (self._lend(column) for column in placed)
         d = stack.embed.shape[2]
-        self._descent = _C.Descent(about, row, factor, pos, self._lend(values), stack.n_prompts, d)
+        values, nonzero = (self._lend(t) for t in out)
+        self._descent = _C.Descent(about, row, factor, pos, values, nonzero, stack.n_prompts, d)
 
     def run(self) -> None:
         self._descent.run()
