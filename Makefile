@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
-PYTEST_ARGS ?=
+# Two cores take two thirds of the time; each worker holds torch. Whoever debugs a test wants PYTEST_ARGS="-n 0 ...".
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/* kernels/cuda/* kernels/triton/*)
