@@ -5,6 +5,7 @@
 #include <string>
 
 #include "isa.h"
+#include "leaves.h"
 #include "mixing.h"
 #include "ops.h"
 #include "parallel.h"
@@ -196,8 +197,7 @@ void Descent::contract_by_panels(const int64_t* ptr, const View& indices, const 
 void Descent::contract_leaves(const std::vector<View>& leaves, const std::vector<View>& to) {
   const char* op = "descent.contract_leaves";
   const int64_t count = static_cast<int64_t>(leaves.size());
-  require(0 < count && count <= leaves_at_once && to.size() == leaves.size(),
-          std::string(op) + ": too many leaves, or none, or without a place");
+  require(to.size() == leaves.size(), std::string(op) + ": each leaf must have a place");
   for (const View& u : leaves) {
     require_rows(op, "a leaf", u, {n_prompts_, -1, d_}, itemsize_);
     require(most_positions_ <= u.shape[1], std::string(op) + ": a leaf must have as many positions as tiles");
@@ -207,14 +207,16 @@ void Descent::contract_leaves(const std::vector<View>& leaves, const std::vector
     using T = decltype(zero);
     steps_.push_back([=, this, begin = first_position()](const Tile& tile) {
       for (int64_t p = begin(tile); p < tile.P; ++p) {
-        const T* u[leaves_at_once];
-        T* out[leaves_at_once];
-        for (int64_t j = 0; j < count; ++j) {
-          u[j] = leaves[j].as<T>() + tile.prompt * leaves[j].strides[0] + p * leaves[j].strides[1];
-          out[j] = reinterpret_cast<T*>(tile.edges) + of_tile(to[j], tile.index) + p;
-        }
-        table<T>().leaf_products(reinterpret_cast<const T*>(tile.R) + p * tile.n * d_, d_, tile.n, u, count, d_, out,
-                                 tile.length);
+        each_few_leaves<T>(
+            count,
+            [&](int64_t j) {
+              return leaves[j].as<T>() + tile.prompt * leaves[j].strides[0] + p * leaves[j].strides[1];
+            },
+            [&](int64_t j) { return reinterpret_cast<T*>(tile.edges) + of_tile(to[j], tile.index) + p; },
+            [&](const T* const* u, T* const* out, int64_t few) {
+              table<T>().leaf_products(reinterpret_cast<const T*>(tile.R) + p * tile.n * d_, d_, tile.n, u, few, d_,
+                                       out, tile.length);
+            });
       }
     });
   });

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "leaves.h"
 #include "mixing.h"
 #include "ops.h"
 #include "parallel.h"
@@ -89,7 +90,7 @@ void contract_leaves(const View& R, const std::vector<View>& leaves, const std::
   const char* op = "contract_leaves";
   require_rows(op, "R", R, {-1, -1, -1}, R.itemsize);
   const int64_t rows = R.shape[0], n = R.shape[1], d = R.shape[2], count = static_cast<int64_t>(leaves.size());
-  require(0 < count && count <= leaves_at_once, "contract_leaves: too many leaves, or none");
+  require(0 < count, "contract_leaves: there are no leaves");
   const int64_t Q = leaves[0].shape.at(0), P = leaves[0].shape.at(1);
   require(Q * P == rows, "contract_leaves: leaves must be [Q, P, d] with a vector for each of the Q P rows of R");
   for (const View& u : leaves) require_rows(op, "a leaf", u, {Q, P, d}, R.itemsize);
@@ -103,13 +104,13 @@ void contract_leaves(const View& R, const std::vector<View>& leaves, const std::
     const Table<T>& kernels = table<T>();
     parallel_for(rows, rows * n * d * count, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        const T* u[leaves_at_once];
-        T* to[leaves_at_once];
-        for (int64_t j = 0; j < count; ++j) {
-          u[j] = leaves[j].as<T>() + r / P * leaves[j].strides[0] + r % P * leaves[j].strides[1];
-          to[j] = out.as<T>() + starts[j] + r;
-        }
-        kernels.leaf_products(R.as<T>() + r * R.strides[0], R.strides[1], n, u, count, d, to, out.strides[0]);
+        each_few_leaves<T>(
+            count,
+            [&](int64_t j) { return leaves[j].as<T>() + r / P * leaves[j].strides[0] + r % P * leaves[j].strides[1]; },
+            [&](int64_t j) { return out.as<T>() + starts[j] + r; },
+            [&](const T* const* u, T* const* to, int64_t few) {
+              kernels.leaf_products(R.as<T>() + r * R.strides[0], R.strides[1], n, u, few, d, to, out.strides[0]);
+            });
       }
     });
   });

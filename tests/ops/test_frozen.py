@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_memory_is_touched():
         contract_leaves(R, [made.randn(2, P, 8)], [1], out)
     with pytest.raises(ValueError, match="leaves must be"):
         contract_leaves(R, [made.randn(2, P + 1, 8)], [0], out)
-    with pytest.raises(ValueError, match="too many leaves, or none"):
+    with pytest.raises(ValueError, match="there are no leaves"):
         _C.contract_leaves(view(R), [], [], view(out))
     with pytest.raises(ValueError, match="written must be"):
         contract_written(R.unflatten(0, (2, P)), made.randn(2, P + 1, 3, 8), 0, torch.zeros(4, 2, 3))

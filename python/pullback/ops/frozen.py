@@ -18,7 +18,6 @@ from . import dispatch
 from .cpu.borrow import optional, view
 from .reference import frozen as reference
 
-LEAVES_AT_ONCE = 4
 SHORT = 64  # positions up to which patterns are multiplied where gradients lie; for more, large products pay for copies
 
 
@@ -104,9 +103,8 @@ def contract_leaves(R: Tensor, leaves: Sequence[Tensor], starts: Sequence[int], 
     """
     if not _compiled(R, *leaves, out):
         return reference.contract_leaves(R, leaves, starts, out)
-    for first in range(0, len(leaves), LEAVES_AT_ONCE):
-        some = slice(first, first + LEAVES_AT_ONCE)
-        _C.contract_leaves(view(R), [view(u) for u in leaves[some]], starts[some], view(out))
+    if leaves:
+        _C.contract_leaves(view(R), [view(u) for u in leaves], starts, view(out))
     return None
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pullback import _C
 from pullback.attribution.linear.sweep import Source, Sweep
-from pullback.attribution.linear.table import Table, table_of
+from pullback.attribution.linear.table import Table, inverse, table_of
 from pullback.attribution.linear.taken import Vectors
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
 from pullback.ops import dispatch
 from pullback.ops.cpu.borrow import View, optional, view
 from pullback.ops.edges import SpanRows, empty_rows
-from pullback.ops.frozen import LEAVES_AT_ONCE, SHORT
+from pullback.ops.frozen import SHORT
 from pullback.transcoders import Rows, in_memory
 
 WEIGHTS = 1 << 16  # numbers in one matrix of an attention's weights, for them to stay in the second cache
@@ -114,9 +114,7 @@ def rows_prompt_by_prompt(stack: Stack, targets: Targets) -> tuple[SpanRows, Ten
         part = PromptByPrompt(stack, table, depth, about, (row - table.starts[depth], factor, at), out, into)
         Sweep(stack, part).run()
         part.run()
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order))
-    return replace(rows, nonzero=nonzero)[places], torch.zeros(len(order), dtype=table.vectors.dtype)
+    return replace(rows, nonzero=nonzero)[inverse(order)], torch.zeros(len(order), dtype=table.vectors.dtype)
 
 
 class PromptByPrompt:
@@ -183,10 +181,8 @@ class PromptByPrompt:
         self._descent.contract(indptr, indices, values, W, self.stack.n_pos, self._lend(self.to[source]))
 
     def leaves(self, *sources: Source) -> None:
-        for first in range(0, len(sources), LEAVES_AT_ONCE):
-            some = sources[first : first + LEAVES_AT_ONCE]
-            leaves = [self._lend(self.stack.vectors(source)) for source in some]
-            self._descent.contract_leaves(leaves, [self._lend(self.to[source]) for source in some])
+        leaves = [self._lend(self.stack.vectors(source)) for source in sources]
+        self._descent.contract_leaves(leaves, [self._lend(self.to[source]) for source in sources])
 
     def own(self, source: Source, depth: int) -> None:  # noqa: ARG002
         u = self.stack.vectors(source)

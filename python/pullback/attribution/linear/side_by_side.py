@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pullback.attribution.linear.columns import Columns, share_columns
 from pullback.attribution.linear.sweep import Source, Sweep
+from pullback.attribution.linear.table import inverse
 from pullback.attribution.linear.taken import Taken, Vectors
 from pullback.attribution.stack import Stack
 from pullback.attribution.targets import Targets
@@ -42,8 +43,7 @@ def rows_side_by_side(stack: Stack, targets: Targets) -> tuple[SpanRows, Tensor]
         at = column[own] - part.which.start
         take_spans(part.edges.cpu(), at, rows[own])
         zeroed[own] = part.zeroed.cpu()[prompt[own], at]
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order))
+    places = inverse(order)
     return rows[places], zeroed[places]
 
 

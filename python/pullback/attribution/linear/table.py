@@ -34,7 +34,12 @@ def table_of(stack: Stack, targets: Targets) -> Table:
     (vectors, factor), depth, depths = read_at_stream(stack, targets), targets.depth, n_depths(stack.n_layers)
     read_at = depth.new_full((len(vectors),), depths).scatter_(0, targets.row, depth)  # what nobody reads comes last
     order = torch.argsort(read_at, stable=True)
-    new_row = torch.empty_like(order)
-    new_row[order] = torch.arange(len(order), device=order.device)
     starts = [0, *torch.bincount(read_at, minlength=depths).cumsum(0).tolist()]
-    return Table(vectors[order], starts, new_row[targets.row], factor, depth)
+    return Table(vectors[order], starts, inverse(order)[targets.row], factor, depth)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """Where each of n numbers stands in an order of all of them, (n)."""
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return places
