@@ -15,6 +15,7 @@ from tests.ops.cases import pattern
 from tests.ops.test_known_defects import Guarded, random
 
 Q, T, H, D_HEAD, U, F = 2, 3, 4, 5, 7, 9
+LEAVES = 5  # the same one: more than are multiplied at a time
 FEW, MANY = 5, 70  # targets of a prompt: those of many are contracted by panels
 
 
@@ -79,7 +80,7 @@ class Case:
             descent.through_heads(lend(self.to_z), mixing, scale, lend(self.from_v), H)
         indptr, ids, values = (lend(t) for t in (self.acts.indptr, self.acts.indices, self.acts.values))
         descent.contract(indptr, ids, values, lend(self.W, gap=3), T, lend(self.to[0]))
-        descent.contract_leaves([lend(self.leaf, gap=1)], [lend(self.to[1])])
+        descent.contract_leaves([lend(self.leaf, gap=1)] * LEAVES, [lend(self.to[1])] * LEAVES)
         descent.contract_written(lend(self.written, gap=1), 1, lend(self.to[2]))
         descent.run()
         g.check()
@@ -107,7 +108,7 @@ class Case:
             rows = self.W.double()[acts.indices.long()] * acts.values.double()[:, None]
             edges[:, : acts.nnz] = torch.einsum("ebd,ed->be", R[acts.rows()], rows)
             leaf, written = self.leaf[q, :P].double(), self.written[q, :P, : P - 1].double()
-            edges[:, self.to[1, t] :][:, :P] = torch.einsum("pbd,pd->bp", R, leaf)
+            edges[:, self.to[1, t] :][:, :P] = LEAVES * torch.einsum("pbd,pd->bp", R, leaf)
             edges[:, self.to[2, t] :][:, 1:P] = torch.einsum("pbd,psd->bs", R, written)
             at_own = (table[self.row[own]] * leaf[self.pos[own]]).sum(1) * self.factor[own]
             edges[torch.arange(n), self.to[3, t] + self.pos[own]] += at_own
