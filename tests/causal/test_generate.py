@@ -100,6 +100,8 @@ def test_the_distribution_drawn_from() -> None:
         ({"temperature": 0.0}, r"temperature must be above 0 \(do_sample=False is greedy\), got 0.0"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
+        ({"temperature": 0.5}, "temperature would change nothing: .* do_sample=True draws"),
+        ({"top_k": 3, "seed": 1}, "top_k, seed or generator would change nothing"),
         ({"seed": 1, "generator": torch.Generator()}, "a seed or a generator, not both"),
         ({"interventions": [(0, 5, 1, 1.0)]}, "position 5 is outside the prompt's 5 tokens"),
         ({"interventions": [(0, slice(9, None), 99, 1.0)]}, "feature 99 is out of range"),

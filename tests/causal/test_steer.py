@@ -38,6 +38,24 @@ def test_each_factor_is_an_intervention() -> None:
     table = ours.to_pandas([3, 7])
     assert table["factor"].tolist() == [-1, -1, 0, 0, 1, 1, 2.5, 2.5]
     assert table["logit"].tolist() == ours.logits[:, [3, 7]].flatten().tolist()
+    assert table["token"].tolist() == [3, 7] * 4
+    assert repr(ours) == f"Steered(factors=[-1.0, 0.0, 1.0, 2.5], logits=[4, {ours.logits.shape[1]}])"
+
+
+def test_answers_are_named_by_words_too() -> None:
+    model, sets = pb.zoo.load("tiny-mix"), pb.zoo.transcoders("tiny-mix")
+    graph = pb.attribute(model, sets, "the capital of the state containing dallas is", max_n_logits=1)
+    feature = (graph.top_features(1)[0],)
+    ours = pb.steer(model, sets, "the capital of the state containing dallas is", pb.Supernode("top", feature), [1, 0])
+    austin, sacramento = (int(model.to_tokens(word, prepend_bos=False)[0, 0]) for word in ("austin", "sacramento"))
+    assert torch.equal(ours.margins("austin", "sacramento"), ours.margins(austin, sacramento))
+    table = ours.to_pandas(["austin", sacramento])
+    assert table["token"].tolist() == ["austin", sacramento] * 2
+    assert table["logit"].tolist() == ours.logits[:, [austin, sacramento]].flatten().tolist()
+    with pytest.raises(ValueError, match="steer: the target 'austin sacramento' is 2 tokens"):
+        ours.margins("austin sacramento")
+    with pytest.raises(ValueError, match="steer: target tokens must lie in"):
+        ours.to_pandas([10**6])
 
 
 def test_with_everything_frozen_steering_is_a_straight_line() -> None:

@@ -206,14 +206,14 @@ def place_of(lens: Lens, name: str) -> tuple[int, int]:
     )
 
 
-def token_id(lens: Lens, token: Any) -> int:
-    """A string must be one token."""
+def token_id(lens: Lens, token: Any, who: str = "attribute") -> int:
+    """A string must be one token. `who` asks, in the words of an error."""
     if isinstance(token, str):
         if getattr(lens.model, "tokenizer", None) is None:
-            raise ValueError(f"attribute: this model has no tokenizer to read the target '{token}'; give its token id")
+            raise ValueError(f"{who}: this model has no tokenizer to read the target '{token}'; give its token id")
         ids = lens.model.to_tokens(token, prepend_bos=False)[0]
         if ids.numel() != 1:
-            raise ValueError(f"attribute: the target '{token}' is {ids.numel()} tokens; a target must be one token")
+            raise ValueError(f"{who}: the target '{token}' is {ids.numel()} tokens; a target must be one token")
         return int(ids[0])
     try:
         number = operator.index(token)  # also of numpy and of tensors with one element
@@ -223,5 +223,5 @@ def token_id(lens: Lens, token: Any) -> int:
             f"FeatureTarget or DirectionTarget; got {token!r}"
         ) from error
     if not 0 <= number < lens.d_vocab:
-        raise ValueError(f"attribute: target tokens must lie in 0..{lens.d_vocab - 1}, got {number}")
+        raise ValueError(f"{who}: target tokens must lie in 0..{lens.d_vocab - 1}, got {number}")
     return number

@@ -16,7 +16,7 @@ from pullback.lens.tokens import continuation
 from pullback.transcoders import LayeredDictionary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generated:
     """tokens (T + n): the prompt and n new tokens; logits (n, V): what each new token was chosen from; text: of the new
     tokens."""
@@ -24,6 +24,9 @@ class Generated:
     tokens: Tensor
     logits: Tensor
     text: str
+
+    def __repr__(self) -> str:
+        return f"Generated({self.text!r}, {len(self.logits)} tokens after {len(self.tokens) - len(self.logits)})"
 
     @property
     def new_tokens(self) -> Tensor:
@@ -66,7 +69,8 @@ def generate(
         freeze, constrained_layers, attention_saes, strict: of `intervene`.
 
     Raises:
-        ValueError: as `intervene`, for sampling arguments out of range, and where the text would outgrow the context.
+        ValueError: as `intervene`, for sampling arguments out of range or without do_sample, and where the text would
+            outgrow the context.
     """
     lens = as_lens(model)
     tokens = lens.to_tokens(prompt)
@@ -110,6 +114,17 @@ class _Choice:
             raise ValueError(f"generate: top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"generate: top_p must lie in (0, 1], got {self.top_p}")
+        given = {
+            "temperature": self.temperature != 1,
+            "top_k": self.top_k is not None,
+            "top_p": self.top_p is not None,
+            "seed or generator": self.generator is not None,
+        }
+        if not self.do_sample and any(given.values()):
+            named = ", ".join(name for name, has in given.items() if has)
+            raise ValueError(
+                f"generate: {named} would change nothing: the likeliest token is taken; do_sample=True draws"
+            )
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(V) -> (1)"""

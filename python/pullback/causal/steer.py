@@ -10,45 +10,55 @@ import torch
 from torch import Tensor
 
 from pullback.attribution.local import Dictionaries
+from pullback.attribution.reader import token_id
 from pullback.causal.intervene import held, run_from, unchanged_input, values_at
 from pullback.causal.margin import Margin
 from pullback.causal.places import Feature, Place, Placed, Supernode, fitted, parsed, placed
-from pullback.lens import Trace, as_lens, trace
+from pullback.lens import Lens, Trace, as_lens, trace
 from pullback.transcoders import LayeredDictionary
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Steered:
-    """Logits (n, V) at the last position, a row for each of n factors."""
+    """Logits (n, V) at the last position, a row for each of n factors. Tokens are ids, or strings of one token; others
+    raise ValueError."""
 
     factors: list[float]
     logits: Tensor
+    lens: Lens
+
+    def __repr__(self) -> str:
+        return f"Steered(factors={self.factors}, logits={list(self.logits.shape)})"
 
     @property
     def probabilities(self) -> Tensor:
         """(n, V)"""
         return torch.softmax(self.logits, -1)
 
-    def margins(self, target: int, other: int | None = None) -> Tensor:
+    def margins(self, target: int | str, other: int | str | None = None) -> Tensor:
         """logit[target] - logit[other] (or the mean of all) for each factor, (n)."""
-        return Margin(target, other)(self.logits[:, None])
+        return Margin(self._id(target), None if other is None else self._id(other))(self.logits[:, None])
 
-    def to_pandas(self, tokens: Sequence[int]) -> pd.DataFrame:
-        """A row for each factor and token: factor, token, logit, probability."""
+    def to_pandas(self, tokens: Sequence[int | str]) -> pd.DataFrame:
+        """A row for each factor and token: factor, token (as given), logit, probability."""
         import pandas as pd
 
-        chosen = list(tokens)
+        named = list(tokens)
+        chosen = [self._id(token) for token in named]
         return pd.DataFrame(
             {
-                "factor": [factor for factor in self.factors for _ in chosen],
-                "token": chosen * len(self.factors),
+                "factor": [factor for factor in self.factors for _ in named],
+                "token": named * len(self.factors),
                 "logit": self.logits[:, chosen].flatten().cpu().numpy(),
                 "probability": self.probabilities[:, chosen].flatten().cpu().numpy(),
             }
         )
+
+    def _id(self, token: int | str) -> int:
+        return token_id(self.lens, token, "steer")
 
 
 def steer(
@@ -86,7 +96,7 @@ def steer(
         wanted = placed(dictionaries, base.n_pos, parsed([(group, factor)]))
         _must_be_active(dictionaries, base, group, wanted)
         rows.append(run_from(lens, dictionaries, base, wanted, hold).logits[-1])
-    return Steered([float(factor) for factor in factors], torch.stack(rows))
+    return Steered([float(factor) for factor in factors], torch.stack(rows), lens)
 
 
 def _must_be_active(dictionaries: Dictionaries, base: Trace, group: Supernode, wanted: dict[Place, Placed]) -> None:
