@@ -250,6 +250,7 @@ def test_what_cannot_be_compared_is_said() -> None:
     refused("there are the runs direct, constrained, unconstrained, not iterative", runs=["iterative"])
     refused("n must be at least 1", n=0)
     refused("share in", share=0.0)
+    refused("factor 1 leaves features as they are", factor=1.0)
     empty = pb.attribute(lens, sets, TOKENS, max_feature_nodes=0)
     refused("the graph have features", graph=empty)
     graph.meta["tokens"] = OTHER.tolist()

@@ -67,11 +67,12 @@ def test_constrained_layers_are_held_and_later_ones_run(name: str, freeze: str |
     assert not torch.allclose(ours, free, atol=1e-4)
 
 
-def test_layers_that_are_not_there_are_refused() -> None:
+@pytest.mark.parametrize("freeze", [None, "attention", "all"])
+def test_layers_that_are_not_there_are_refused(freeze: str | None) -> None:
     lens = as_lens(models.build("gpt2"))
     sets = models.random_set(lens)
     with pytest.raises(ValueError, match=r"constrained_layers must lie in 0\.\.2, got layers \[3\]"):
-        pb.intervene(lens, sets, TOKENS, [], constrained_layers=range(4))
+        pb.intervene(lens, sets, TOKENS, [], freeze=freeze, constrained_layers=range(4))
 
 
 @pytest.mark.parametrize(

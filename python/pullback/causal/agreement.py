@@ -95,10 +95,12 @@ def agreement(
 
     Raises:
         ValueError: a graph without features, or of another model, prompt or other dictionaries; an unknown run; n below
-            1 or share outside (0, 1].
+            1, share outside (0, 1] or factor 1.
     """
     if unknown := [run for run in runs if run not in RUNS]:
         raise ValueError(f"agreement: there are the runs {', '.join(RUNS)}, not {', '.join(unknown)}")
+    if factor == 1:
+        raise ValueError("agreement: factor 1 leaves features as they are; 0 ablates them")
     chosen = _stratified(graph, n, share, seed)
     lens = as_lens(model)
     dictionaries = fitted(lens, sets, attention_saes, strict=strict)

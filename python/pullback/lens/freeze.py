@@ -39,12 +39,13 @@ class Freeze:
         if freeze not in FREEZES:
             raise ValueError(f"freeze must be 'all', 'attention' or None, got {freeze!r}")
         every = frozenset(range(n_layers))
-        whole = every if freeze == "all" else frozenset(constrained)
-        if not whole <= every:
+        named = frozenset(constrained)
+        if not named <= every:
             raise ValueError(
-                f"constrained_layers must lie in 0..{n_layers - 1}, got layers {sorted(whole - every)}: "
+                f"constrained_layers must lie in 0..{n_layers - 1}, got layers {sorted(named - every)}: "
                 f"range(n) constrains the first n layers"
             )
+        whole = every if freeze == "all" else named
         return Freeze(patterns=whole if freeze is None else every, whole=whole, final_norm=whole == every)
 
 
