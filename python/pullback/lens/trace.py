@@ -182,8 +182,9 @@ def traces(lens: Lens, tokens: Tensor) -> list[Trace]:
     dtype = lens.compute_dtype
     # Blocks may run on several devices; the frozen map is on one. Where the model adds one row of positions to all
     # prompts, it is recorded once.
-    at = {site: t.to(lens.device, dtype).expand(len(tokens), *t.shape[1:]) for site, t in seen.items()}
-    del seen  # so that patterns, the largest by far, go one by one as their copies come
+    # One by one, so that a 16-bit model's patterns are not all there twice.
+    at = {site: seen.pop(site).to(lens.device, dtype) for site in list(seen)}
+    at = {site: t.expand(len(tokens), *t.shape[1:]) for site, t in at.items()}
     must_be_finite(lens, at)
     ones = at["hook_embed"].new_ones(*tokens.shape, 1)
     ln_final, W_U, b_U = lens.ln_final.to(dtype, lens.device), lens.W_U.to(dtype), lens.b_U.to(dtype)
