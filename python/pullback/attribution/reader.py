@@ -219,7 +219,7 @@ def token_id(lens: Lens, token: Any, who: str = "attribute") -> int:
         number = operator.index(token)  # also of numpy and of tensors with one element
     except TypeError as error:
         raise ValueError(
-            "attribute: a target is a token id or a string of one token, or a LogitTarget, LogitDifference, "
+            f"{who}: a target is a token id or a string of one token, or a LogitTarget, LogitDifference, "
             f"FeatureTarget or DirectionTarget; got {token!r}"
         ) from error
     if not 0 <= number < lens.d_vocab:
