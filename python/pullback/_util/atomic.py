@@ -85,13 +85,13 @@ def must_be_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True, keep_cached: bool = True) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, one_of_many: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is written there becomes `path` when the block ends well.
 
-    Parent directories are created. The mode of an existing file is kept. Without `sync_name` the caller does
-    `sync_directory`, after several files: should the machine die before, some of them may still have their old content.
-    Without `keep_cached` the file takes no memory of the system once it is on disk: thousands that nobody reads soon
-    would drive out what is read, and fresh memory is slow to write to.
+    Parent directories are created. The mode of an existing file is kept. After `one_of_many` files the
+    caller does `sync_directory`: should the machine die before, some of them may still have their old content. They take
+    no memory of the system once they are on disk: thousands that nobody reads soon would drive out what is read, and
+    fresh memory is slow to write to.
 
     Raises: OSError of the file system (full disk, permissions); `path` then still holds its old content.
     """
@@ -102,7 +102,7 @@ def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True, keep_ca
         yield temporary
         with suppress(FileNotFoundError):
             os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
-        sync_file(temporary, keep_cached=keep_cached)
+        sync_file(temporary, keep_cached=not one_of_many)
         os.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):
@@ -110,7 +110,7 @@ def atomic_path(path: str | os.PathLike[str], *, sync_name: bool = True, keep_ca
         if isinstance(error, OSError) and error.filename == os.fspath(temporary):
             error.filename = os.fspath(path)  # the name that the caller knows
         raise
-    if sync_name:
+    if not one_of_many:
         sync_directory(target.parent)
 
 
@@ -121,17 +121,16 @@ def atomic_write(
     *,
     encoding: str | None = None,
     newline: str | None = None,
-    sync_name: bool = True,
-    keep_cached: bool = True,
+    one_of_many: bool = False,
 ) -> Iterator[IO[Any]]:
     """Open `path` for writing ("wb" or "w"; text is UTF-8 unless told otherwise); the file appears only when the block
-    ends well. `sync_name` and `keep_cached` as of `atomic_path`."""
+    ends well. `one_of_many` as of `atomic_path`."""
     if mode not in ("wb", "w"):
         raise ValueError(f'atomic_write: mode must be "wb" or "w" (a file is always rewritten whole), got {mode!r}')
     if mode == "w" and encoding is None:
         encoding = "utf-8"
     with (
-        atomic_path(path, sync_name=sync_name, keep_cached=keep_cached) as temporary,
+        atomic_path(path, one_of_many=one_of_many) as temporary,
         open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file,
     ):
         yield file

@@ -32,7 +32,7 @@ def save(graph: Graph, path: str | PathLike[str], *, one_of_many: bool = False) 
     tensors |= _in_runs(graph.sources)
     tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
-    with atomic_write(path, sync_name=not one_of_many, keep_cached=not one_of_many) as file:
+    with atomic_write(path, one_of_many=one_of_many) as file:
         file.writelines(_content(tensors, header))
 
 
