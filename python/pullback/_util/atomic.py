@@ -88,10 +88,10 @@ def must_be_writable(path: str | os.PathLike[str]) -> None:
 def atomic_path(path: str | os.PathLike[str], *, one_of_many: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is written there becomes `path` when the block ends well.
 
-    Parent directories are created. The mode of an existing file is kept. After `one_of_many` files the
-    caller does `sync_directory`: should the machine die before, some of them may still have their old content. They take
-    no memory of the system once they are on disk: thousands that nobody reads soon would drive out what is read, and
-    fresh memory is slow to write to.
+    Parent directories are created. The mode of an existing file is kept. After files that are each
+    `one_of_many` the caller does `sync_directory`: should the machine die before, some of them may still have their old
+    content. They take no memory of the system once they are on disk: thousands that nobody reads soon would drive out
+    what is read, and fresh memory is slow to write to.
 
     Raises: OSError of the file system (full disk, permissions); `path` then still holds its old content.
     """
