@@ -65,9 +65,13 @@ std::vector<std::string> available_isas() {
 std::vector<std::pair<std::string, bool>> cpu_features() {
 #ifdef PULLBACK_X86
 #  define PULLBACK_FEATURE(name) {name, __builtin_cpu_supports(name) != 0}
-  return {PULLBACK_FEATURE("sse4.2"),   PULLBACK_FEATURE("avx2"),      PULLBACK_FEATURE("fma"),
-          PULLBACK_FEATURE("avx512f"),  PULLBACK_FEATURE("avx512bw"),  PULLBACK_FEATURE("avx512dq"),
-          PULLBACK_FEATURE("avx512vl"), PULLBACK_FEATURE("avx512bf16")};
+  return {PULLBACK_FEATURE("sse4.2"),   PULLBACK_FEATURE("avx2"),       PULLBACK_FEATURE("fma"),
+          PULLBACK_FEATURE("avx512f"),  PULLBACK_FEATURE("avx512bw"),   PULLBACK_FEATURE("avx512dq"),
+          PULLBACK_FEATURE("avx512vl"), PULLBACK_FEATURE("avx512bf16"),
+#  if !defined(__clang__) && __GNUC__ >= 11
+          PULLBACK_FEATURE("amx-bf16")
+#  endif
+  };
 #  undef PULLBACK_FEATURE
 #else
   return {};

@@ -81,6 +81,10 @@ def _torch_multiplies_bf16() -> bool:
 
 def multiplies_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32, and the kernels' instruction set allows it."""
-    features = _C.cpu_features()
-    fast = features.get("avx512bf16", False) or features.get("amx_bf16", False)
-    return bool(fast) and _C.isa() == "avx512" and _torch_multiplies_bf16()
+    fast = _C.cpu_features().get("avx512bf16", False) or has_amx()
+    return fast and _C.isa() == "avx512" and _torch_multiplies_bf16()
+
+
+def has_amx() -> bool:
+    """Whether this CPU has units for tiles of bfloat16 (AMX)."""
+    return _C.cpu_features().get("amx-bf16", False)
