@@ -68,6 +68,27 @@ def test_from_topk_sorts() -> None:
     assert acts.values.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_split_gives_slices(n: int) -> None:
+    acts = pattern(6, 9, 4, torch.float32, seed=3)
+    parts = acts.split(n)
+    assert len(parts) == 6 // n
+    for i, part in enumerate(parts):
+        own = acts[i * n : (i + 1) * n]
+        assert torch.equal(part.validate().indptr, own.indptr)
+        assert torch.equal(part.indices, own.indices)
+        assert torch.equal(part.values, own.values)
+        assert part.n_features == own.n_features
+
+
+def test_split_refuses_parts_that_do_not_come_out_even() -> None:
+    acts = pattern(6, 9, 4, torch.float32, seed=3)
+    for n in (0, 4, 7, -1):
+        with pytest.raises(ValueError, match="split: n must divide the 6 rows"):
+            acts.split(n)
+    assert acts[0:0].split(3) == []
+
+
 @pytest.mark.parametrize("count", range(9))
 def test_largest_counts_nan_before_everything_and_never_gives_more(count: int) -> None:
     inf, nan = float("inf"), float("nan")

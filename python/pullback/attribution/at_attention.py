@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pullback.attribution.encoded import encoded
+from pullback.attribution.encoded import by_prompt, encoded
 from pullback.lens import LayerTrace
 from pullback.ops import SparseActivations
 from pullback.transcoders import LayeredDictionary
@@ -54,19 +54,20 @@ class AttentionFeatures:
             zeroed={} if bool(keep.all()) else {i: r * (1 - keep) for i, r in rest.items()},
         )
 
-    def of_prompt(self, q: int) -> AttentionFeatures:
-        """One of several prompts."""
-        T = next(iter(self.errors.values())).shape[1] if self.errors else 0
-        rows = slice(q * T, (q + 1) * T)
+    def of_prompts(self, n: int) -> list[AttentionFeatures]:
+        """Each of n prompts."""
 
-        def own(by_layer: dict[int, Tensor]) -> dict[int, Tensor]:
+        def own(by_layer: dict[int, Tensor], q: int) -> dict[int, Tensor]:
             return {i: value[q] for i, value in by_layer.items()}
 
-        return AttentionFeatures(
-            saes=self.saes,
-            acts={i: a[rows] for i, a in self.acts.items()},
-            errors=own(self.errors),
-            bias=own(self.bias),
-            constant=own(self.constant),
-            zeroed=own(self.zeroed),
-        )
+        return [
+            AttentionFeatures(
+                saes=self.saes,
+                acts=acts,
+                errors=own(self.errors, q),
+                bias=own(self.bias, q),
+                constant=own(self.constant, q),
+                zeroed=own(self.zeroed, q),
+            )
+            for q, acts in enumerate(by_prompt(self.acts, n))
+        ]

@@ -167,7 +167,7 @@ def _meta(lens: Lens, local: LocalModel, what: Explained) -> dict[str, Any]:
     str_tokens = local.trace.str_tokens
     return {
         "prompt": "".join(str_tokens),
-        "tokens": [int(t) for t in local.trace.tokens],
+        "tokens": local.trace.tokens.tolist(),
         "str_tokens": str_tokens,
         "model_name": lens.model_name,
         "n_layers": lens.n_layers,

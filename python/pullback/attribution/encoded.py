@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -28,3 +30,9 @@ def _encoded(sets: LayeredDictionary, layer: int, x: Tensor) -> SparseActivation
     if not isinstance(rule, BatchTopK) or rule.threshold is not None:
         return sets.encode(layer, x)
     return SparseActivations.stacked([sets.encode(layer, rows) for rows in x], sets[layer].d_sae, x)
+
+
+def by_prompt(acts: Mapping[int, SparseActivations], n_prompts: int) -> list[dict[int, SparseActivations]]:
+    """Features of each prompt, by layer, from those of all of them."""
+    parts = {i: all_rows.split(all_rows.n_rows // n_prompts) for i, all_rows in acts.items()}
+    return [{i: of_layer[q] for i, of_layer in parts.items()} for q in range(n_prompts)]

@@ -40,8 +40,7 @@ class Explained:
         at positions up to its own; and the explained ones."""
         layout = local.layout
         first = layout.all_features.start
-        inside = torch.zeros(layout.all_features.stop - first, dtype=torch.bool)
-        inside[self.features] = True
+        parts = [self.features]
         what = self.targets
         if len(self.features):
             what = joined([what, feature_batch(local.stack, self.features.to(local.trace.tokens.device))])
@@ -50,8 +49,8 @@ class Explained:
             written = WRITTEN[kind](layer)
             furthest = max((pos for pos, depth in zip(positions, depths, strict=True) if depth > written), default=-1)
             start = layout.of_kind(kind)[layer].start - first
-            inside[start : start + int(acts.indptr[furthest + 1])] = True
-        return inside.nonzero()[:, 0]
+            parts.append(torch.arange(start, start + int(acts.indptr[furthest + 1])))
+        return torch.cat(parts).unique() if len(self.features) else torch.cat(parts)
 
 
 def explained(

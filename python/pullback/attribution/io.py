@@ -71,7 +71,7 @@ def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iter
     yield len(written).to_bytes(8, "little")
     yield written
     for name in widest_first:
-        yield tensors[name].view(torch.uint8).numpy().data
+        yield tensors[name].numpy().data
 
 
 def load(path: str | PathLike[str]) -> Graph:

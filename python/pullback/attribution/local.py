@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pullback._util.memory import keep_freed_memory
 from pullback.attribution.at_attention import AttentionFeatures
-from pullback.attribution.encoded import encoded
+from pullback.attribution.encoded import by_prompt, encoded
 from pullback.attribution.heads import Heads
 from pullback.attribution.layout import Layout
 from pullback.attribution.stack import Stack
@@ -158,19 +158,21 @@ def local_models(
 
     precision = lens.compute_dtype if precision is None else precision
 
+    acts_of = by_prompt(acts, len(tokens))
+    attention_of = attention.of_prompts(len(tokens))
+
     def prompt(q: int) -> LocalModel:
-        rows = slice(q * T, (q + 1) * T)
         return LocalModel(
             trace=recorded[q],
             dictionaries=dictionaries,
             sets=sets,
-            acts={i: a[rows] for i, a in acts.items()},
+            acts=acts_of[q],
             errors=[error[q] for error in errors],
             mlp_bias=mlp_bias,
             attn_bias=[attention.bias.get(i, bias)[q] for i, bias in enumerate(attn_bias)],
             zeroed=None if zero_positions is None else [rest[q] for rest in zeroed],
             precision=precision,
-            attention=attention.of_prompt(q),
+            attention=attention_of[q],
         )
 
     return [prompt(q) for q in range(len(tokens))]

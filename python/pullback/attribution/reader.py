@@ -37,6 +37,7 @@ class Reader:
     def __init__(self, lens: Lens, local: LocalModel, position: int) -> None:
         self.lens, self.local = lens, local
         self.n_directions = 0
+        self._of_position: dict[int, Tensor] = {}
         self.pos = self._position(position)
 
     def read(self, target: Target) -> Entry | int:
@@ -54,7 +55,9 @@ class Reader:
         return self.local.trace.W_U.mean(1)
 
     def _probabilities(self, pos: int) -> Tensor:
-        return torch.softmax(self.lens.capped(self.local.trace.logits[pos]), -1)
+        if pos not in self._of_position:
+            self._of_position[pos] = torch.softmax(self.lens.capped(self.local.trace.logits[pos]), -1)
+        return self._of_position[pos]
 
     def salient(self, max_n_logits: int, desired_logit_prob: float) -> list[Target]:
         if max_n_logits < 1 or not 0 < desired_logit_prob <= 1:

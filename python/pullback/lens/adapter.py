@@ -16,7 +16,7 @@ from pullback.lens.fingerprint import fingerprint
 from pullback.lens.placed import at_hand
 from pullback.lens.stand_ins import stand_ins
 from pullback.lens.tokens import Prompt, check_ids
-from pullback.lens.weights import LayerWeights, Norm, mlp_input_weight, read_layer, read_norm
+from pullback.lens.weights import LayerNorms, LayerWeights, Norm, mlp_input_weight, read_layer, read_norm, read_norms
 from pullback.transcoders import LayeredDictionary, ModelReading
 
 if TYPE_CHECKING:
@@ -111,6 +111,12 @@ class Lens:
         with at_hand(*(part for name, part in block.named_children() if name != "mlp")):
             return read_layer(self.model, layer)
 
+    def layer_norms(self, layer: int) -> LayerNorms:
+        """The same without the attention's weights, which may have to be fetched."""
+        block = self.model.blocks[layer]
+        with at_hand(*(getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2"))):
+            return read_norms(block)
+
     @property
     def ln_final(self) -> Norm:
         return read_norm(getattr(self.model, "ln_final", None))
@@ -121,12 +127,12 @@ class Lens:
 
     @property
     def norm(self) -> str:
-        return self.layer_weights(0).ln2.kind
+        return self.layer_norms(0).ln2.kind
 
     @property
     def folded(self) -> bool:
         """Whether the MLP norms' affine is absent or the identity: `ln2.hook_normalized` is then the MLP's input."""
-        return all(self.layer_weights(i).ln2.folded for i in range(self.n_layers))
+        return all(self.layer_norms(i).ln2.folded for i in range(self.n_layers))
 
     @property
     def logit_soft_cap(self) -> float | None:

@@ -58,7 +58,7 @@ def measure_parallel(lens: Lens) -> bool:
 
     def gap(i: int, stream: Tensor) -> float:
         """How far layer i's MLP is from reading this stream."""
-        norm = lens.layer_weights(i).ln2
+        norm = lens.layer_norms(i).ln2
         target = seen[blocks[i] + reads[i][0]]
         return relative_error(
             norm.normalized(stream, seen[blocks[i] + reads[i][1]]) if len(reads[i]) == 2 else stream, target
@@ -80,5 +80,6 @@ def measure_parallel(lens: Lens) -> bool:
 
 def _mlp_reads(lens: Lens, layer: int) -> tuple[str, ...]:
     """Sites that show what the MLP reads: the norm's output and denominator; without a norm, the MLP's input."""
-    w = lens.layer_weights(layer)
-    return ("mlp.hook_in",) if w.ln2.kind == NO_NORM else (f"{w.ln2_at}.hook_normalized", f"{w.ln2_at}.hook_scale")
+    norms = lens.layer_norms(layer)
+    at = norms.ln2_at
+    return ("mlp.hook_in",) if norms.ln2.kind == NO_NORM else (f"{at}.hook_normalized", f"{at}.hook_scale")

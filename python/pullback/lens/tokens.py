@@ -115,7 +115,7 @@ def continuation(lens: Lens, tokens: Tensor, start: int) -> str:
 
 def to_str_tokens(lens: Lens, tokens: Tensor) -> list[str]:
     """One string per id, `<id>` where there is no tokenizer."""
-    ids = [int(t) for t in tokens.reshape(-1)]
+    ids = tokens.reshape(-1).tolist()
     tokenizer = getattr(lens.model, "tokenizer", None)
     if tokenizer is None:
         return [f"<{i}>" for i in ids]

@@ -154,9 +154,9 @@ def _without_subnormals(pattern: Tensor) -> Tensor:
 def _sites(lens: Lens) -> list[str]:
     names = ["hook_embed"] + (["hook_pos_embed"] if lens.positional == "learned" else [])
     for i in range(lens.n_layers):
-        w = lens.layer_weights(i)
+        norms = lens.layer_norms(i).by_module()
         names += [f"blocks.{i}.{s}" for s in ("hook_resid_pre", "attn.hook_pattern", "hook_attn_out", "hook_mlp_out")]
-        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in w.norms().items() if norm.kind != NO_NORM]
+        names += [f"blocks.{i}.{n}.hook_scale" for n, norm in norms.items() if norm.kind != NO_NORM]
         names += [f"blocks.{i}.hook_resid_post", lens.input_site(i, "mlp.hook_in")]
     return names + (["ln_final.hook_scale"] if lens.ln_final.kind != NO_NORM else [])
 

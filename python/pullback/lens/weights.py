@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,9 +96,8 @@ class LayerWeights:
         return torch.einsum("d,kde->ke", self.ln1.bias_vector(self.b_O), self.W_V) + self.b_V
 
     def norms(self) -> dict[str, Norm]:
-        """The norms whose denominators are frozen, by the names of their modules. (What an MLP writes is a leaf, so no
-        norm behind it is.)"""
-        return {"ln1": self.ln1, "ln1_post": self.ln1_post, self.ln2_at: self.ln2}
+        """`LayerNorms.by_module`."""
+        return LayerNorms(self.ln1, self.ln1_post, self.ln2, self.ln2_at).by_module()
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerWeights:
         tensors = {name: getattr(self, name).to(device=device, dtype=dtype) for name in ("W_V", "b_V", "W_O", "b_O")}
@@ -138,6 +137,26 @@ def mlp_norm(block: Any) -> str:
     return "ln1" if one_for_both else "ln2"
 
 
+class LayerNorms(NamedTuple):
+    """Of one block, as in `LayerWeights`."""
+
+    ln1: Norm
+    ln1_post: Norm
+    ln2: Norm
+    ln2_at: str
+
+    def by_module(self) -> dict[str, Norm]:
+        """The norms whose denominators are frozen, by the names of their modules. (What an MLP writes is a leaf, so no
+        norm behind it is.)"""
+        return {"ln1": self.ln1, "ln1_post": self.ln1_post, self.ln2_at: self.ln2}
+
+
+def read_norms(block: Any) -> LayerNorms:
+    at = mlp_norm(block)
+    ln1, ln1_post, ln2 = (read_norm(getattr(block, name, None)) for name in ("ln1", "ln1_post", at))
+    return LayerNorms(ln1, ln1_post, ln2, at)
+
+
 def read_layer(model: Any, layer: int) -> LayerWeights:
     block = model.blocks[layer]
     attn = block.attn
@@ -151,16 +170,13 @@ def read_layer(model: Any, layer: int) -> LayerWeights:
     b_V = getattr(attn, "_b_V", getattr(attn, "b_V", None))
     b_O = getattr(attn, "b_O", None)
     b_O = W_O.new_zeros(W_O.shape[2]) if b_O is None else b_O.detach()
-    ln1_post, ln2_at = read_norm(getattr(block, "ln1_post", None)), mlp_norm(block)
+    norms = read_norms(block)
     return LayerWeights(
-        ln1=read_norm(getattr(block, "ln1", None)),
-        ln1_post=ln1_post,
-        ln2=read_norm(getattr(block, ln2_at, None)),
-        ln2_at=ln2_at,
+        *norms,
         W_V=W_V,
         b_V=W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if b_V is None else b_V.detach().reshape(W_V.shape[0], -1),
-        W_O=ln1_post.linear(W_O),
-        b_O=ln1_post.linear(b_O),
+        W_O=norms.ln1_post.linear(W_O),
+        b_O=norms.ln1_post.linear(b_O),
     )
 
 

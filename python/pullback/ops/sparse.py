@@ -117,6 +117,18 @@ class SparseActivations:
         first, last = int(indptr[0]), int(indptr[-1])
         return SparseActivations(indptr - first, self.indices[first:last], self.values[first:last], self.n_features)
 
+    def split(self, n: int) -> list[SparseActivations]:
+        """Parts of n rows each, as slices would give them. Raises ValueError where n does not divide the rows."""
+        if n < 1 or self.n_rows % n:
+            raise ValueError(f"split: n must divide the {self.n_rows} rows, got {n}")
+        if self.n_rows == 0:
+            return []
+        firsts = self.indptr[::n]
+        sizes = firsts.diff().tolist()
+        pointers = self.indptr.unfold(0, n + 1, n) - firsts[:-1, None]
+        columns = zip(pointers, self.indices.split(sizes), self.values.split(sizes), strict=True)
+        return [SparseActivations(*part, self.n_features) for part in columns]
+
     def where(self, keep: Tensor) -> SparseActivations:
         """The entries where `keep` Bool[Tensor, 'nnz'] is true; every row stays. Raises ValueError for another mask."""
         if keep.shape != self.indices.shape or keep.dtype != torch.bool:

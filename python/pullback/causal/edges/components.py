@@ -72,7 +72,7 @@ class Components:
         per_block = ("hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
         sites = [f"blocks.{i}.{s}" for i in range(self.L) for s in per_block]
         for i in range(self.L):
-            norms = self.lens.layer_weights(i).norms()
+            norms = self.lens.layer_norms(i).by_module()
             sites += [f"blocks.{i}.{name}.hook_scale" for name, norm in norms.items() if norm.kind != NO_NORM]
         return sites + (["ln_final.hook_scale"] if self.lens.ln_final.kind != NO_NORM else [])
 
@@ -108,7 +108,7 @@ class Seen:
         """The denominator of the norm in front of a target, (N, T, 1)."""
         if target.kind == "logits":
             return self.at["ln_final.hook_scale"]
-        name = self.parts.lens.layer_weights(target.layer).ln2_at if target.kind == "m" else "ln1"
+        name = self.parts.lens.layer_norms(target.layer).ln2_at if target.kind == "m" else "ln1"
         return self.at[f"blocks.{target.layer}.{name}.hook_scale"]
 
     def behind(self, target: Input) -> Tensor:
