@@ -88,6 +88,12 @@ struct MixBack {
   T* out;
 };
 
+// Sources of a row's edges: first[r], first[r] + 1, ..., length[r] of them, run after run.
+struct RunsOf {
+  const int32_t *first, *length;
+  int64_t count;
+};
+
 // Vectors of a row that are multiplied with its gradients together.
 constexpr int leaves_at_once = 4;
 
@@ -157,6 +163,10 @@ struct Table {
   void (*flow_row)(const int32_t* source, const T* weight, int64_t n, double into, bool sizes, double* total);
   void (*sum_row)(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes, int64_t m,
                   double* sums);
+
+  // The same of edges whose sources are given by their runs.
+  void (*flow_runs)(RunsOf runs, const T* weight, double into, bool sizes, double* total);
+  void (*sum_runs)(RunsOf runs, const T* weight, const double* masks, int64_t n_nodes, int64_t m, double* sums);
 
   // How many of n values are not 0.
   int64_t (*count_nonzero)(const T* values, int64_t n);

@@ -116,19 +116,23 @@ void span_totals(const EdgeRowViews& rows, const View& counted, const View& tota
 // total float64 (n_nodes): for one row r after the other, total[source] += total[targets[r]] scale[r] |value|.
 void span_flow(const EdgeRowViews& rows, const View& targets, const View& scale, const View& total);
 
+// Of sources, the first of each run of successive ones and how long it is, int32 (R).
+using RunViews = std::optional<std::array<View, 2>>;
+
 // The same for rows of a CSR, sources int32 (E), weights (E), of which the sizes count or, with their signs, the
-// weights themselves: row rows[i] leads into targets[i].
-void csr_flow(const View& rows, const View& targets, const View& indptr, const View& sources, const View& scale,
-              const View& weights, bool sizes, const View& total);
+// weights themselves: row rows[i] leads into targets[i]. Where runs of all sources are given, as csr_runs writes them,
+// the sources are not read.
+void csr_flow(const View& rows, const View& targets, const View& indptr, const View& sources, const RunViews& runs,
+              const View& scale, const View& weights, bool sizes, const View& total);
 
 // Runs of successive numbers, int32 (E): the first of each and how long it is, int32 (R). Returns how many there are,
 // or -1 where there is no room for them.
 int64_t csr_runs(const View& sources, const View& first, const View& length);
 
 // Of rows in CSR, in float64: sums of the weights and of their sizes (R); totals (m, R) of the sizes from sources,
-// int32 (E), that count by each of m masks, bool (m, n_nodes).
-void csr_sums(const View& indptr, const View& sources, const View& weights, const View& counted, const View& sums,
-              const View& sizes, const View& totals);
+// int32 (E), that count by each of m masks, bool (m, n_nodes). Runs as of csr_flow.
+void csr_sums(const View& indptr, const View& sources, const RunViews& runs, const View& weights, const View& counted,
+              const View& sums, const View& sizes, const View& totals);
 
 // values, indices (n, k), W (F, d), y (n, d) -> residual (n, d) = bias + sum_j values[n, j] W[indices[n, j]] - y, dots
 // (n, k) = <residual[n], W[indices[n, j]]>, losses (n) float64 = ||residual[n]||^2. bias may be null.

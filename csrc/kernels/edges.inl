@@ -92,20 +92,78 @@ inline void sum_with(const int32_t* source, const T* weight, int64_t n, const do
   }
 }
 
-template <class T>
-void sum_row(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes, int64_t m,
-             double* sums) {
-  if (m == 0) return sum_with<T, 0>(source, weight, n, masks, n_nodes, sums);
-  // Two masks at a time: the first two sums come out the same every time.
+// The sums with m masks by calls of f(first mask, how many of them, their sums), two masks at a time: the first two
+// sums come out the same every time.
+template <class F>
+inline void in_pairs(int64_t m, double* sums, const F& f) {
+  if (m == 0) return f(0, std::integral_constant<int, 0>(), sums);
   double some[4];
   for (int64_t i = 0; i < m; i += 2) {
-    const double* own = masks + i * n_nodes;
-    m - i > 1 ? sum_with<T, 2>(source, weight, n, own, n_nodes, some)
-              : sum_with<T, 1>(source, weight, n, own, n_nodes, some);
+    m - i > 1 ? f(i, std::integral_constant<int, 2>(), some) : f(i, std::integral_constant<int, 1>(), some);
     sums[0] = some[0];
     sums[1] = some[1];
     for (int64_t j = i; j < std::min(m, i + 2); ++j) sums[2 + j] = some[2 + j - i];
   }
+}
+
+template <class T>
+void sum_row(const int32_t* source, const T* weight, int64_t n, const double* masks, int64_t n_nodes, int64_t m,
+             double* sums) {
+  in_pairs(m, sums, [&](int64_t i, auto M, double* some) {
+    sum_with<T, M()>(source, weight, n, masks + i * n_nodes, n_nodes, some);
+  });
+}
+
+// total[first[r] + i] += into * weight[e], or times its size, for the edges e of run after run.
+template <class T, bool sizes>
+inline void add_runs(RunsOf runs, const T* weight, double into, double* total) {
+  const auto counted = [](auto v) { return sizes ? size_of(v) : v; };
+  for (int64_t r = 0; r < runs.count; ++r) {
+    double* to = total + runs.first[r];
+    const int64_t n = runs.length[r];
+    int64_t i = 0;
+    for (; i + lanes<double> <= n; i += lanes<double>)
+      store(to + i, load(to + i) + into * counted(widened(weight + i)));
+    for (; i < n; ++i) to[i] += into * counted(double(weight[i]));
+    weight += n;
+  }
+}
+
+template <class T>
+void flow_runs(RunsOf runs, const T* weight, double into, bool sizes, double* total) {
+  return sizes ? add_runs<T, true>(runs, weight, into, total) : add_runs<T, false>(runs, weight, into, total);
+}
+
+template <class T, int M>
+inline void sum_runs_with(RunsOf runs, const T* weight, const double* masks, int64_t n_nodes, double* sums) {
+  Vec<double> each[2 + M] = {};
+  double rest[2 + M] = {};
+  for (int64_t r = 0; r < runs.count; ++r) {
+    const double* counts = masks + runs.first[r];
+    const int64_t n = runs.length[r];
+    int64_t i = 0;
+    for (; i + lanes<double> <= n; i += lanes<double>) {
+      const Vec<double> w = widened(weight + i), size = size_of(w);
+      each[0] += w;
+      each[1] += size;
+      for (int m = 0; m < M; ++m) each[2 + m] += load(counts + m * n_nodes + i) * size;
+    }
+    for (; i < n; ++i) {
+      const double size = size_of(double(weight[i]));
+      rest[0] += weight[i];
+      rest[1] += size;
+      for (int m = 0; m < M; ++m) rest[2 + m] += counts[m * n_nodes + i] * size;
+    }
+    weight += n;
+  }
+  for (int s = 0; s < 2 + M; ++s) sums[s] = fold<Add, double>(each[s]) + rest[s];
+}
+
+template <class T>
+void sum_runs(RunsOf runs, const T* weight, const double* masks, int64_t n_nodes, int64_t m, double* sums) {
+  in_pairs(m, sums, [&](int64_t i, auto M, double* some) {
+    sum_runs_with<T, M()>(runs, weight, masks + i * n_nodes, n_nodes, some);
+  });
 }
 
 // How many of n ids follow the first one in succession, itself included.

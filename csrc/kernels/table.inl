@@ -37,7 +37,8 @@ constexpr Table<T> table() {
   return {topk_rows<T>,      decode_rows<T>,      sampled_rows<T>,  segment_features<T>,  contract_tile<T, T, T>,
           residual_rows<T>,  moments_rows<T>,     norm_rows<T>,     gradient_features<T>, adam_features<T>,
           spread_columns<T>, mix_back_columns<T>, leaf_products<T>, flow_row<T>,          sum_row<T>,
-          count_nonzero<T>,  product_rows<T>,     pack_panel<T>,    contract_panel<T>};
+          flow_runs<T>,      sum_runs<T>,         count_nonzero<T>, product_rows<T>,      pack_panel<T>,
+          contract_panel<T>};
 }
 
 }  // namespace

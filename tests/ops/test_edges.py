@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pullback import ops
 from pullback.ops.edges import (
+    Runs,
     SpanRows,
     SpanShapes,
     csr_flow,
@@ -53,6 +54,13 @@ def made(seed: int, n: int, dtype: torch.dtype) -> tuple[SpanRows, torch.Tensor]
         for column, source, length in shapes[int(shape_of[r])]:
             dense[r, source : source + length] = block[at[r], column : column + length]
     return rows, dense
+
+
+def every_run(sources: torch.Tensor) -> Runs:
+    """Also where they take more room than the sources, and across the ends of rows."""
+    starts = torch.cat([torch.ones(min(1, len(sources)), dtype=torch.bool), sources.diff() != 1]).nonzero()[:, 0]
+    length = torch.cat([starts, starts.new_tensor([len(sources)])]).diff()
+    return Runs(sources[starts], length.int())
 
 
 def new_ids(seed: int) -> torch.Tensor:
@@ -124,12 +132,18 @@ def test_totals_and_flow(backend: str, seed: int, n: int, dtype: torch.dtype) ->
         csr_flow(torch.arange(n), targets, indptr, sources, scale, weights, again, sizes=True)
         shuffled = initial.clone()
         csr_flow(order, targets[order], indptr, sources, scale[order], weights, shuffled, sizes=False)
+        by_runs = [initial.clone(), initial.clone()]
+        runs = every_run(sources)
+        csr_flow(torch.arange(n), targets, indptr, sources, scale, weights, by_runs[0], sizes=True, runs=runs)
+        csr_flow(order, targets[order], indptr, sources, scale[order], weights, by_runs[1], sizes=False, runs=runs)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(again, expected)
+    torch.testing.assert_close(by_runs[0], expected)
     expected = initial.clone()
     for r in order:
         expected[:N_SOURCES] += expected[targets[r]].clone() * scale[r] * dense[r].double()
     torch.testing.assert_close(shuffled, expected)
+    torch.testing.assert_close(by_runs[1], expected)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -154,11 +168,46 @@ def test_sums_of_rows_in_csr(backend: str, seed: int, n: int, dtype: torch.dtype
     indptr = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
     weights, sources = dense[dense != 0], dense.nonzero()[:, 1].int()
     with ops.use_backend(backend):
-        sums, sizes, totals = csr_sums(indptr, sources, weights, counted)
-    torch.testing.assert_close(sums, dense.double().sum(1))
-    torch.testing.assert_close(sizes, dense.double().abs().sum(1))
+        found = [csr_sums(indptr, sources, weights, counted, runs) for runs in (None, every_run(sources))]
     expected = [dense.double().abs()[:, mask].sum(1) for mask in counted]
-    torch.testing.assert_close(totals, torch.stack(expected))
+    for sums, sizes, totals in found:
+        torch.testing.assert_close(sums, dense.double().sum(1))
+        torch.testing.assert_close(sizes, dense.double().abs().sum(1))
+        torch.testing.assert_close(totals, torch.stack(expected))
+
+
+@pytest.mark.parametrize("n_masks", [0, 1, 2, 3])
+def test_any_number_of_masks(isa: str, n_masks: int) -> None:  # noqa: ARG001
+    _, dense = made(3, 6, torch.float64)
+    counted = torch.rand(n_masks, N_SOURCES, generator=torch.Generator().manual_seed(5)) < 0.5
+    indptr = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
+    weights, sources = dense[dense != 0], dense.nonzero()[:, 1].int()
+    for runs in (None, every_run(sources)):
+        sums, sizes, totals = csr_sums(indptr, sources, weights, counted, runs)
+        torch.testing.assert_close(sums, dense.sum(1))
+        torch.testing.assert_close(sizes, dense.abs().sum(1))
+        torch.testing.assert_close(totals, counted.double() @ dense.abs().T)
+
+
+def test_runs_that_are_not_those_of_the_edges_are_refused() -> None:
+    indptr, sources, edges = torch.tensor([0, 2, 3]), torch.tensor([4, 5, 6]).int(), torch.ones(3)
+    counted = torch.ones(1, 7, dtype=torch.bool)
+    for first, length in (([4], [2]), ([4], [4]), ([5], [3]), ([-1], [3]), ([4, 4], [3, 0]), ([4, 6], [4, -1])):
+        wrong = Runs(torch.tensor(first).int(), torch.tensor(length).int())
+        with pytest.raises(ValueError, match="the runs are not those of 3 edges from 7 nodes"):
+            csr_sums(indptr, sources, edges, counted, wrong)
+        with pytest.raises(ValueError, match="the runs are not those of 3 edges from 7 nodes"):
+            csr_flow(
+                torch.arange(2),
+                torch.tensor([0, 1]),
+                indptr,
+                sources,
+                torch.ones(2).double(),
+                edges,
+                torch.ones(7).double(),
+                sizes=True,
+                runs=wrong,
+            )
 
 
 def test_nothing_outside_is_touched() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pullback.attribution import influence as inf
 from pullback.attribution.names import node_ids
 from pullback.attribution.nodes import DIRECTION, FEATURE, FEATURES, KINDS, LOGIT, OWN, Nodes
-from pullback.ops.edges import RowSums
+from pullback.ops.edges import RowSums, Runs, csr_runs
 
 if TYPE_CHECKING:
     import networkx
@@ -101,6 +101,12 @@ class Graph:
     def node_ids(self) -> list[str]:
         """Names of nodes, as in the graph JSON (FORMATS.md a)."""
         return node_ids(self.nodes)
+
+    @cached_property
+    def runs(self) -> Runs | None:
+        """Of successive sources: targets of a whole graph read all that lies below them, so a few runs say it. None
+        where sources are scattered."""
+        return csr_runs(self.sources.contiguous())
 
     @cached_property
     def row_sums(self) -> RowSums:

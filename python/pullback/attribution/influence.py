@@ -58,7 +58,7 @@ def counts_in_scores(graph: Graph) -> Tensor:
 def row_sums(graph: Graph) -> RowSums:
     """Of each node's input; what counts are the nodes that scores know, and errors."""
     masks = torch.stack([counts_in_scores(graph), graph.of_kind(*ERRORS)])
-    return csr_sums(graph.indptr, graph.sources, graph.weights, masks)
+    return csr_sums(graph.indptr, graph.sources, graph.weights, masks, graph.runs)
 
 
 class Flow:
@@ -82,7 +82,7 @@ class Flow:
         """Of float64. Raises ValueError for NaN or infinite shares."""
         total, graph = weight.clone(), self.graph
         edges = graph.indptr, graph.sources, self.scale, self.weights
-        csr_flow(self.targets, self.targets, *edges, total, sizes=self.sizes)
+        csr_flow(self.targets, self.targets, *edges, total, sizes=self.sizes, runs=graph.runs)
         return must_be_finite(total)
 
 

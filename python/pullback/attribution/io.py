@@ -14,7 +14,6 @@ from torch import Tensor
 from pullback._util.atomic import atomic_write
 from pullback.attribution.graph import Graph
 from pullback.attribution.nodes import DIRECTION, FEATURES, LOGIT, NODE_FIELDS, Nodes
-from pullback.ops.edges import csr_runs
 
 FORMAT = "pullback-graph"
 VERSION = 2
@@ -29,22 +28,17 @@ def save(graph: Graph, path: str | PathLike[str], *, one_of_many: bool = False) 
     `sync_directory` in the end, and none stays in the system's memory (`atomic_path`)."""
     tensors = {f"nodes.{f}": getattr(graph.nodes, f).contiguous() for f in NODE_FIELDS}
     tensors |= {f: getattr(graph, f).contiguous() for f in EDGE_FIELDS}
-    tensors |= _in_runs(graph.sources)
+    # The runs of sources say the same as sources in less.
+    runs = graph.runs
+    tensors |= {"sources": graph.sources.contiguous()} if runs is None else dict(zip(RUN_FIELDS, runs, strict=True))
     tensors |= {f: t.contiguous() for f in OPTIONAL_FIELDS if (t := getattr(graph, f)) is not None}
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(graph.meta)}
     with atomic_write(path, one_of_many=one_of_many) as file:
         file.writelines(_content(tensors, header))
 
 
-def _in_runs(sources: Tensor) -> dict[str, Tensor]:
-    """Sources (n_edges), or where that is less, the first of every run of successive ones and the run's length: targets
-    of a whole graph read all that lies below them, so a few runs say it."""
-    runs = csr_runs(sources.contiguous())
-    return {"sources": sources.contiguous()} if runs is None else dict(zip(RUN_FIELDS, runs, strict=True))
-
-
 def _sources(tensors: Mapping[str, Tensor], path: str) -> Tensor:
-    """What `_in_runs` wrote."""
+    """As they are, or from their runs."""
     if "sources" in tensors:
         return tensors["sources"]
     first, length = (tensors[f] for f in RUN_FIELDS)

@@ -144,22 +144,31 @@ def csr_flow(
     total: Tensor,
     *,
     sizes: bool,
+    runs: Runs | None = None,
 ) -> None:
     """The same of rows of a CSR (indptr, sources int32, weights), in the order of `rows`: row rows[r] leads into
-    targets[r]. Without `sizes`, weights count with their signs.
+    targets[r]. Without `sizes`, weights count with their signs. `runs`: those of `sources`, which are then not read.
 
     Raises ValueError for ids that are no nodes, rows that there are not, and a CSR that contradicts itself.
     """
-    _run("csr_flow", rows, targets, indptr, sources, scale, weights, sizes, total)
+    _run("csr_flow", rows, targets, indptr, sources, runs, scale, weights, sizes, total)
 
 
-def csr_runs(sources: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Runs of successive numbers in Int32[Tensor, "edges"]: the first of each and its length, Int32[Tensor, "runs"].
-    None where they would take as many numbers as `sources` itself, or more."""
+class Runs(NamedTuple):
+    """Runs of successive numbers."""
+
+    first: Tensor
+    """Int32[Tensor, "runs"]"""
+    length: Tensor
+    """Int32[Tensor, "runs"]"""
+
+
+def csr_runs(sources: Tensor) -> Runs | None:
+    """Those in Int32[Tensor, "edges"]. None where they would take as many numbers as `sources` itself, or more."""
     room = max(0, (len(sources) - 1) // 2)
     first, length = torch.empty(room, dtype=torch.int32), torch.empty(room, dtype=torch.int32)
     n = _run("csr_runs", sources, first, length)
-    return None if n < 0 or 2 * n >= len(sources) else (first[:n].clone(), length[:n].clone())
+    return None if n < 0 or 2 * n >= len(sources) else Runs(first[:n].clone(), length[:n].clone())
 
 
 class RowSums(NamedTuple):
@@ -173,18 +182,24 @@ class RowSums(NamedTuple):
     """Float64[Tensor, "masks rows"]: of those from nodes that count, by each mask"""
 
 
-def csr_sums(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor) -> RowSums:
-    """counted: Bool[Tensor, "masks n_nodes"]. Raises ValueError for sources that are no nodes."""
+def csr_sums(indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor, runs: Runs | None = None) -> RowSums:
+    """counted: Bool[Tensor, "masks n_nodes"]; runs: as of `csr_flow`. Raises ValueError for sources that are no
+    nodes."""
     n = len(indptr) - 1
     sums = RowSums(*(torch.empty(*shape, n, dtype=torch.float64) for shape in ((), (), (len(counted),))))
-    _run("csr_sums", indptr, sources, weights, counted, *sums)
+    _run("csr_sums", indptr, sources, runs, weights, counted, *sums)
     return sums
 
 
-def _run(op: str, *arguments: SpanRows | Tensor | int) -> Any:
+def _run(op: str, *arguments: SpanRows | Runs | Tensor | int | None) -> Any:
     if dispatch.forced() == "reference":
         return getattr(reference, op)(*arguments)
-    lent = [
-        one.views() if isinstance(one, SpanRows) else view(one) if isinstance(one, Tensor) else one for one in arguments
-    ]
-    return getattr(_C, op)(*lent)
+    return getattr(_C, op)(*(_lent(one) for one in arguments))
+
+
+def _lent(one: SpanRows | Runs | Tensor | int | None) -> Any:
+    if isinstance(one, SpanRows):
+        return one.views()
+    if isinstance(one, Runs):
+        return [view(t) for t in one]
+    return view(one) if isinstance(one, Tensor) else one

@@ -62,7 +62,8 @@ def attribute_many(
             time, on different machines; the table is of what all of them have done so far.
         workers: processes that share the batches of this run, on a CPU, with one thread each; model and dictionaries
             are in memory once. Files have the bytes of one process with one thread, whatever the number.
-        prompts_at_once: prompts of one length that share a forward pass and a sweep; None: as many as pay.
+        prompts_at_once: prompts of one length that share a forward pass and a sweep; None: as many as pay. A run that
+            goes on with another number writes graphs that may differ in their last bits.
         node_threshold, edge_threshold: prune what is written, as `Graph.prune`; None, both: whole graphs. Scores are
             those of whole graphs.
         zero_positions, attention_saes, strict: as in `attribute`.

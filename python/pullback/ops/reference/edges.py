@@ -66,6 +66,7 @@ def csr_flow(
     targets: Tensor,
     indptr: Tensor,
     sources: Tensor,
+    _: tuple[Tensor, Tensor] | None,
     scale: Tensor,
     weights: Tensor,
     sizes: bool,
@@ -88,7 +89,14 @@ def csr_runs(sources: Tensor, first: Tensor, length: Tensor) -> int:
 
 
 def csr_sums(
-    indptr: Tensor, sources: Tensor, weights: Tensor, counted: Tensor, sums: Tensor, sizes: Tensor, totals: Tensor
+    indptr: Tensor,
+    sources: Tensor,
+    _: tuple[Tensor, Tensor] | None,
+    weights: Tensor,
+    counted: Tensor,
+    sums: Tensor,
+    sizes: Tensor,
+    totals: Tensor,
 ) -> None:
     def write_sums(values: Tensor, out: Tensor) -> None:
         out.copy_(torch.segment_reduce(values, "sum", offsets=indptr, unsafe=True))
