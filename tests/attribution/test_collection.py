@@ -12,6 +12,7 @@ import torch
 
 import pullback as pb
 from pullback.attribution import nodes as k
+from pullback.attribution.collection import keys
 from pullback.attribution.collection.keys import NodeKeys, node_keys
 from pullback.attribution.collection.similarity import agglomerate, similarity
 from pullback.attribution.collection.tally import Tally
@@ -120,6 +121,60 @@ def test_the_mean_of_one_prompt_is_its_graph(graphs: list[pb.Graph]) -> None:
     assert np.allclose(tables[0][0]["influence"], tables[1][0]["influence"])
     edges = [{edge[:2]: edge[2] for edge in g.to_pandas()[1].itertuples(index=False)} for g in (mean, graphs[0])]
     assert edges[0] == edges[1]
+
+
+def test_directions_are_the_same_where_their_labels_are() -> None:
+    lens = as_lens(models.build("LN-gqa-standard-plain"))
+    sets = models.random_set(lens, d_sae=20, k=3)
+    prompt = tokens_of(4)
+
+    def asked(*pairs: tuple[int, int], label: str = "") -> pb.Graph:
+        differences = [pb.LogitDifference(pair, label=label) for pair in pairs]
+        return pb.attribute(lens, sets, prompt, attribution_targets=differences)
+
+    there, back = asked((1, 2)), asked((2, 1))
+    value = float(there.nodes.preactivation[there.explained])
+    mean = pb.GraphCollection([there, back]).mean("end")
+    assert sorted(mean.labels().values()) == ["<1> - <2>", "<2> - <1>"]
+    by_label = {label: float(mean.nodes.preactivation[place]) for place, label in mean.labels().items()}
+    assert by_label == pytest.approx({"<1> - <2>": value / 2, "<2> - <1>": -value / 2})
+    assert mean.check() < 1e-5
+    assert len(set(mean.node_ids())) == mean.n_nodes
+
+    again = pb.GraphCollection([there, there]).mean("end")
+    assert list(again.labels().values()) == ["<1> - <2>"]
+    named = pb.GraphCollection([asked((1, 2), label="right"), asked((2, 1), label="right")]).mean("end")
+    assert list(named.labels().values()) == ["right"]
+    assert float(named.nodes.preactivation[named.explained]) == pytest.approx(0, abs=1e-5)
+    twice = pb.GraphCollection([asked((1, 2), (2, 1), label="x")]).mean("end")
+    assert sorted(twice.labels().values()) == ["x", "x (2)"]
+
+
+def test_different_labels_under_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "crc32", lambda _: 7)
+    lens = as_lens(models.build("LN-gqa-standard-plain"))
+    sets = models.random_set(lens, d_sae=20, k=3)
+    targets = [pb.LogitDifference(pair) for pair in ((1, 2), (2, 1))]
+    graphs = [pb.attribute(lens, sets, tokens_of(4), attribution_targets=target) for target in targets]
+    with pytest.raises(ValueError, match="are taken for the same direction: give one of them another label"):
+        pb.GraphCollection(graphs).mean("end")
+
+
+def test_numbers_of_any_kind_choose_graphs(graphs: list[pb.Graph]) -> None:
+    collection = pb.GraphCollection(graphs)
+    for one in (1, np.int64(1), torch.tensor(1)):
+        assert collection[one] is graphs[1]
+    assert collection[-1] is graphs[-1]
+    assert len(collection[[0, 2]]) == 2
+    for wrong in ([], np.zeros(len(graphs), dtype=bool)):
+        with pytest.raises(ValueError, match="no graphs"):
+            collection[wrong]
+
+
+def test_a_mean_is_of_no_prompt(graphs: list[pb.Graph]) -> None:
+    assert graphs[0].prompt_tokens() == graphs[0].meta["tokens"]
+    with pytest.raises(ValueError, match="mean of 5 prompts is of no prompt that could be run"):
+        pb.GraphCollection(graphs).mean("end").prompt_tokens()
 
 
 def test_positions_are_counted_from_the_end() -> None:

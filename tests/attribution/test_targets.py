@@ -255,6 +255,9 @@ def test_the_examples_of_the_documentation_run() -> None:
     [
         (FeatureTarget(7, 0, 0), r"transcoders at layers \[0, 1, 2\] only"),
         (FeatureTarget(0, 0, 40), r"layer 0 has features 0\.\.39"),
+        (FeatureTarget(0, 0, 1.5), r"the id of a feature must be a whole number, got 1\.5"),  # pyright: ignore
+        (FeatureTarget(0, 1.5, 0), r"a position must be a whole number, got 1\.5"),  # pyright: ignore
+        (FeatureTarget(0, 0, 0, attention=True), "there are no autoencoders of attention here; give attention_saes"),
         (FeatureTarget(0, 6, 0), "position 6 lies outside the prompt, which has 6 tokens"),
         (LogitTarget(3, position=-7), "position -7 lies outside"),
         (LogitTarget(3, weight=0.0), "weight of a target must be positive"),
@@ -274,6 +277,30 @@ def test_what_cannot_be_explained_gets_a_sentence(target: Any, sentence: str) ->
     lens = as_lens(models.build(PLAIN))
     with pytest.raises(ValueError, match=sentence):
         pb.attribute(lens, models.random_set(lens), tokens_of(6), attribution_targets=target)
+
+
+def test_numbers_of_any_kind_name_a_feature() -> None:
+    lens = as_lens(models.build(PLAIN))
+    sets = models.random_set(lens)
+    one = torch.tensor
+    graphs = [
+        pb.attribute(lens, sets, tokens_of(6), attribution_targets=FeatureTarget(*what), position=pos)
+        for what, pos in (((1, 3, 2), -1), ((one(1), one(3), one(2)), one(-1)))  # pyright: ignore
+    ]
+    assert graphs[0].node_ids() == graphs[1].node_ids()
+    assert torch.equal(graphs[0].weights, graphs[1].weights)
+    with pytest.raises(ValueError, match=r"a position must be a whole number, got 1\.5"):
+        pb.attribute(lens, sets, tokens_of(6), position=1.5)  # pyright: ignore
+
+
+def test_nodes_are_asked_for_by_numbers_of_any_kind() -> None:
+    lens = as_lens(models.build(PLAIN))
+    graph = pb.attribute(lens, models.random_set(lens), tokens_of(6))
+    name = graph.node_ids()[3]
+    for one in (3, name, torch.tensor(3), [3], torch.tensor([3]), (name,), iter([3])):
+        assert graph.places(one).tolist() == [3]  # pyright: ignore
+    with pytest.raises(TypeError):
+        graph.places([3.7])  # pyright: ignore
 
 
 def test_a_parallel_block_has_no_middle() -> None:

@@ -176,6 +176,7 @@ def test_what_is_no_circuit_is_said() -> None:
         with pytest.raises(ValueError, match=sentence):
             pb.faithfulness_curves(lens, sets, graph, **options)
 
+    refused("scores are named, .* got Tensor", scores=torch.ones(n))
     refused(rf"scores must be \[{n}\], one for each feature and error.*'a': \[3\]", scores={"a": torch.ones(3)})
     refused(r"sizes are shares of the nodes, in \(0, 1\]", sizes=[0.5, 2])
     refused("with everything frozen no node reads another", freeze="all")

@@ -108,6 +108,21 @@ def test_merge_matches_nodes_and_keeps_both_weights() -> None:
     assert merged["qParams"]["pinnedIds"] == ["1_2000_8"]
 
 
+def test_directions_are_the_same_where_they_say_so() -> None:
+    def asked(*labels: str, weight: float) -> dict[str, Any]:
+        graph = copy.deepcopy(A)
+        for n, label in enumerate(labels):
+            said = f'Output "{label}" (p={weight:.3f})'
+            graph["nodes"].append(payloads.node(f"D_{n}_8", "logit", "3", 8, influence=0.5, clerp=said))
+            graph["nodes"].append(payloads.node(f"own_D_{n}_8", "own", "3", 8, influence=0.1))
+        return graph
+
+    merged = merge(asked("x - y", "z", weight=1), asked("y - x", "x - y", "z", "z", weight=0.5))
+    sides = {node["node_id"]: node["side"] for node in merged["nodes"] if "D_" in node["node_id"]}
+    expected = {"D_0_8": None, "D_1_8": None, "D_2_8": "b", "D_3_8": "b"}
+    assert sides == expected | {f"own_{name}": side for name, side in expected.items()}
+
+
 def test_graphs_of_two_models_are_refused() -> None:
     other = A | {"metadata": A["metadata"] | {"scan": "gpt2"}}
     with pytest.raises(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -114,6 +115,15 @@ class Graph:
         know, and from errors."""
         return inf.row_sums(self)
 
+    def prompt_tokens(self) -> list[int]:
+        """Ids of the prompt's tokens. Raises ValueError for a mean of several prompts, which is of none of them."""
+        tokens = self.meta["tokens"]
+        if any(token < 0 for token in tokens):
+            raise ValueError(
+                f"graph: the {self.meta.get('prompt')} is of no prompt that could be run; take the graph of one"
+            )
+        return tokens
+
     # ---- questions ------------------------------------------------------------------------------------------------
 
     def check(self) -> float:
@@ -156,14 +166,16 @@ class Graph:
 
     def places(self, nodes: Iterable[str | int] | None = None) -> Tensor:
         """Numbers of nodes given by id or number, (m); None: of all that is explained. Raises KeyError for an unknown
-        id, and IndexError for a number that no node has."""
+        id, IndexError for a number that no node has, and TypeError for one that is not whole."""
         if nodes is None:
             return self.explained.nonzero()[:, 0]
-        nodes = [nodes] if isinstance(nodes, str | int) else list(nodes)
-        where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in nodes) else {}
-        if unknown := [node for node in nodes if isinstance(node, str) and node not in where]:
+        # Arrays and tensors have an index too, which those of one number only can give.
+        one = isinstance(nodes, str | SupportsIndex) and getattr(nodes, "ndim", 0) == 0
+        asked: list[Any] = [nodes] if one else list(nodes)
+        where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in asked) else {}
+        if unknown := [node for node in asked if isinstance(node, str) and node not in where]:
             raise KeyError(f"graph: there is no node {unknown[0]!r}; there are {', '.join(list(where)[:3])}, ...")
-        found = [where[node] if isinstance(node, str) else int(node) for node in nodes]
+        found = [where[node] if isinstance(node, str) else operator.index(node) for node in asked]
         if found and not 0 <= min(found) <= max(found) < self.n_nodes:
             raise IndexError(f"graph: nodes are numbered 0..{self.n_nodes - 1}, got {found}")
         return torch.tensor(found, dtype=torch.long)

@@ -97,11 +97,14 @@ class Reader:
     # ---- features and directions ----------------------------------------------------------------------------------
 
     def _feature(self, target: FeatureTarget) -> Entry | int:
-        local, layer, feature = self.local, target.layer, target.feature
+        local = self.local
+        layer, feature = whole(target.layer, "the layer of a feature"), whole(target.feature, "the id of a feature")
         kind = "attn_features" if target.attention else "features"
         if (kind, layer) not in local.active:
             what = "autoencoders of attention" if target.attention else "transcoders"
             layers = [own for of_kind, own in local.active if of_kind == kind]
+            if not layers:
+                raise ValueError(f"attribute: {target!r}: there are no {what} here; give attention_saes")
             raise ValueError(f"attribute: {target!r}: there are {what} at layers {layers} only")
         acts, pos = local.active[kind, layer], self._position(target.position)
         if not 0 <= feature < acts.n_features:
@@ -153,7 +156,7 @@ class Reader:
     def _position(self, position: int | None) -> int:
         if position is None:
             return self.pos
-        T = self.local.n_pos
+        T, position = self.local.n_pos, whole(position, "a position")
         if not -T <= position < T:
             raise ValueError(f"attribute: position {position} lies outside the prompt, which has {T} tokens")
         return position % T
@@ -207,6 +210,14 @@ def place_of(lens: Lens, name: str) -> tuple[int, int]:
         f"attribute: no direction can be read at '{name}'; give ln_final, or blocks.{{0..{L - 1}}}. and one of "
         f"hook_resid_pre, hook_resid_post, {', '.join(INPUT_SITES)}"
     )
+
+
+def whole(value: Any, what: str) -> int:
+    """Also of numpy and of tensors with one element."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"attribute: {what} must be a whole number, got {value!r}") from error
 
 
 def token_id(lens: Lens, token: Any, who: str = "attribute") -> int:

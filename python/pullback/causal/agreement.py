@@ -104,7 +104,7 @@ def agreement(
     chosen = _stratified(graph, n, share, seed)
     lens = as_lens(model)
     dictionaries = fitted(lens, sets, attention_saes, strict=strict)
-    base = trace(lens, lens.to_tokens(graph.meta["tokens"]))
+    base = trace(lens, lens.to_tokens(graph.prompt_tokens()))
     margin = margin_of(graph) if margin is None else margin
     test = _Test(lens, dictionaries, graph, base, margin, factor)
     found = Agreement(

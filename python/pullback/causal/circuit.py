@@ -69,7 +69,7 @@ class CircuitRunner:
     @staticmethod
     def of(model: Any, sets: LayeredDictionary, graph: Graph, **options: Any) -> CircuitRunner:
         """On the prompt and with the nodes of a graph."""
-        return CircuitRunner(model, sets, graph.meta["tokens"], NodeSet.of(graph), **options)
+        return CircuitRunner(model, sets, graph.prompt_tokens(), NodeSet.of(graph), **options)
 
     def logits(self, keep: Tensor) -> Tensor:
         """(T, V), with the nodes of a mask (n) of bool kept."""

@@ -122,6 +122,11 @@ def faithfulness_curves(
     )
     n = len(faithful.candidates)
     scores = {"graph": graph_scores(graph, margin)} if scores is None else scores
+    if not isinstance(scores, Mapping):
+        raise ValueError(
+            "faithfulness: scores are named, {name: Float[Tensor, 'n']}, one number for each feature and error of the "
+            f"graph, got {type(scores).__name__}"
+        )
     rankings = {name: Rankings.of(given) for name, given in scores.items()}
     if wrong := {name: list(s.shape) for name, r in rankings.items() for s in r if s.shape != (n,)}:
         raise ValueError(

@@ -77,7 +77,7 @@ def head_shares(
     for source, target in zip(graph.sources[~leaf].tolist(), graph.rows()[~leaf].tolist(), strict=True):
         ends = logits if target == margin else {names[target]: float(passed_on[target])}
         edges |= {(names[source], end): weight for end, weight in ends.items()}
-    heads = head_loadings(lens, sets, graph.meta["tokens"], list(edges)).heads.double()
+    heads = head_loadings(lens, sets, graph.prompt_tokens(), list(edges)).heads.double()
     carried = torch.einsum("e,elh->lh", heads.new_tensor(list(edges.values())), heads) / value[margin]
     order = carried.flatten().argsort(descending=True, stable=True).tolist()
     return {divmod(place, lens.n_heads): float(carried.flatten()[place]) for place in order}
@@ -94,7 +94,7 @@ def readers(lens: Lens, sets: LayeredDictionary, circuit: Hierarchical) -> dict[
     if not targets:
         return {}
     edges = [(names[source], names[target]) for source, target in zip(sources, targets, strict=True)]
-    loadings = head_loadings(lens, sets, graph.meta["tokens"], edges)
+    loadings = head_loadings(lens, sets, graph.prompt_tokens(), edges)
     parts = torch.cat([loadings.bypass[:, None], loadings.heads[:, 0]], 1)
     found = {}
     for target in dict.fromkeys(targets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Literal
@@ -91,7 +92,8 @@ def align_positions(
 def merge(a: dict[str, Any], b: dict[str, Any], align: Align = "tokens") -> dict[str, Any]:
     """One payload of both: `side` on nodes that one lacks, `other` on those of both (B's values) and on every link."""
     in_a, in_b, names = align_positions(a["metadata"]["prompt_tokens"], b["metadata"]["prompt_tokens"], align)
-    ids_a, ids_b = _merged_ids(a["nodes"], in_a), _merged_ids(b["nodes"], in_b)
+    names_a, names_b = _names(a["nodes"], b["nodes"])
+    ids_a, ids_b = _merged_ids(a["nodes"], names_a, in_a), _merged_ids(b["nodes"], names_b, in_b)
     nodes = {ids_a[node["node_id"]]: _placed(node, ids_a, in_a, a) | {"side": "a"} for node in a["nodes"]}
     for node in b["nodes"]:
         name = ids_b[node["node_id"]]
@@ -130,9 +132,28 @@ def merge(a: dict[str, Any], b: dict[str, Any], align: Align = "tokens") -> dict
     }
 
 
-def _merged_ids(nodes: Sequence[dict[str, Any]], columns: Sequence[int]) -> dict[str, str]:
+def _names(*graphs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Of each graph: what its nodes are, by id, wherever they stand. Directions count within their own graph, so they
+    are numbered anew: those that say the same of themselves have one number, and so have their own leaves."""
+    numbers: dict[tuple[str, int], int] = {}
+    named = []
+    for nodes in graphs:
+        seen: Counter[str] = Counter()
+        names = {node["node_id"]: feature_name(node) for node in nodes}
+        for node in nodes:
+            name = node["node_id"]
+            if name.startswith("D_"):
+                label = (node.get("clerp") or "").split(" (p=")[0]
+                names[name] = f"D_{numbers.setdefault((label, seen[label]), len(numbers))}"
+                seen[label] += 1
+        leaves = [name for name in names if name.startswith("own_D_")]
+        named.append(names | {leaf: f"own_{names[leaf.removeprefix('own_')]}" for leaf in leaves})
+    return named
+
+
+def _merged_ids(nodes: Sequence[dict[str, Any]], names: Mapping[str, str], columns: Sequence[int]) -> dict[str, str]:
     """The id of each node with its column for its position, the same for what is the same in both graphs."""
-    return {node["node_id"]: f"{feature_name(node)}_{columns[node['ctx_idx']]}" for node in nodes}
+    return {node["node_id"]: f"{names[node['node_id']]}_{columns[node['ctx_idx']]}" for node in nodes}
 
 
 def _placed(node: dict[str, Any], ids: dict[str, str], columns: Sequence[int], graph: dict[str, Any]) -> dict[str, Any]:

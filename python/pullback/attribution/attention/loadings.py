@@ -109,7 +109,7 @@ def head_loadings(
         raise ValueError(f"head_loadings: hop must be one of {', '.join(HOPS)}, got {hop!r}")
     lens = as_lens(model)
     if isinstance(graph_or_prompt, Graph):
-        graph, prompt = graph_or_prompt, graph_or_prompt.meta["tokens"]
+        graph, prompt = graph_or_prompt, graph_or_prompt.prompt_tokens()
     else:
         graph, prompt = None, graph_or_prompt
     if edges is None:

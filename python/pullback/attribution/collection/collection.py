@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,17 +57,20 @@ class GraphCollection:
         return (graph if isinstance(graph, Graph) else Graph.load(graph) for graph in self._graphs)
 
     @overload
-    def __getitem__(self, which: int) -> Graph: ...
+    def __getitem__(self, which: SupportsIndex) -> Graph: ...
     @overload
     def __getitem__(self, which: slice | Sequence[int] | NDArray[Any]) -> GraphCollection: ...
-    def __getitem__(self, which: int | slice | Sequence[int] | NDArray[Any]) -> Graph | GraphCollection:
+    def __getitem__(self, which: SupportsIndex | slice | Sequence[int] | NDArray[Any]) -> Graph | GraphCollection:
         """One graph by its number; a collection by a slice, several numbers, or a mask (n) of bool."""
-        if isinstance(which, int):
-            graph = self._graphs[which]
-            return graph if isinstance(graph, Graph) else Graph.load(graph)
         if isinstance(which, slice):
             return GraphCollection(self._graphs[which])
-        return GraphCollection([self._graphs[i] for i in np.arange(len(self))[np.asarray(which)]])
+        several = np.asarray(which)
+        if several.ndim == 0:
+            graph = self._graphs[operator.index(several.item())]
+            return graph if isinstance(graph, Graph) else Graph.load(graph)
+        if several.size == 0:
+            several = several.astype(bool if several.dtype == bool else int)
+        return GraphCollection([self._graphs[i] for i in np.arange(len(self))[several]])
 
     def __repr__(self) -> str:
         return f"GraphCollection({len(self)} graphs)"

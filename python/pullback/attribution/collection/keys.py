@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pullback.attribution.graph import Graph
+from pullback.attribution.graph import LABELLED, Graph
 from pullback.attribution.nodes import DIRECTION, FEATURES, IN_ORDER, KINDS, LOGIT, OWN
 
 Align = Literal["fold", "end"]
@@ -73,13 +75,29 @@ def must_align(align: str) -> None:
 
 
 def node_keys(graph: Graph, align: Align) -> Ints:
-    """The key of every node, (n_nodes). Folded, nodes that differ in their position only share one."""
+    """The key of every node, (n_nodes). Folded, nodes that differ in their position only share one. Directions, whose
+    number counts within their own graph, are the same where their labels are."""
     n = graph.nodes
     kind, feature = _int64(n.kind), _int64(n.feature)
+    feature[kind == DIRECTION] = [_number_of(label) for label in direction_names(graph)]
     target = np.where(kind == OWN, feature, 0)
     ids = np.where(kind == OWN, feature[target], feature)
     place = np.zeros_like(kind) if align == "fold" else _int64(n.pos) - len(graph.meta["tokens"]) + 1
     return NodeKeys(kind, np.where(kind == OWN, kind[target], kind), _int64(n.layer), place, ids).packed()
+
+
+def direction_names(graph: Graph) -> list[str]:
+    """Of the directions of a graph, in order: their labels, and of one label again, which time it is."""
+    seen: Counter[str] = Counter()
+    names = []
+    for label in graph.meta.get(LABELLED[DIRECTION], [""] * int(graph.of_kind(DIRECTION).sum())):
+        seen[label] += 1
+        names.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return names
+
+
+def _number_of(name: str) -> int:
+    return crc32(name.encode()) % (_MODULUS - 1)
 
 
 def feature_influence(graph: Graph) -> tuple[Ints, Floats]:

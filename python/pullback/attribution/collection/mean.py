@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from pullback.attribution.collection.keys import Align, Ints, NodeKeys, node_keys
+from pullback.attribution.collection.keys import Align, Ints, NodeKeys, direction_names, node_keys
 from pullback.attribution.collection.tally import Tally
 from pullback.attribution.graph import LABELLED, Graph
-from pullback.attribution.nodes import OWN, Nodes
+from pullback.attribution.nodes import DIRECTION, LOGIT, OWN, Nodes
 
 COUNT, ACTIVATION, PREACTIVATION, DROPPED, WEIGHT = range(5)
 
@@ -49,9 +49,15 @@ class MeanGraph:
         for place, token in enumerate(graph.meta["str_tokens"], start=1 - len(graph.meta["str_tokens"])):
             place = 0 if self.align == "fold" else place
             self.tokens[place] = token if self.tokens.get(place, token) == token else None
-        for kind, name in LABELLED.items():
-            ids = n.feature[graph.of_kind(kind)].tolist()
-            self.labels |= {(kind, i): label for i, label in zip(ids, graph.meta.get(name, []), strict=True)}
+        ids = NodeKeys.unpacked(keys).id
+        labels = {LOGIT: graph.meta.get(LABELLED[LOGIT], []), DIRECTION: direction_names(graph)}
+        for kind, own in labels.items():
+            for i, label in zip(ids[graph.of_kind(kind).numpy()].tolist(), own, strict=True):
+                if self.labels.setdefault((kind, i), label) != label and kind == DIRECTION:
+                    raise ValueError(
+                        f"collection: {label!r} and {self.labels[kind, i]!r} are taken for the same direction: give "
+                        "one of them another label"
+                    )
         self.n_prompts += 1
 
     def graph(self) -> tuple[Graph, torch.Tensor]:
@@ -60,6 +66,7 @@ class MeanGraph:
         keys = nodes.keys[:, 0]
         of = NodeKeys.unpacked(keys)
         ids = of.id.copy()
+        ids[of.kind == DIRECTION] = _numbers(of.id[of.kind == DIRECTION])
         own = of.kind == OWN
         ids[own] = np.searchsorted(keys, of.of_targets().packed()[own])
         mean = torch.from_numpy(nodes.sums / self.n_prompts)
@@ -104,6 +111,11 @@ def mean_graph(graphs: Iterable[Graph], align: Align, min_share: float) -> Graph
     mean, share = laid.graph()
     # An own leaf goes with its target; what is explained stays.
     return mean.subgraph((share >= min_share) | mean.of_kind(OWN) | mean.explained) if min_share > 0 else mean
+
+
+def _numbers(ids: Ints) -> Ints:
+    """0, 1, ... for the different ones."""
+    return np.unique(ids, return_inverse=True)[1]
 
 
 def _first_of_each(keys: Ints) -> np.ndarray:

@@ -87,7 +87,7 @@ def attended(
     if top < 1 or edges < 1:
         raise ValueError(f"attended: top and edges must be at least 1, got {top} and {edges}")
     lens = as_lens(model)
-    tokens = lens.to_tokens(circuit.whole.meta["tokens"])
+    tokens = lens.to_tokens(circuit.whole.prompt_tokens())
     local = local_model(lens, sets, tokens, strict=strict, attention_saes=attention_saes)
     carried = _carried(lens, local, circuit, target)
     if not carried.edges:

@@ -34,22 +34,31 @@ def corpus_features(
 
     Raises ValueError for tokens or a mask of other shapes, and for a mask of anything but one tensor of tokens.
     """
+    if isinstance(tokens, str):
+        raise ValueError(f"{what}: tokens are ids, [n, T], or batches of such, got a string")
     if isinstance(tokens, Tensor):
         if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
             got = "" if mask is None else f" and {list(mask.shape)}"
             raise ValueError(f"{what}: tokens, and a mask of them, are [n, T], got {list(tokens.shape)}{got}")
-        masks = [None] * -(-len(tokens) // batch_size) if mask is None else mask.split(batch_size)
-        batches = zip(tokens.split(batch_size), masks, strict=True)
+        parts = tokens.split(batch_size) if len(tokens) else ()
+        batches = zip(parts, [None] * len(parts) if mask is None else mask.split(batch_size), strict=False)
     elif mask is not None:
         raise ValueError(f"{what}: a mask goes with one tensor of tokens")
     else:
         batches = ((batch, None) for batch in tokens)
+    empty = True
     for batch, kept in tqdm(batches, desc=what, unit="batch", disable=not verbose):
+        empty = False
+        if not isinstance(batch, Tensor) or batch.ndim != 2:
+            got = list(batch.shape) if isinstance(batch, Tensor) else repr(batch)
+            raise ValueError(f"{what}: tokens are ids, [n, T], or batches of such, got one of {got}")
         left = min(passed, len(batch))
         passed -= left
         if left < len(batch):
             counted = None if kept is None else kept[left:]
             yield len(batch) - left, _features(lens, sets, layers, batch[left:], counted, exclude_bos)
+    if empty:
+        raise ValueError(f"{what}: there is no text: tokens are empty, or an iterator that was gone through before")
 
 
 def _features(

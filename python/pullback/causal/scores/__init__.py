@@ -92,7 +92,7 @@ def node_scores(
             f"{batch_size}, {freeze!r}"
         )
     lens = as_lens(model)
-    tokens = lens.to_tokens(graph.meta["tokens"])
+    tokens = lens.to_tokens(graph.prompt_tokens())
     local = local_model(lens, sets, tokens, strict=strict, attention_saes=attention_saes)
     if ablation is None:
         ablation = Ablation.zero(lens, local.sets, attention_saes=local.attention.saes)
