@@ -54,6 +54,9 @@ def test_answers_are_named_by_words_too() -> None:
     assert table["logit"].tolist() == ours.logits[:, [austin, sacramento]].flatten().tolist()
     with pytest.raises(ValueError, match="steer: the target 'austin sacramento' is 2 tokens"):
         ours.margins("austin sacramento")
+    with pytest.raises(ValueError, match="tokens is one string; give a list of tokens, \\['austin'\\]"):
+        ours.to_pandas("austin")
+    assert ours.to_pandas([torch.tensor(5)])["token"].tolist() == [5] * len(ours.factors)
     with pytest.raises(ValueError, match="steer: target tokens must lie in"):
         ours.to_pandas([10**6])
 
@@ -76,6 +79,8 @@ def test_what_cannot_be_steered_is_said() -> None:
         pb.steer(lens, sets, TOKENS, [(0, 3, off)], [2.0])
     with pytest.raises(ValueError, match="at least one factor"):
         pb.steer(lens, sets, TOKENS, [(0, 3, off)], [])
+    with pytest.raises(ValueError, match=r"factors are several numbers, such as \[0, 1\], got 1\.0"):
+        pb.steer(lens, sets, TOKENS, [(0, 3, off)], 1.0)
 
 
 def test_ablations_are_interventions() -> None:
@@ -127,6 +132,8 @@ def test_what_cannot_be_ablated_is_said() -> None:
     with pytest.raises(ValueError, match="the prompt has 6 tokens, and the one that values are taken from 4"):
         pb.ablate(lens, sets, TOKENS, [(0, 1, 3)], pb.Ablation.resample(lens, sets, TOKENS[:4]))
     for corpus in ([], [TOKENS[:2]]):
+        with pytest.raises(ValueError, match="prompts is one string"):
+            pb.Ablation.mean(lens, sets, "a b")
         with pytest.raises(ValueError, match="no token to take the mean over"):
             pb.Ablation.mean(lens, sets, corpus, positions=slice(3, None))
 

@@ -54,6 +54,8 @@ class Ablation:
 
         Raises ValueError where no token is left.
         """
+        if isinstance(prompts, str):
+            raise ValueError("Ablation.mean: prompts is one string; give a list of prompts")
         lens = as_lens(model)
         n, total = 0, dict[Any, Tensor]()
         for prompt in prompts:

@@ -46,7 +46,9 @@ class Steered:
         """A row for each factor and token: factor, token (as given), logit, probability."""
         import pandas as pd
 
-        named = list(tokens)
+        if isinstance(tokens, str):
+            raise ValueError(f"steer: tokens is one string; give a list of tokens, [{tokens!r}]")
+        named = [int(token) if isinstance(token, Tensor) else token for token in tokens]
         chosen = [self._id(token) for token in named]
         return pd.DataFrame(
             {
@@ -84,7 +86,10 @@ def steer(
         ValueError: as `intervene`, for no factor, and where none of the features is active on this prompt: scaling
             them would change nothing.
     """
-    if not len(factors):
+    if not isinstance(factors, Iterable):
+        raise ValueError(f"steer: factors are several numbers, such as [0, 1], got {factors!r}")
+    factors = list(factors)
+    if not factors:
         raise ValueError("steer: give at least one factor")
     lens = as_lens(model)
     base = trace(lens, lens.to_tokens(prompt))

@@ -42,12 +42,15 @@ def run(args: argparse.Namespace) -> None:
     given = {"freeze": None if args.freeze == "none" else args.freeze, "attention_saes": open_saes(args)}
     before = lens.logits(lens.to_tokens(args.prompt)[None])[0, -1]
     after = intervene(lens, sets, args.prompt, wanted, **given)[-1]
+    chosen = (("before", []), ("after", wanted)) if args.generate else ()
+    texts = [
+        (name, generate(lens, sets, args.prompt, settings, max_new_tokens=args.generate, **given).text)
+        for name, settings in chosen
+    ]
     for name, logits in (("before", before), ("after", after)):
         print(f"{name}: {_likeliest(lens, logits, args.top)}")
-    if args.generate:
-        for name, chosen in (("before", []), ("after", wanted)):
-            text = generate(lens, sets, args.prompt, chosen, max_new_tokens=args.generate, **given).text
-            print(f"{name}: {args.prompt}{text}")
+    for name, text in texts:
+        print(f"{name}: {args.prompt}{text}")
 
 
 def _interventions(values: Sequence[str], factors: Sequence[str]) -> list[Intervention]:
