@@ -128,7 +128,7 @@ def test_a_feature_that_reads_no_other_is_no_circuit_to_run(capsys: pytest.Captu
         (["--target-feature", "9", "0", "0"], "there are transcoders at layers [0, 1, 2, 3] only"),
         (["--target-feature", "0", "99", "0"], "position 99 lies outside the prompt, which has 9 tokens"),
         (["--target-feature", "0", "0", "99999"], "layer 0 has features 0..1023"),
-        (["--target-feature", "A1", "0", "5"], "there are autoencoders of attention at layers [] only"),
+        (["--target-feature", "A1", "0", "5"], "there are no autoencoders of attention here; give attention_saes"),
         (["--target-feature", "1", "x", "5"], "--target-feature takes LAYER POSITION FEATURE, three integers (A1 for"),
         (["--qk", "0"], "--qk takes a number of entries of patterns, 1 or more, got 0"),
         (["--rival"], "--rival is for the scores of --qk: give --qk N, too"),
