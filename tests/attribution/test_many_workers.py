@@ -143,13 +143,13 @@ def test_after_a_worker_was_killed_the_same_call_goes_on(
     assert table["status"].tolist() == ["ok"] * len(LENGTHS)
 
 
-STOPPED = """
+STOPPED = r"""
 import os, sys, time
 import pullback.attribution.many.run as run
 from tests.attribution.test_many import SETTINGS, a_model, some_prompts
 write = run._Work._written
 def slowly(*arguments):
-    print("working", os.getpid(), flush=True)
+    os.write(1, f"working {os.getpid()}\n".encode())  # in one piece, which a print need not be
     time.sleep(0.1)
     return write(*arguments)
 run._Work._written = slowly
