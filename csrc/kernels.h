@@ -121,7 +121,7 @@ struct Table {
 
   // Features [begin, end), entries sorted by feature: out[f] = sum_{starts[f] <= s < starts[f+1]} values[s] x[rows[s]].
   void (*segment_features)(const int64_t* starts, const int64_t* rows, const T* values, const T* x, int64_t x_stride,
-                           int64_t d, int64_t begin, int64_t end, T* out);
+                           int64_t d, int64_t begin, int64_t end, bool past_caches, T* out);
 
   ContractTile<T, T, T> contract_tile;
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "by_feature.h"
 #include "isa.h"
 #include "ops.h"
@@ -71,6 +73,27 @@ void sampled_dot(const View& g, const View& W, const View& indptr, const View& i
   });
 }
 
+namespace {
+
+// Whether a result is written past the caches. None holds one this large, and a store would read every line from memory
+// before it writes it. Its rows must be whole vectors of the widest instruction set.
+bool past_caches(const View& out) {
+  constexpr int64_t large = int64_t{1} << 25, vector = 64;
+  return out.size() * out.itemsize >= large && out.shape[1] * out.itemsize % vector == 0 &&
+         reinterpret_cast<uintptr_t>(out.data) % vector == 0;
+}
+
+// out[id] += value * x[row], where a row is one number: nothing to sort for.
+template <class T>
+void scatter(const int64_t* indptr, const int32_t* ids, const T* values, const T* x, int64_t stride, int64_t n,
+             int64_t F, T* out) {
+  std::fill(out, out + F, T(0));
+  for (int64_t row = 0; row < n; ++row)
+    for (int64_t e = indptr[row]; e < indptr[row + 1]; ++e) out[ids[e]] += values[e] * x[row * stride];
+}
+
+}  // namespace
+
 void segment_outer(const View& indptr, const View& indices, const View& values, const View& x, const View& out) {
   const char* op = "segment_outer";
   require_rows(op, "x", x, {-1, -1}, x.itemsize);
@@ -83,11 +106,15 @@ void segment_outer(const View& indptr, const View& indices, const View& values, 
 
   with_float_type(op, x.itemsize, [&](auto zero) {
     using T = decltype(zero);
+    const int64_t* starts = indptr.as<int64_t>();
+    const int32_t* ids = indices.as<int32_t>();
+    if (d == 1) return scatter(starts, ids, values.as<T>(), x.as<T>(), x.strides[0], n, F, out.as<T>());
     const Table<T>& table = pullback::table<T>();
-    const ByFeature<T> sorted(indptr.as<int64_t>(), indices.as<int32_t>(), values.as<T>(), n, nnz, F);
+    const ByFeature<T> sorted(starts, ids, values.as<T>(), n, nnz, F);
+    const bool past = past_caches(out);
     parallel_for(F, (F + nnz) * d, [&](int64_t begin, int64_t end, int) {
       table.segment_features(sorted.starts.data(), sorted.rows.data(), sorted.values.data(), x.as<T>(), x.strides[0], d,
-                             begin, end, out.as<T>());
+                             begin, end, past, out.as<T>());
     });
   });
 }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "row_sum.inl"
 #include "vector.inl"
 
 // out += sum_j weights[j] * rows[j], four rows at a time, always in order of j.
@@ -54,10 +55,24 @@ void decode_rows(const int64_t* indptr, const int32_t* indices, const T* values,
 
 template <class T>
 void segment_features(const int64_t* starts, const int64_t* rows, const T* values, const T* x, int64_t x_stride,
-                      int64_t d, int64_t begin, int64_t end, T* out) {
+                      int64_t d, int64_t begin, int64_t end, bool past_caches, T* out) {
   for (int64_t f = begin; f < end; ++f) {
     T* row = out + f * d;
-    for (int64_t c = 0; c < d; ++c) row[c] = T(0);
-    add_gathered(x, x_stride, rows, values, starts[f], starts[f + 1], d, row);
+    RowSum<T> sum;
+    sum.base = nullptr;
+    int64_t s = starts[f];
+    while (s + sum.capacity < starts[f + 1]) {
+      sum.take(x, x_stride, rows + s, values + s, sum.capacity);
+      sum.sum_into(row, d);
+      sum.base = row;
+      s += sum.capacity;
+    }
+    sum.take(x, x_stride, rows + s, values + s, starts[f + 1] - s);
+    if (past_caches) {
+      sum.stream_into(row, d);
+    } else {
+      sum.sum_into(row, d);
+    }
   }
+  if (past_caches) streamed();
 }

@@ -1,6 +1,7 @@
 // The decode with its residual, and the gradient of a dictionary, one feature's row at a time: summed in a scratch row,
 // used, forgotten.
 
+#include "row_sum.inl"
 #include "vector.inl"
 
 // sum_c row[c]^2 in float64.
@@ -66,47 +67,6 @@ template <class T>
 void norm_rows(const T* rows, int64_t stride, int64_t d, int64_t begin, int64_t end, double* norms) {
   for (int64_t n = begin; n < end; ++n) norms[n] = __builtin_sqrt(squares(rows + n * stride, d));
 }
-
-// Columns that are summed in registers before they are used: enough to keep the memory of all rows busy at once.
-constexpr int column_vectors = 4;
-template <class T>
-constexpr int64_t columns = column_vectors * lanes<T>;
-
-// A row of a gradient that is yet to be summed: base (null: zero) + sum_j weights[j] rows[j].
-template <class T>
-struct RowSum {
-  static constexpr int64_t capacity = 32;
-  const T* base;
-  int64_t count;
-  const T* rows[capacity];
-  T weights[capacity];
-
-  // Columns c ... c + columns.
-  void sum(int64_t c, Vec<T>* out) const {
-#pragma GCC unroll 4
-    for (int u = 0; u < column_vectors; ++u) out[u] = base ? load(base + c + u * lanes<T>) : Vec<T>{};
-    for (int64_t j = 0; j < count; ++j) {
-#pragma GCC unroll 4
-      for (int u = 0; u < column_vectors; ++u) out[u] += weights[j] * load(rows[j] + c + u * lanes<T>);
-    }
-  }
-  T at(int64_t c) const {
-    T total = base ? base[c] : T(0);
-    for (int64_t j = 0; j < count; ++j) total += weights[j] * rows[j][c];
-    return total;
-  }
-  // All d columns; out may be base.
-  void sum_into(T* out, int64_t d) const {
-    int64_t c = 0;
-    for (; c + columns<T> <= d; c += columns<T>) {
-      Vec<T> part[column_vectors];
-      sum(c, part);
-#pragma GCC unroll 4
-      for (int u = 0; u < column_vectors; ++u) store(out + c + u * lanes<T>, part[u]);
-    }
-    for (; c < d; ++c) out[c] = at(c);
-  }
-};
 
 template <class T>
 struct FeatureGradient {

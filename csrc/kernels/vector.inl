@@ -36,6 +36,28 @@ inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// A store past the caches, where the instruction set has one; p is aligned to a vector. `streamed` must follow.
+template <class T>
+inline void stream(T* p, Vec<T> v) {
+#if PULLBACK_VECTOR_BYTES == 64 && defined(PULLBACK_X86)
+  __m512i bits;
+  __builtin_memcpy(&bits, &v, sizeof v);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits);
+#elif PULLBACK_VECTOR_BYTES == 32 && defined(PULLBACK_X86)
+  __m256i bits;
+  __builtin_memcpy(&bits, &v, sizeof v);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits);
+#else
+  store(p, v);
+#endif
+}
+// What was streamed is there for other threads.
+inline void streamed() {
+#ifdef PULLBACK_X86
+  _mm_sfence();
+#endif
+}
+
 template <class V, int shift, size_t... i>
 inline V rotate(V v, std::index_sequence<i...>) {
   return __builtin_shufflevector(v, v, ((i + shift) % sizeof...(i))...);

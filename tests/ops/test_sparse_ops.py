@@ -68,6 +68,25 @@ def test_segment_outer(isa: str, shape: dict, dtype: torch.dtype) -> None:
     assert_sums(ops.segment_outer(*args, acts.values, x, F), expected, magnitude, n)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_gradient_that_no_cache_holds(isa: str, dtype: torch.dtype) -> None:
+    """Written past the caches, a feature has the bits it has in a small result; one may have many entries or none."""
+    n, d, few, F = 70, 64, 50, 2**18 // torch.finfo(dtype).bits * 16 + 3
+    ids = torch.cat([torch.full((n, 1), 7), torch.randint(8, few, (n, 2)), torch.full((n, 1), F - 1)], 1)
+    values, x = random(1, n, 4, dtype=dtype), random(2, n, d, dtype=dtype)
+
+    def outer(columns: slice, n_features: int) -> torch.Tensor:
+        chosen = ids[:, columns]
+        indptr = torch.arange(n + 1) * chosen.shape[1]
+        return ops.segment_outer(indptr, chosen.flatten(), values[:, columns].flatten(), x, n_features)
+
+    large, small = outer(slice(None), F), outer(slice(3), few)
+    assert large.nbytes > 2**25
+    assert torch.equal(large[:few], small)
+    assert_sums(large[-1], values[:, 3].double() @ x.double(), values[:, 3].double().abs() @ x.double().abs(), n)
+    assert not large[few:-1].any()
+
+
 @given(shape=shapes, dtype=dtypes, B=st.integers(0, 9))
 def test_contract(isa: str, shape: dict, dtype: torch.dtype, B: int) -> None:
     P, F, d, seed = shape["n"], shape["F"], shape["d"], shape["seed"]
