@@ -12,8 +12,8 @@ inline uint16_t to_bf16(float w) {
   __builtin_memcpy(&bits, &w, sizeof bits);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t kept = magnitude > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
-  return static_cast<uint16_t>((rounded & 0x7f80u) == 0 ? bits >> 31 << 15 : kept);
+  const uint32_t kept = (rounded & 0x7f80u) == 0 ? bits >> 31 << 15 : rounded;
+  return static_cast<uint16_t>(magnitude > 0x7f800000u ? (bits >> 16) | 0x40u : kept);
 }
 
 // A float not below the root of a sum of squares that was accumulated in float64 over fewer than 2^30 terms.
@@ -23,27 +23,62 @@ inline float root_above(double squares) {
   return near < root ? __builtin_nextafterf(near, __builtin_inff()) : near;
 }
 
+typedef uint32_t Words __attribute__((vector_size(PULLBACK_VECTOR_BYTES)));
+typedef uint16_t HalfWords __attribute__((vector_size(PULLBACK_VECTOR_BYTES / 2)));
+
+// to_bf16 of a vector, in the upper halves of its words.
+inline Words to_bf16_above(Words bits) {
+  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const Words kept = (rounded & 0x7f800000u) == 0 ? bits & 0x80000000u : rounded;
+  return ((bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : kept) & 0xffff0000u;
+}
+
+// ||w||^2 and ||w - w16||^2, whatever the size of the numbers.
+inline void squares_in_double(const float* w, const uint16_t* w16, int64_t d, double* square, double* left_over) {
+  *square = *left_over = 0;
+  for (int64_t c = 0; c < d; ++c) {
+    const double whole = w[c], left = whole - widen(bf16{w16[c]});
+    *square += whole * whole;
+    *left_over += left * left;
+  }
+}
+
 // w16 = bf16(w); *norm >= ||w||, *rest >= ||w - w16||. NaN and infinity make both NaN or infinite.
 inline void shadow_row(const float* w, int64_t d, uint16_t* w16, float* norm, float* rest) {
-  constexpr int64_t lanes_at_once = 16;
-  double squares[lanes_at_once] = {}, rests[lanes_at_once] = {};
-  int64_t c = 0;
-  for (; c + lanes_at_once <= d; c += lanes_at_once) {
-    for (int64_t i = 0; i < lanes_at_once; ++i) {
-      const uint16_t b = to_bf16(w[c + i]);
-      w16[c + i] = b;
-      const double whole = w[c + i], left = whole - widen(bf16{b});
-      squares[i] += whole * whole;
-      rests[i] += left * left;
-    }
-  }
+  // Summed in float32 before float64 takes over: fewer than 2^5 roundings.
+  constexpr int64_t run = 16 * lanes<float>;
+  constexpr int64_t page = 4096 / sizeof(float);  // no hardware prefetcher goes on to the next one
   double square = 0, left_over = 0;
-  for (int64_t i = 0; i < lanes_at_once; ++i) square += squares[i], left_over += rests[i];
+  int64_t c = 0;
+  while (c + lanes<float> <= d) {
+    const int64_t end = std::min(c + run, d);
+    Vec<float> squares = {}, rests = {};
+    for (; c + lanes<float> <= end; c += lanes<float>) {
+      __builtin_prefetch(w + c + page);
+      const Vec<float> whole = load(w + c);
+      const Words kept = to_bf16_above(reinterpret_cast<Words>(whole));
+      const HalfWords halves = __builtin_convertvector(kept >> 16, HalfWords);
+      __builtin_memcpy(w16 + c, &halves, sizeof halves);
+      const Vec<float> left = whole - reinterpret_cast<Vec<float>>(kept);  // exact
+      squares += whole * whole;
+      rests += left * left;
+    }
+    square += fold<Add, float>(squares);
+    left_over += fold<Add, float>(rests);
+  }
   for (; c < d; ++c) {
     w16[c] = to_bf16(w[c]);
     const double whole = w[c], left = whole - widen(bf16{w16[c]});
     square += whole * whole;
     left_over += left * left;
+  }
+  if (square > 0x1p-80 && square < 0x1p120) {
+    // What rounding took from the sums, and what each square lost that was too small for float32.
+    const double lost = static_cast<double>(d) * 0x1p-126;
+    square += 0x1p-19 * square + lost;
+    left_over += 0x1p-19 * left_over + lost;
+  } else {
+    squares_in_double(w, w16, d, &square, &left_over);
   }
   *norm = root_above(square);
   *rest = root_above(left_over);

@@ -278,7 +278,7 @@ def test_a_precision_set_in_the_environment_counts(name: str, monkeypatch: pytes
         assert (screened._unrounded(W).rests is not None) == rounds
 
 
-@pytest.mark.parametrize("d", [1, 15, 16, 17, 70])
+@pytest.mark.parametrize("d", [1, 15, 16, 17, 70, 600])
 def test_shadow(isa: str, d: int) -> None:
     W = torch.randn(50, d, generator=torch.Generator().manual_seed(d)) * 2.0 ** torch.arange(-25, 25)[:, None]
     W[0] = 2.0**-130
@@ -293,6 +293,18 @@ def test_shadow(isa: str, d: int) -> None:
         assert (bound.double() >= norms)[finite].all()
         assert (bound.double() <= norms * (1 + 2.0**-18) + 1e-45)[finite].all()
     assert not screen.rests[2].isfinite()
+
+
+@pytest.mark.parametrize("d", [2, 70, 600])
+@pytest.mark.parametrize("one", [0.0, 1.0])
+def test_bounds_of_a_shadow_hold_where_squares_leave_float32(isa: str, d: int, one: float) -> None:
+    W = torch.randn(270, d, generator=torch.Generator().manual_seed(d)) * 2.0 ** torch.arange(-147, 123)[:, None]
+    W[:, 0] += one
+    screen = Screen(W)
+    for bound, rows in ((screen.norms, W), (screen.rests, W - screen.W16.float())):
+        norms = rows.double().norm(dim=1)
+        assert (bound.double() >= norms).all()
+        assert (bound.double() <= norms * (1 + 2.0**-18) + d**0.5 * 2.0**-62 + 1e-45).all()
 
 
 @pytest.mark.parametrize("d", [1, 70])

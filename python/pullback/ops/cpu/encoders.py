@@ -27,6 +27,8 @@ from .pages import on_huge_pages
 BLOCKS = {"bfloat16": (256, 24576), "bfloat16 by AMX": (512, 12288), "float32": (1024, 512)}
 # Blocks of few columns are made of more rows, up to so many entries: every block costs some calls.
 SMALL_BLOCK = 2**20
+# Weights without a shadow are rounded so many at a time, which are still in the cache when they are multiplied.
+ROUNDED_AT_ONCE = 10 * 2**20
 # Rows whose candidates are held together, so that a row of W is fetched once for all that need it.
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
@@ -239,6 +241,8 @@ def _sifted(
     in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
     weights = shadow if in_bf16 else _unrounded(W_enc)
     height, width = BLOCKS[("bfloat16 by AMX" if has_amx() else "bfloat16") if in_bf16 else "float32"]
+    if weights is None:
+        width = min(width, max(512, ROUNDED_AT_ONCE // max(d, 1) // 512 * 512))
     height = max(height, SMALL_BLOCK // min(width, F))
     # Half a unit of bfloat16, with something to spare for the roundings to float32.
     rho = 2.0**-8 + 2.0**-16 if in_bf16 else 2.0**-22
