@@ -29,7 +29,8 @@ def test_a_tensor_is_cut_into_batches_in_order(lens):
 
 
 def test_strings_and_token_lists_are_padded_and_the_padding_is_masked(lens):
-    for source in (["a", "bcd"], [[97 % 20], [98 % 20, 99 % 20, 100 % 20]]):
+    ids = [[97 % 20], [98 % 20, 99 % 20, 100 % 20]]
+    for source in (["a", "bcd"], ids, [np.array(prompt) for prompt in ids], [list(np.array(prompt)) for prompt in ids]):
         ((ids, mask),) = token_batches(lens, source, batch_size=2)
         assert ids.shape == (2, 3)
         assert mask.tolist() == [[True, False, False], [True, True, True]]
@@ -86,6 +87,9 @@ def test_repeating_reshuffles_prompts_and_restarts_lists_but_not_iterators(lens)
         (["ab"], MASK, "masked by its own lengths"),
         (BATCHES, MASK, "batches bring theirs"),
         (7, None, "got int"),
+        ([1, 2, 3], None, r"a batch must be a tensor \(B, T\) or a pair.*, got int; prompts come as"),
+        ({"input_ids": IDS}, None, "got str; prompts come as"),
+        (iter(["ab", "cd"]), None, "got str; prompts come as"),
     ],
 )
 def test_what_cannot_be_read_is_refused(lens, source, mask, sentence):
