@@ -215,6 +215,6 @@ def _given_batch(item: Any) -> Batch:
     if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], Tensor):
         return _pair(*item)
     raise ValueError(
-        f"tokens: a batch must be a tensor (B, T) or a pair (tokens, mask), got {type(item).__name__}; prompts come as a "
-        "tensor (n, T), a list of strings or a list of token lists, documents as Documents(...)"
+        f"tokens: a batch must be a tensor (B, T) or a pair (tokens, mask), got {type(item).__name__}; prompts come as "
+        "a tensor (n, T), a list of strings or a list of token lists, documents as Documents(...)"
     )
