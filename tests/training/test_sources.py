@@ -275,3 +275,9 @@ def test_a_bos_inside_a_packed_context_is_not_trained_on(lens, monkeypatch):
     train(lens, Fake(TEXTS), config, verbose=False)
     rows = {tuple(row) for row in torch.cat(used).tolist()}
     assert rows == {tuple(row) for row in lens.W_E[PACKED].tolist()}
+
+
+@pytest.mark.parametrize("size", ["batch_size", "context_size"])
+def test_sizes_below_one_are_refused(lens, size):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+        list(token_batches(lens, IDS, **{"batch_size": 2, size: 0}))

@@ -67,8 +67,11 @@ def token_batches(
     cannot start over ends.
 
     Raises:
-        ValueError: no tokens, a shape that is neither prompts nor batches, or a mask that does not fit.
+        ValueError: no tokens, a shape that is neither prompts nor batches, a mask that does not fit, or sizes below 1.
     """
+    for name, size in (("batch_size", batch_size), ("context_size", context_size)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     tokens = from_path(tokens)
     if is_dataset(tokens):
         tokens = Documents(tokens)
