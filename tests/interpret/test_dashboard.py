@@ -178,6 +178,9 @@ def test_refusals(lens: Any, sets: Any, tmp_path: Path) -> None:
     for wrong, message in (
         ({"features": [1, 1]}, "different ids in 0..39"),
         ({"features": 40}, "different ids in 0..39"),
+        ({"features": [1.5]}, r"features are whole numbers, got \[1.5\]"),
+        ({"prompts": "a b"}, r"prompts is one string; give a list of prompts, \['a b'\]"),
+        ({"window": (1,)}, r"window must be two numbers from 0 on, got \(1,\)"),
         ({"layer": 1}, r"no features of layer 1; the set has layers \[0, 2\]"),
         ({"features": None, "tokens": None}, "which features are alive shows in a corpus"),
         ({"bands": "log"}, "bands are uniform, quantile"),

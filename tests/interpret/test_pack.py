@@ -137,6 +137,8 @@ def test_masked_tokens_and_bos_do_not_count(lens: Any, tmp_path: Path) -> None:
     pb.write_feature_pack(lens, silent, CORPUS, tmp_path / "silent", **SHAPE)
     record = pb.FeaturePack(tmp_path / "silent").record(0, 0)
     assert (record["activation_frequency"], record["histogram"], record["quantile_values"]) == (0.0, [], [])
+    with pytest.raises(ValueError, match=r"window must be two numbers from 0 on, got \(1,\)"):
+        pb.write_feature_pack(lens, sets, CORPUS, tmp_path / "q", window=(1,))
     with pytest.raises(ValueError, match="n_top=0"):
         pb.write_feature_pack(lens, sets, CORPUS, tmp_path / "q", n_top=0)
 

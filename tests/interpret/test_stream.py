@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pullback.interpret.features.best import Best, Examples
 from pullback.interpret.features.contexts import Contexts
 from pullback.interpret.features.histogram import Histograms
-from pullback.interpret.features.layer import strongest
+from pullback.interpret.features.layer import LayerActivity, strongest
+from pullback.ops import SparseActivations
 
 
 @settings(deadline=None, max_examples=40)
@@ -67,6 +68,16 @@ def test_zeros_and_negatives_stand_in_the_first_bin() -> None:
     histograms.add(torch.tensor([0]), torch.tensor([1.0]))
     assert histograms.counts[0].sum() == 3
     assert int(histograms.counts[0, 0]) >= 2
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    """An infinite activation would widen the bins of a histogram for ever."""
+    acts = SparseActivations.from_dense(torch.tensor([[1.0, 0], [0, 2], [0, value], [0, 0]]))
+    activity, scored = LayerActivity(2, 1, 1, (1, 1)), torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="context 8 at position 0 is NaN or infinite"):
+        activity.add(acts, scored, 7, torch.Generator())
+    activity.add(acts, torch.tensor([[True, True], [False, True]]), 7, torch.Generator())
 
 
 def test_strongest_of_a_context() -> None:

@@ -111,6 +111,16 @@ def test_sums_are_float64() -> None:
     assert float(Coactivation(1).add(a).to_csr().products) == pytest.approx(10_000 * third**2, rel=1e-12)
 
 
+@pytest.mark.parametrize("rows", [None, [2, 0]], ids=["pairs", "block"])
+def test_a_state_stays_what_it_was(rows: list[int] | None) -> None:
+    a = pattern(6, 3, 2, torch.float32, seed=0)
+    sums = Coactivation(3, rows=rows).add(a)
+    state = sums.state_dict()
+    before = {name: part.clone() for name, part in state.items()}
+    sums.add(a)
+    assert all(torch.equal(part, before[name]) for name, part in state.items())
+
+
 def test_expected_attributions() -> None:
     """METHODS 3.3: with a constant source TWERA is a_i V; with a binary target ERA = P(b_j > 0) TWERA; two features
     that never meet have none, whatever V."""

@@ -182,6 +182,13 @@ def test_no_rows_give_no_rows() -> None:
         assert ops.topk_encode(none, W, b, 3)[1].shape == (0, 3)
 
 
+def test_no_features_are_refused() -> None:
+    x, W, b = torch.randn(4, 8), torch.randn(0, 8), torch.randn(0)
+    for encode in (ops.topk_encode, ops.batch_topk_encode, ops.threshold_encode):
+        with pytest.raises(ValueError, match=r"encode: W_enc must have a feature, got \[0, 8\]"):
+            encode(x, W, b, 1)
+
+
 def test_nothing_is_above_a_threshold_that_is_nan() -> None:
     """Whether the bound settles the row or not; but a NaN among the pre-activations surfaces."""
     W, theta = torch.ones(70, 2), torch.zeros(70)

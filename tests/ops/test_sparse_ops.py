@@ -35,6 +35,12 @@ def test_decode(isa: str, shape: dict, dtype: torch.dtype, bias: bool) -> None:
     assert_sums(got, expected, magnitude, shape["most"] + 1)
 
 
+@pytest.mark.parametrize("ids", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int64], ids=str)
+def test_ids_of_any_integer_dtype(ids: torch.dtype) -> None:
+    values, W, indices = torch.randn(3, 2), torch.randn(5, 4), torch.tensor([[0, 4], [2, 1], [3, 3]])
+    assert torch.equal(ops.decode_topk(values, indices.to(ids), W), ops.decode_topk(values, indices.int(), W))
+
+
 @given(shape=shapes, dtype=dtypes, k=st.integers(1, 6), wide=st.booleans())
 def test_decode_topk(isa: str, shape: dict, dtype: torch.dtype, k: int, wide: bool) -> None:
     n, F, d, seed = shape["n"], shape["F"], shape["d"], shape["seed"]

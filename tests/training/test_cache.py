@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -290,6 +291,11 @@ def test_training_on_a_cache_resumes_to_the_bit(tmp_path, monkeypatch):
     resumed = train_on_cache(tmp_path / "cache", verbose=False, resume=True, **options)
     assert equal(whole[0], resumed[0])
     assert equal(whole[1], resumed[1])
+
+
+@pytest.mark.parametrize("of", [torch.tensor, np.array], ids=["torch", "numpy"])
+def test_layers_are_numbers_of_any_kind(tmp_path, of):
+    assert make(tmp_path, layers=of([1, 0, 1])).layers == [0, 1]
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -61,3 +61,33 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert "have common residuals in every step" in capsys.readouterr().err
     assert main(["plan", "gpt2-small", "--parallel", "2x3", "--processes", "5"]) != 0
     assert "2x3 is for 6 processes, --processes says 5" in capsys.readouterr().err
+
+
+def test_more_processes_than_layers_share_features_as_they_do_in_a_run(capsys):
+    many = ["plan", "gpt2-small", "--processes", "16"]
+    assert main(many) == main([*many, "--parallel", "features"]) == 0
+    first, second = capsys.readouterr().out.split("weights: ")[1:]
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--processes", "0"], "--processes must be positive, got 0"),
+        (["--processes", "16", "--parallel", "layers"], "12 layers cannot be divided among 16 processes"),
+        (["--parallel", "16x1"], "12 layers cannot be divided among 16 processes"),
+        (["--processes", "2", "--parallel", "none"], "a whole run in each process"),
+        (["--train-batch-size-tokens", "0"], "train_batch_size_tokens must be at least 1, got 0"),
+        (["--training-tokens", "-5"], "training_tokens must be at least 1, got -5"),
+    ],
+)
+def test_what_no_run_takes_is_refused(capsys, options, sentence):
+    assert main(["plan", "gpt2-small", *options]) != 0
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["--n-layers", "--d-model", "--parameters"])
+def test_sizes_of_a_model_are_positive(capsys, size):
+    sizes = {"--n-layers": "2", "--d-model": "8", "--parameters": "1e6"} | {size: "-3"}
+    assert main(["plan", *(part for pair in sizes.items() for part in pair)]) != 0
+    assert f"{size} must be positive, got -3" in capsys.readouterr().err

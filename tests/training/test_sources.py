@@ -29,7 +29,8 @@ def test_a_tensor_is_cut_into_batches_in_order(lens):
 
 
 def test_strings_and_token_lists_are_padded_and_the_padding_is_masked(lens):
-    for source in (["a", "bcd"], [[97 % 20], [98 % 20, 99 % 20, 100 % 20]]):
+    ids = [[97 % 20], [98 % 20, 99 % 20, 100 % 20]]
+    for source in (["a", "bcd"], ids, [np.array(prompt) for prompt in ids], [list(np.array(prompt)) for prompt in ids]):
         ((ids, mask),) = token_batches(lens, source, batch_size=2)
         assert ids.shape == (2, 3)
         assert mask.tolist() == [[True, False, False], [True, True, True]]
@@ -86,6 +87,9 @@ def test_repeating_reshuffles_prompts_and_restarts_lists_but_not_iterators(lens)
         (["ab"], MASK, "masked by its own lengths"),
         (BATCHES, MASK, "batches bring theirs"),
         (7, None, "got int"),
+        ([1, 2, 3], None, r"a batch must be a tensor \(B, T\) or a pair.*, got int; prompts come as"),
+        ({"input_ids": IDS}, None, "got str; prompts come as"),
+        (iter(["ab", "cd"]), None, "got str; prompts come as"),
     ],
 )
 def test_what_cannot_be_read_is_refused(lens, source, mask, sentence):
@@ -271,3 +275,9 @@ def test_a_bos_inside_a_packed_context_is_not_trained_on(lens, monkeypatch):
     train(lens, Fake(TEXTS), config, verbose=False)
     rows = {tuple(row) for row in torch.cat(used).tolist()}
     assert rows == {tuple(row) for row in lens.W_E[PACKED].tolist()}
+
+
+@pytest.mark.parametrize("size", ["batch_size", "context_size"])
+def test_sizes_below_one_are_refused(lens, size):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+        list(token_batches(lens, IDS, **{"batch_size": 2, size: 0}))

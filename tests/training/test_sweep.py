@@ -187,6 +187,14 @@ def test_the_comparison_is_the_difference_at_equal_l0_over_seeds():
     assert found["overall"] == pytest.approx({"mean": 0.34, "std": 0.01})
 
 
+@pytest.mark.parametrize("kind", ["transcoder", "sae"])
+def test_an_arm_without_any_active_feature_is_left_out(kind):
+    arms = made_up({"transcoder": 0.2, "sae": 0.1})
+    arms[f"{kind}4.01"]["figures"]["tokens"]["l0"] = {"0": 0.0, "1": 0.0}
+    found = matched.matched(arms)["tokens"]["topk"]["kl"]
+    assert found["difference"] == pytest.approx([0.1 * torch.tensor(l0).log2().item() - 0.01 for l0 in found["l0"]])
+
+
 def test_one_kind_or_one_seed_alone():
     assert matched.matched(made_up({"transcoder": 0.2})) == {}
     single = matched.matched(made_up({"transcoder": 0.2, "sae": 0.1}, seeds=(5,)))["tokens"]["topk"]["kl"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -56,6 +57,17 @@ def test_forward_is_bitwise_equal_after_a_round_trip(make, activation, x, tmp_pa
     assert load_transcoders(tmp_path / "tc", dtype=dtype)[4].dtype == dtype
     assert (loaded[0].reading, loaded[4].reading) == (None, reading)
     assert (loaded[0].W_skip is not None) == skip
+
+
+@pytest.mark.parametrize("of", [torch.tensor, np.float32], ids=["torch", "numpy"])
+def test_a_threshold_may_be_a_scalar_of_another_library(make, tmp_path, of):
+    TranscoderSet({0: make(BatchTopK(4, of(0.5)))}).save(tmp_path / "tc")
+    assert load_transcoders(tmp_path / "tc")[0].activation == BatchTopK(4, 0.5)
+
+
+def test_a_dtype_by_name_is_refused(saved):
+    with pytest.raises(ValueError, match="dtype must be a torch.dtype like torch.float32, or None, got 'float64'"):
+        load_transcoders(saved[0], dtype="float64")
 
 
 def test_stored_dtype_is_kept_on_disk(make, tmp_path):

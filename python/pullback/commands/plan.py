@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--k", type=int, default=32, help="features active per token")
     parser.add_argument("--cross-layer", action="store_true", help="features write to all later layers")
     parser.add_argument("--processes", type=int, default=None, help="as many GPUs (default: 1, or those of a 4x2)")
-    divisions = "layers, features, data, or 4x2 (default: layers; of a cross-layer one, features)"
+    divisions = "layers, features, data, or 4x2 (default: layers if there are enough, else features)"
     parser.add_argument("--parallel", default=None, help=divisions)
     parser.add_argument("--d-sae", type=int, default=1024, help="features per layer")
     parser.add_argument("--training-tokens", type=int, default=1_000_000, help="tokens to train on")

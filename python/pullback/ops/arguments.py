@@ -13,6 +13,7 @@ def encoder_arguments(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple
     check(x.ndim == 2, op, "x must be [n, d_in]", x)
     check_weights(op, "W_enc", W_enc, None, x.shape[1])
     F = W_enc.shape[0]
+    check(F > 0, op, "W_enc must have a feature", W_enc)
     check(b_enc.shape == (F,), op, f"b_enc must be [F]=[{F}]", b_enc)
     W_enc, x, b_enc = weights_and_floats(W_enc, x, b_enc)
     return rows(x), rows(W_enc), b_enc.contiguous()
@@ -70,7 +71,8 @@ def int32(ids: Tensor) -> Tensor:
         return ids.contiguous()
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"feature ids must be integers, got {ids.dtype} {list(ids.shape)}")
-    return ids.clamp(-1, INT32_MAX).to(torch.int32).contiguous()
+    # In int64, since narrower types do not hold the bounds.
+    return ids.long().clamp(-1, INT32_MAX).to(torch.int32).contiguous()
 
 
 def rows(t: Tensor) -> Tensor:

@@ -147,11 +147,13 @@ class Coactivation:
         return products[positions], self._sums.ids[positions // len(self.sums_b)], positions % len(self.sums_b)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything counted so far, as tensors."""
+        """Everything counted so far, as tensors that later rows do not change."""
         state = {"count": torch.tensor(self.count), "sums_a": self.sums_a, "sums_b": self.sums_b}
         if isinstance(self._sums, _Pairs):
-            return state | self._sums.total()._asdict()
-        return state | {"rows": self._sums.ids, "products": self._sums.products, "gated": self._sums.gated}
+            state |= self._sums.total()._asdict()
+        else:
+            state |= {"rows": self._sums.ids, "products": self._sums.products, "gated": self._sums.gated}
+        return {name: part.clone() for name, part in state.items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Coactivation:

@@ -6,7 +6,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,29 @@ def run_plan(args: Namespace) -> None:
     if args.model not in MODELS and None in given:
         raise ValueError(f"name one of {', '.join(MODELS)}, or give --n-layers, --d-model and --parameters")
     known = MODELS.get(args.model) or Model(*given)
+    for name, value in {**known._asdict(), "processes": args.processes}.items():
+        if value is not None and not 0 < value < inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
     dictionary = Dictionary(known.n_layers, known.d_model, args.d_sae, args.k, args.cross_layer)
     batch, parallel = args.train_batch_size_tokens, _parallel(args.parallel)
-    parallel = parallel or ("features" if args.cross_layer else "layers")
-    divided = None if isinstance(parallel, str) else prod(parallel)
+    divided = prod(parallel) if isinstance(parallel, list) else None
     processes = args.processes or divided or 1
-    TrainConfig(d_sae=args.d_sae, k=args.k, cross_layer=args.cross_layer, parallel=parallel)  # refuses what cannot be
+    parallel = parallel or ("features" if args.cross_layer or processes > known.n_layers else "layers")
+    TrainConfig(  # refuses what cannot be
+        d_sae=args.d_sae,
+        k=args.k,
+        cross_layer=args.cross_layer,
+        parallel=parallel,
+        training_tokens=args.training_tokens,
+        train_batch_size_tokens=batch,
+    )
     if divided not in (None, processes):
         raise ValueError(f"--parallel {args.parallel} is for {divided} processes, --processes says {processes}")
+    if parallel == "none" and processes > 1:
+        raise ValueError("--parallel none is a whole run in each process: leave --processes out to see what one takes")
+    rows = processes if parallel == "layers" else parallel[0] if isinstance(parallel, list) else 1
+    if rows > known.n_layers:
+        raise ValueError(f"{known.n_layers} layers cannot be divided among {rows} processes: --parallel features")
     found = costs(dictionary, known.parameters, batch=batch, processes=processes, parallel=parallel)
     hours = found.seconds() * args.training_tokens / batch * processes / 3600
     machine = f"{H100.flops / 1e12:.0f} TFLOP/s, {H100.bandwidth / 1e12:.1f} TB/s, network {H100.link / 1e9:.0f} GB/s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -160,8 +161,13 @@ class TrainConfig(Recipe):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
+            if not isinstance(getattr(self, name), Integral) and name != "training_tokens":
+                raise ValueError(f"TrainConfig: {name} must be a whole number, got {getattr(self, name)!r}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig: {name} must lie in [0, 1), got {getattr(self, name)}")
         for name in ("lr_warm_up_steps", "auxk_alpha"):
-            if (getattr(self, name) or 0) < 0:
+            if not (getattr(self, name) or 0) >= 0:
                 raise ValueError(f"TrainConfig: {name} must not be negative, got {getattr(self, name)}")
         for name in ("context_size", "lr_decay_steps", "dead_feature_window", "max_grad_norm"):
             value = getattr(self, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ EMPTY_BATCHES = 1000
 
 def chosen_layers(lens: Any, layers: Iterable[int] | None) -> list[int]:
     """The layers to read, ascending; None: all. Raises ValueError for layers that the model does not have, or none."""
-    chosen = list(range(lens.n_layers)) if layers is None else sorted(set(layers))
+    chosen = list(range(lens.n_layers)) if layers is None else sorted({index(layer) for layer in layers})
     if not chosen or not all(0 <= layer < lens.n_layers for layer in chosen):
         raise ValueError(f"layers must be among 0..{lens.n_layers - 1} of this model, got {chosen}")
     return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -66,8 +67,11 @@ def token_batches(
     cannot start over ends.
 
     Raises:
-        ValueError: no tokens, a shape that is neither prompts nor batches, or a mask that does not fit.
+        ValueError: no tokens, a shape that is neither prompts nor batches, a mask that does not fit, or sizes below 1.
     """
+    for name, size in (("batch_size", batch_size), ("context_size", context_size)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     tokens = from_path(tokens)
     if is_dataset(tokens):
         tokens = Documents(tokens)
@@ -145,9 +149,9 @@ def _prompts(lens: Any, tokens: Tokens, mask: Tensor | None, context_size: int |
 
 
 def _is_vector(item: Any) -> bool:
-    if isinstance(item, Tensor):
+    if isinstance(item, Tensor | np.ndarray):
         return item.ndim == 1
-    return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(token, int) for token in item)
+    return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(token, Integral) for token in item)
 
 
 def _pair(tokens: Tensor, mask: Tensor | None) -> Batch:
@@ -202,7 +206,18 @@ def _given_batches(source: Any, repeat: bool) -> Iterator[Batch]:
         before = seen
         for item in [made] if one else made:
             seen += 1
-            yield _pair(item, None) if isinstance(item, Tensor) else _pair(*item)
+            yield _given_batch(item)
         # A function may go on for ever; an iterator has been used up.
         if not repeat or seen == before or (not callable(source) and iter(source) is source):
             return
+
+
+def _given_batch(item: Any) -> Batch:
+    if isinstance(item, Tensor):
+        return _pair(item, None)
+    if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], Tensor):
+        return _pair(*item)
+    raise ValueError(
+        f"tokens: a batch must be a tensor (B, T) or a pair (tokens, mask), got {type(item).__name__}; prompts come as "
+        "a tensor (n, T), a list of strings or a list of token lists, documents as Documents(...)"
+    )

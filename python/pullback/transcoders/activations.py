@@ -58,8 +58,11 @@ class BatchTopK:
 
     def __post_init__(self) -> None:
         _require_count("BatchTopK", self.k)
-        if self.threshold is not None and not math.isfinite(self.threshold):
+        if self.threshold is None:
+            return
+        if not math.isfinite(self.threshold):
             raise ValueError(f"BatchTopK: threshold must be a finite number or None, got {self.threshold}")
+        object.__setattr__(self, "threshold", float(self.threshold))  # files hold no tensors or numpy scalars
 
     def dense(self, h: Tensor) -> Tensor:
         """h Float[Tensor, 'n F'] -> features Float[Tensor, 'n F']"""

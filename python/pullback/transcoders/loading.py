@@ -85,6 +85,8 @@ def load_transcoders(
     """
     if lazy not in LAZY:
         raise ValueError(f"lazy must be True, False, 'encoder' or 'decoder', got {lazy!r}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be a torch.dtype like torch.float32, or None, got {dtype!r}")
     options = Options(dtype, device, layer, hook_in, hook_out, activation, subtract_b_dec, LAZY[lazy])
     if format is not None and format not in READERS:
         raise ValueError(f"format {format!r} is unknown; it must be one of {', '.join(READERS)}")

@@ -107,6 +107,15 @@ def test_an_autoencoder_runs_as_there(save, tensors, square_x, architecture, cha
     assert (sets.hook_in(2), sets.hook_out(2)) == ("hook_resid_post", "hook_resid_post")
 
 
+def test_norms_moved_to_the_encoder_are_not_rounded_to_the_16_bits_of_the_file(save, tensors, square_x):
+    weights = {name: tensor.bfloat16() for name, tensor in tensors(D).items()}
+    cfg = config("topk", k=5, rescale_acts_by_decoder_norm=True)
+    cfg["metadata"] |= {"hook_name": "blocks.2.hook_resid_post", "hook_name_out": None}
+    tc = load_transcoders(save(weights, cfg))[2]
+    expected = theirs({name: tensor.float() for name, tensor in weights.items()}, square_x, cfg)
+    torch.testing.assert_close(tc(square_x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_configuration_from_before_version_6(save, tensors, square_x):
     cfg = {
         "d_in": D,

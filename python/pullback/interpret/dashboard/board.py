@@ -126,7 +126,9 @@ def dashboard(
     counts = {"n_bands": n_bands, "n_per_band": n_per_band, "n_top": n_top, "k": k, "batch_size": batch_size}
     if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
         raise ValueError(f"dashboard: must be at least 1: {', '.join(wrong)}")
-    if min(window) < 0:
+    if isinstance(prompts, str):
+        raise ValueError(f"dashboard: prompts is one string; give a list of prompts, [{prompts!r}]")
+    if len(window) != 2 or min(window) < 0:
         raise ValueError(f"dashboard: window must be two numbers from 0 on, got {window}")
     lens = as_lens(model)
     sets = lens.fitted(sets, strict=strict)
@@ -185,7 +187,10 @@ def _card(pack: FeaturePack, layer: int, feature: int) -> Part:
 
 
 def _checked(features: int | Sequence[int] | Tensor, F: int) -> Tensor:
-    ids = torch.as_tensor(features).long().reshape(-1).cpu()
+    ids = torch.as_tensor(features).reshape(-1).cpu()
+    if len(ids) and ids.dtype in (torch.bool, torch.float32, torch.float64):
+        raise ValueError(f"dashboard: features are whole numbers, got {ids.tolist()[:9]}")
+    ids = ids.long()
     if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= F or len(torch.unique(ids)) < len(ids):
         raise ValueError(f"dashboard: features must be different ids in 0..{F - 1}, got {ids.tolist()[:9]}")
     return ids

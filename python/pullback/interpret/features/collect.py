@@ -65,7 +65,7 @@ def write_feature_pack(
     counts = {"batch_size": batch_size, "n_top": n_top, "n_quantiles": n_quantiles, "n_per_quantile": n_per_quantile}
     if wrong := [f"{name}={value}" for name, value in (counts | {"n_logits": n_logits}).items() if value < 1]:
         raise ValueError(f"write_feature_pack: must be at least 1: {', '.join(wrong)}")
-    if min(window) < 0:
+    if len(window) != 2 or min(window) < 0:
         raise ValueError(f"write_feature_pack: window must be two numbers from 0 on, got {window}")
     lens = as_lens(model)
     sets = lens.fitted(sets, strict=strict)

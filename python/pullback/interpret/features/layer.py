@@ -50,7 +50,7 @@ class LayerActivity:
 
     def add(self, acts: SparseActivations, counts: Tensor, first: int, generator: torch.Generator) -> None:
         """Activations of one batch of contexts: B * T rows, of which those count where `counts` Bool[Tensor, 'B T'] is
-        true; the first context has the number `first`."""
+        true; the first context has the number `first`. Raises ValueError where one is NaN or infinite."""
         T = counts.shape[1]
         rows, features, values = acts.rows().cpu(), acts.indices.long().cpu(), acts.values.float().cpu()
         everywhere = rows * acts.n_features + features, values  # ascending, as rows and the features of a row are
@@ -58,6 +58,12 @@ class LayerActivity:
         rows, features, values = rows[scored], features[scored], values[scored]
         if len(rows) == 0:
             return
+        if not bool(values.isfinite().all()):
+            token = int(rows[~values.isfinite()][0])
+            raise ValueError(
+                f"feature cards: an activation in context {first + token // T} at position {token % T} is NaN or "
+                "infinite; leave out the prompt that makes the model overflow"
+            )
         self.active.index_add_(0, features, torch.ones_like(features))
         self.smallest.scatter_reduce_(0, features, values, "amin")
         self.largest.scatter_reduce_(0, features, values, "amax")

@@ -38,12 +38,12 @@ def matched(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def curves(arms: Sequence[Mapping[str, Any]], kind: str, evaluation: str, figure: str) -> dict[int, Curve]:
-    """{seed: [(L0, figure), ...]} with ascending L0."""
+    """{seed: [(L0, figure), ...]} with ascending L0; an arm without any active feature has no log L0, and no place."""
     found: dict[int, Curve] = {}
     for arm in arms:
         if arm["kind"] == kind:
             l0, value = (mean_over_layers(arm["figures"][evaluation][name]) for name in ("l0", figure))
-            if l0 is not None and value is not None:
+            if l0 and value is not None:
                 found.setdefault(arm["seed"], []).append((l0, value))
     return {seed: sorted(curve) for seed, curve in found.items()}
 
@@ -65,7 +65,7 @@ def _comparison(arms: Sequence[Mapping[str, Any]], evaluation: str, figure: str)
     steps = min((len(ours[seed]) for seed in seeds), default=0)
     wanted = [statistics.fmean(ours[seed][i][0] for seed in seeds) for i in range(steps)]
     rows = []
-    for l0 in (l0 for l0 in wanted if l0 > 0):
+    for l0 in wanted:
         pairs = [(interpolated(ours[seed], l0), interpolated(theirs[seed], l0)) for seed in seeds]
         values = [(a, b) for a, b in pairs if a is not None and b is not None]
         if len(values) == len(seeds):

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pullback._util.atomic import atomic_directory, atomic_save
 from pullback._util.version import version
 from pullback.transcoders.activations import Activation, JumpReLU, ReLU, TopK
@@ -142,7 +144,9 @@ def _read(found: _Found, options: Options) -> Transcoder:
             weights["W_enc"] = weights["W_enc"].double() * norms[:, None]
             weights["b_enc"] = weights["b_enc"].double() * norms
             weights["W_dec"] = weights["W_dec"].double() / norms[:, None]
-            weights = {name: weight.to(weights["b_dec"].dtype) for name, weight in weights.items()}
+            # Products of 16-bit numbers do not fit into 16 bits.
+            kept = torch.promote_types(weights["b_dec"].dtype, torch.float32)
+            weights = {name: weight.to(kept) for name, weight in weights.items()}
     ours = config.get("pullback") or {}
     return build(
         weights,
