@@ -40,6 +40,7 @@ def test_what_is_written_is_read_whole(graph: Graph, tmp_path: Path, pruned: boo
     assert torch.equal(_dense(back), _dense(graph))
     assert torch.equal(back.dropped, graph.dropped)
     assert back.check() == graph.check() < 1e-9
+    assert pb.GraphCollection([back]).mean().weights.dtype == torch.float64
     assert back.answers() == graph.answers()
     assert back.to_neuronpedia() == payload
     back.save(tmp_path / "g.safetensors")

@@ -200,6 +200,7 @@ def _meta(metadata: Mapping[str, Any], nodes: list[JsonNode], table: k.Nodes, n_
         "model_name": metadata["scan"],
         "scan": metadata.get("transcoder_list") or metadata["scan"],
         "n_layers": n_layers,
+        "dtype": str(table.activation.dtype).removeprefix("torch."),
         "logit_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.LOGIT],
         "direction_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.DIRECTION],
         **{key: metadata[key] for key in CARRIED if key in metadata},
