@@ -301,6 +301,11 @@ def test_nodes_are_asked_for_by_numbers_of_any_kind() -> None:
         assert graph.places(one).tolist() == [3]  # pyright: ignore
     with pytest.raises(TypeError):
         graph.places([3.7])  # pyright: ignore
+    explained = graph.explained
+    for mask in (explained, explained.numpy(), explained.tolist()):
+        with pytest.raises(TypeError, match=r"not a mask of bool; of a mask, give mask.nonzero\(\)"):
+            graph.total_effects(mask)
+    assert torch.equal(graph.total_effects(explained.nonzero()[:, 0]).total, graph.total_effects().total)
 
 
 def test_a_parallel_block_has_no_middle() -> None:

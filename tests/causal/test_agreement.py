@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -236,6 +237,27 @@ def test_a_margin_is_made_of_logit_nodes() -> None:
         ValueError, match=r"the graph explains the tokens \[4, 9\], not 7; name it in attribution_targets"
     ):
         Margin(7).weights(graph)
+    assert Margin(torch.tensor(4), np.int64(9)) == Margin(4, 9)  # pyright: ignore
+    for wrong in ("austin", -1, 4.0, None):
+        with pytest.raises(ValueError, match="target must be the id of a token"):
+            Margin(wrong)  # pyright: ignore
+
+
+def test_numbers_of_numpy_do_not_keep_a_graph_from_being_written(tmp_path: Path) -> None:
+    lens = relu_model()
+    sets = own_mlps(lens)
+    graph = pb.attribute(lens, sets, TOKENS, attribution_targets=[4, 9])
+    margin = Margin(np.int64(4), np.int64(9))  # pyright: ignore
+    given: Any = {"n": np.int64(2), "seed": np.int64(3), "share": np.float32(1), "factor": np.float32(0)}
+    found = pb.agreement(lens, sets, graph, margin=margin, runs=iter(["direct"]), **given)  # pyright: ignore
+    assert found == pb.agreement(lens, sets, graph, n=2, seed=3, share=1, margin=Margin(4, 9), runs=["direct"])
+    pruned = graph.prune(np.float32(0.5), torch.tensor(0.75))  # pyright: ignore
+    pruned.save(tmp_path / "graph.safetensors")
+    assert pb.Graph.load(tmp_path / "graph.safetensors").meta["pruning_settings"] == {
+        "node_threshold": 0.5,
+        "edge_threshold": 0.75,
+    }
+    assert pruned.to_neuronpedia(tmp_path / "graph.json")["metadata"]["agreement"]["target"] == 4
 
 
 def test_what_cannot_be_compared_is_said() -> None:

@@ -178,6 +178,7 @@ def test_what_is_no_circuit_is_said() -> None:
 
     refused("scores are named, .* got Tensor", scores=torch.ones(n))
     refused(rf"scores must be \[{n}\], one for each feature and error.*'a': \[3\]", scores={"a": torch.ones(3)})
+    refused("some scores of b are NaN", scores={"a": torch.ones(n), "b": torch.full((n,), torch.nan)})
     refused(r"sizes are shares of the nodes, in \(0, 1\]", sizes=[0.5, 2])
     refused("with everything frozen no node reads another", freeze="all")
     refused("must be as long as each other", ablation=pb.Ablation.resample(lens, sets, OTHER[:3]))

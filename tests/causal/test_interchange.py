@@ -276,5 +276,7 @@ def test_swap_scores_refuse_what_does_not_fit() -> None:
     refused(r"must be \(N, T\), target and other \(N\), got \[4, 6\], \[4, 6\], \[3\], \[4\]", target=ids[:3])
     refused("must be", source=prompts(4, 5, seed=9))
     refused("token id 99 is outside", base=torch.full((4, 6), 99))
+    refused("target: token id -1 is outside", target=ids - 1)
+    refused("other: token id 99 is outside", other=ids + 96)
     with pytest.raises(ValueError, match="other weights"):
         swap_scores(relu_model(), models.random_set(as_lens(models.native(seed=23))), BASE, SOURCE, ids, ids, [0], 1)

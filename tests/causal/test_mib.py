@@ -26,6 +26,11 @@ def test_areas_of_known_curves() -> None:
             mib.cpr(*bad)
 
 
+def test_what_is_nan_has_no_rank() -> None:
+    with pytest.raises(ValueError, match="some scores are NaN"):
+        mib.auroc(torch.tensor([1.0, torch.nan]), torch.tensor([True, False]))
+
+
 def test_faithfulness() -> None:
     assert mib.faithfulness(2.0, 3.0, 1.0) == 0.5
     assert mib.faithfulness(-1.0, -1.0, 1.0) == 1.0

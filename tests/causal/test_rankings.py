@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -42,6 +44,10 @@ def test_curves_and_areas_follow_both_orders() -> None:
     assert both["absolute"] == curves.curves["absolute"]["absolute"] != both["signed"]
     assert areas["both"] == (areas["signed"].cpr, areas["absolute"].cmd)
     assert areas["both"].cmd != areas["signed"].cmd
+    of_tensors = pb.faithfulness_curves(
+        lens, sets, graph, given, sizes=iter(torch.tensor([0.1, 0.3, 1], dtype=torch.float64))
+    )
+    assert json.dumps(of_tensors.to_dict()) == json.dumps(curves.to_dict())
 
 
 def test_scores_with_a_sign_are_ranked_by_size_too() -> None:

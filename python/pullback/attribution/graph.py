@@ -172,6 +172,8 @@ class Graph:
         # Arrays and tensors have an index too, which those of one number only can give.
         one = isinstance(nodes, str | SupportsIndex) and getattr(nodes, "ndim", 0) == 0
         asked: list[Any] = [nodes] if one else list(nodes)
+        if str(getattr(nodes, "dtype", "")).endswith("bool") or any(isinstance(node, bool) for node in asked):
+            raise TypeError("graph: nodes are ids or numbers, not a mask of bool; of a mask, give mask.nonzero()[:, 0]")
         where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in asked) else {}
         if unknown := [node for node in asked if isinstance(node, str) and node not in where]:
             raise KeyError(f"graph: there is no node {unknown[0]!r}; there are {', '.join(list(where)[:3])}, ...")

@@ -72,6 +72,8 @@ def load(path: str | PathLike[str]) -> Graph:
     """Raises FileNotFoundError, or ValueError for a file that is no graph, is damaged, or contradicts itself."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no graph file at {os.fspath(path)}")
+    if os.path.isdir(path):
+        raise ValueError(f"{os.fspath(path)} is a folder; name a file in it, or read all with GraphCollection")
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -130,3 +132,13 @@ def feeds_forward(graph: Graph) -> bool:
     ends = torch.iinfo(depth.dtype)  # leaves feed all, what is explained feeds nothing
     needs = torch.where(feature, depth, ends.min).masked_fill(explained, ends.max)
     return bool((needs.index_select(0, graph.sources) < torch.repeat_interleave(depth, counts)).all())
+
+
+def named_twice(graph: Graph) -> tuple[str, str] | None:
+    """(source, target) of an edge that there is more than once, where the sources of each row ascend."""
+    rows = graph.rows()
+    again = ((rows[1:] == rows[:-1]) & (graph.sources[1:] == graph.sources[:-1])).nonzero()[:, 0]
+    if not len(again):
+        return None
+    ids = graph.node_ids()
+    return ids[int(graph.sources[again[0]])], ids[int(rows[again[0]])]

@@ -22,6 +22,7 @@ def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
         if not 0 <= value <= 1:
             raise ValueError(f"prune: {name} must lie in [0, 1], got {value}")
     graph = _remembering(graph)
+    node_threshold, edge_threshold = float(node_threshold), float(edge_threshold)  # files carry them
     pruning = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     graph = replace(graph, meta={**graph.meta, "pruning_settings": pruning})
     small = graph.subgraph(_kept_nodes(graph, node_threshold))

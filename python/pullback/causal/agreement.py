@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -97,10 +98,12 @@ def agreement(
         ValueError: a graph without features, or of another model, prompt or other dictionaries; an unknown run; n below
             1, share outside (0, 1] or factor 1.
     """
+    runs = list(runs)
     if unknown := [run for run in runs if run not in RUNS]:
         raise ValueError(f"agreement: there are the runs {', '.join(RUNS)}, not {', '.join(unknown)}")
     if factor == 1:
         raise ValueError("agreement: factor 1 leaves features as they are; 0 ablates them")
+    n, seed, share, factor = operator.index(n), operator.index(seed), float(share), float(factor)  # files carry them
     chosen = _stratified(graph, n, share, seed)
     lens = as_lens(model)
     dictionaries = fitted(lens, sets, attention_saes, strict=strict)

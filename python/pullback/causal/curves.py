@@ -105,9 +105,10 @@ def faithfulness_curves(
         attention_saes: those that the graph was made with.
 
     Raises:
-        ValueError: scores or an ablation that do not fit the graph, sizes outside (0, 1], another choice of errors, a
-            margin that does not depend on the nodes.
+        ValueError: scores or an ablation that do not fit the graph, scores that are NaN, sizes outside (0, 1], another
+            choice of errors, a margin that does not depend on the nodes.
     """
+    sizes = [float(size) for size in sizes]
     margin = margin_of(graph) if margin is None else margin
     faithful = Faithfulness(
         model,
@@ -132,8 +133,10 @@ def faithfulness_curves(
         raise ValueError(
             f"faithfulness: scores must be [{n}], one for each feature and error of the graph, got {wrong}"
         )
+    if unranked := [name for name, r in rankings.items() if any(bool(s.isnan().any()) for s in r)]:
+        raise ValueError(f"faithfulness: some scores of {', '.join(unranked)} are NaN, which no order has a place for")
     if not all(0 < size <= 1 for size in sizes):
-        raise ValueError(f"faithfulness: sizes are shares of the nodes, in (0, 1], got {list(sizes)}")
+        raise ValueError(f"faithfulness: sizes are shares of the nodes, in (0, 1], got {sizes}")
     candidates = faithful.candidates.nonzero()[:, 0]
     counts = [int(size * len(candidates) + 1e-9) for size in sizes]  # 0.29 * 100 is less than 29
 
@@ -145,7 +148,7 @@ def faithfulness_curves(
         order = candidates[torch.argsort(ranking[candidates], descending=True, stable=True)]
         circuits = [torch.zeros(n, dtype=torch.bool).index_fill(0, order[:count], True) for count in counts]
         return Curve(
-            list(sizes),
+            sizes,
             counts,
             [faithful(circuit) for circuit in circuits],
             [faithful(~circuit) for circuit in circuits],

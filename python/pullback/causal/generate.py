@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ def _generator(lens: Lens, seed: int | None, generator: torch.Generator | None) 
         return generator
     if generator is not None:
         raise ValueError("generate: give a seed or a generator, not both")
-    return torch.Generator(device=lens.device).manual_seed(seed)
+    return torch.Generator(device=lens.device).manual_seed(operator.index(seed))
 
 
 def _eos(lens: Lens, given: int | None) -> int | None:

@@ -230,6 +230,8 @@ def swap_scores(
             "swap_scores: base and source must be (N, T), target and other (N), got "
             + ", ".join(str(list(t.shape)) for t in (base, source, target, other))
         )
+    check_ids(lens, target[:, None], "target")
+    check_ids(lens, other[:, None], "other")
     if not layers or not -base.shape[1] <= pos < base.shape[1]:
         raise ValueError(
             f"swap_scores: give at least one layer, and a position within the {base.shape[1]} tokens; "

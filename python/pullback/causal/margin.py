@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,17 @@ from pullback.attribution.nodes import LOGIT
 
 @dataclass(frozen=True)
 class Margin:
-    """logit[target] - logit[other] at the last position; without `other`, less the mean of all logits."""
+    """logit[target] - logit[other] at the last position; without `other`, less the mean of all logits.
+
+    Raises ValueError for tokens that are no ids.
+    """
 
     target: int
     other: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("target", "other"):
+            object.__setattr__(self, name, _token(getattr(self, name), name))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Float[Tensor, '... T V'] -> Float[Tensor, '...']"""
@@ -41,6 +50,19 @@ class Margin:
                 )
             weights[node] += sign
         return weights
+
+
+def _token(given: Any, name: str) -> int | None:
+    """A plain number, whether it came as such, from numpy or as a tensor: files carry margins."""
+    if given is None and name == "other":
+        return None
+    try:
+        token = -1 if given is None else operator.index(given)
+    except TypeError:
+        token = -1
+    if token < 0:
+        raise ValueError(f"margin: {name} must be the id of a token, a whole number from 0 on, got {given!r}")
+    return token
 
 
 def margin_of(graph: Graph) -> Margin:

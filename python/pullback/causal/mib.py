@@ -45,7 +45,7 @@ def _area(sizes: Sequence[float], values: Sequence[float]) -> float:
 def auroc(scores: Tensor, truth: Tensor) -> float:
     """Probability that a true node or edge outscores one that is not, ties counting half: (n), (n) bool.
 
-    Raises ValueError unless there are some of both.
+    Raises ValueError unless there are some of both, and for scores that are NaN.
     """
     n_true = int(truth.sum())
     if truth.dtype != torch.bool or truth.shape != scores.shape or not 0 < n_true < len(truth):
@@ -53,5 +53,7 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
             "auroc: needs scores (n) and a mask (n) of bool with both values in it, got "
             f"{list(scores.shape)}, {truth.dtype} {list(truth.shape)} with {n_true} true"
         )
+    if bool(scores.isnan().any()):
+        raise ValueError("auroc: some scores are NaN, which neither outscore others nor are outscored")
     above = ranks(scores)[truth].sum() - n_true * (n_true - 1) / 2
     return float(above / (n_true * (len(truth) - n_true)))

@@ -208,6 +208,8 @@ def test_what_cannot_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         pb.head_loadings(lens, sets, tokens_of(5))
     with pytest.raises(ValueError, match="edges is empty"):
         pb.head_loadings(lens, sets, graph, [])
+    with pytest.raises(ValueError, match=r"edges are pairs of node ids, \[\(source, target\), ...\]"):
+        pb.head_loadings(lens, sets, graph, tuple(graph.node_ids()[-2:]))  # pyright: ignore
     monkeypatch.setattr(loadings, "LARGEST", 1000)
     with pytest.raises(ValueError, match=r"edges, whose loadings would take 0 GiB; prune it first"):
         pb.head_loadings(lens, sets, graph)

@@ -40,10 +40,15 @@ def test_what_is_written_is_read_whole(graph: Graph, tmp_path: Path, pruned: boo
     assert torch.equal(_dense(back), _dense(graph))
     assert torch.equal(back.dropped, graph.dropped)
     assert back.check() == graph.check() < 1e-9
+    assert pb.GraphCollection([back]).mean().weights.dtype == torch.float64
     assert back.answers() == graph.answers()
     assert back.to_neuronpedia() == payload
     back.save(tmp_path / "g.safetensors")
     assert Graph.load(tmp_path / "g.safetensors").to_neuronpedia() == payload
+
+
+def _a_feature(payload: dict[str, Any]) -> dict[str, Any]:
+    return next(node for node in payload["nodes"] if node["feature_type"] == "cross layer transcoder")
 
 
 def foreign() -> dict[str, Any]:
@@ -157,6 +162,8 @@ def test_payloads_of_the_page(name: str) -> None:
         (lambda p: p["nodes"].append(p["nodes"][3]), "must be unique"),
         (lambda p: p["qParams"].update(supernodes="[[1"), "qParams.supernodes must be an array"),
         (lambda p: p["links"].append({"source": "2_2_1", "target": "0_3_1", "weight": 1.0}), "backwards"),
+        (lambda p: p["links"].append(p["links"][0]), "the link from .* to .* is there more than once"),
+        (lambda p: _a_feature(p).update(layer="x"), "has no layer 'x'; it is a number"),
     ],
 )
 def test_other_payloads_are_refused(change: Any, sentence: str) -> None:
@@ -170,6 +177,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "g.json").write_text(json.dumps(foreign())[:-10])
     with pytest.raises(ValueError, match="not readable JSON"):
         Graph.from_neuronpedia(tmp_path / "g.json")
+    (tmp_path / "g.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds no graph but list"):
+        Graph.from_neuronpedia(tmp_path / "g.json")
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        Graph.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         Graph.from_neuronpedia(tmp_path / "none.json")
 

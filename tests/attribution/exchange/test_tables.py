@@ -63,6 +63,8 @@ def test_other_tables_get_a_sentence(graph: Graph, monkeypatch: pytest.MonkeyPat
         Graph.from_arrow(nodes.drop_columns(["dropped"]), edges)
     with pytest.raises(ValueError, match="lacks the metadata"):
         Graph.from_arrow(nodes.replace_schema_metadata(None), edges)
+    with pytest.raises(ValueError, match="is there more than once"):
+        Graph.from_arrow(nodes, pa.concat_tables([edges, edges.slice(0, 1)]))
     with pytest.raises(ValueError, match="no node is called"):
         Graph.from_arrow(nodes.slice(5), edges)
     flipped = edges.rename_columns(["target", "source", "weight"])

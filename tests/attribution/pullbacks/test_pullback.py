@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +60,9 @@ def test_features_at_the_same_token_and_through_chains_of_heads(name: str, ln: s
         assert torch.allclose(itself.values, v[[3, 1]], **CLOSE)
     one = pb.pullback(lens, sets, (2, 5), 0, heads=(1, 2), ln=ln)
     assert one.heads == [(1, 2)]
+    layer, source, *head = np.array([2, 0, 1, 2])
+    of_numpy = pb.pullback(lens, sets, (layer, 5), source, heads=tuple(head), ln=ln)  # pyright: ignore
+    assert torch.equal(of_numpy.values, one.values)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox-parallel"])

@@ -166,6 +166,8 @@ def test_what_does_not_fit_is_refused() -> None:
         pb.ExpectedAttributions(models.random_set(lens, d_sae=30), [(0, 1)]).load_state_dict(sums.state_dict())
     with pytest.raises(ValueError, match=r"are \[n, T\], got \[7, 6\] and \[7, 5\]"):
         pb.expected_attributions(lens, sets, tokens(), mask=torch.ones(7, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"a mask is of torch.bool, .*, got torch.int64"):
+        pb.expected_attributions(lens, sets, tokens(), mask=torch.ones(7, 6, dtype=torch.long))
     for nothing in ([], torch.zeros(0, 5, dtype=torch.long), iter(())):
         with pytest.raises(ValueError, match="there is no text: tokens are empty"):
             pb.expected_attributions(lens, sets, nothing)

@@ -113,6 +113,7 @@ def test_the_residual_stream_alone_and_chosen_layers() -> None:
     assert set(found.via.flatten().tolist()) == {-1}
     V = dense(Wiring(lens, sets), 1, 2)
     assert torch.allclose(found.weights.sum(1), V.sum(0), atol=1e-9)
+    assert torch.equal(pb.virtual_weights(lens, sets, 2, k=40, layers=iter([1])).weights, found.weights)
     more = pb.virtual_weights(lens, sets, 2, 5, k=100, layers=[1])
     assert more.weights.shape == (1, 40), "there are no more"
     one = pb.virtual_weights(lens, sets, 2, 5, k=2, heads=[(2, 3)])
@@ -125,6 +126,8 @@ def test_the_residual_stream_alone_and_chosen_layers() -> None:
         ({"layer": 7}, "no features of layer 7"),
         ({"features": [40]}, r"ids in 0..39, got \[40\]"),
         ({"features": []}, r"ids in 0..39, got \[\]"),
+        ({"features": torch.arange(40) == 5}, r"ids, whole numbers in 0..39, got torch.bool \(of a mask"),
+        ({"features": [5.7]}, "ids, whole numbers in 0..39, got torch.float32"),
         ({"direction": "up"}, "direction must be 'into' or 'out of'"),
         ({"layer": 0}, "no features below layer 0"),
         ({"layer": 2, "direction": "out of"}, "no features above layer 2"),

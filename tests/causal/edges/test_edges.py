@@ -156,3 +156,6 @@ def test_what_cannot_be_scored_is_said() -> None:
     refused(r"must be \(N, T\) alike, target and other \(N\); got \[2, 6\], \[2, 5\]", corrupted=CORRUPTED[:, 1:])
     refused("steps and batch_size must be at least 1", steps=0)
     refused("token id 99 is outside", clean=torch.full((2, 6), 99))
+    refused("target: token id 99 is outside", target=torch.tensor([0, 99]))
+    refused("other: token id -1 is outside", other=torch.tensor([0, -1]))
+    assert list(edge_scores(lens, CLEAN, CORRUPTED, TARGET, OTHER, methods=iter(["ifr"])).scores) == ["ifr"]

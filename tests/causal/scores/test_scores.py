@@ -238,6 +238,8 @@ def test_tables() -> None:
     assert nodes["id"].tolist() == NodeSet.of(graph).ids()
     assert nodes["kind"].tolist() == of_graph.loc[nodes["id"], "kind"].tolist()
     assert list(nodes.columns) == ["id", "kind", "layer", "pos", "feature", "graph", "exact", "eap"]
+    named = pb.node_scores(lens, sets, graph, methods=iter(["eap"]), attention_saes=saes)
+    assert torch.equal(named.scores["eap"], found.scores["eap"])
     table = found.correlations()
     assert list(table.columns) == list(table.index) == ["graph", "exact", "eap"]
     assert all(table[m][m] == pytest.approx(1) for m in table)

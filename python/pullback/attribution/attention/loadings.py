@@ -122,7 +122,10 @@ def head_loadings(
                 f"{graph.n_edges * bytes_each / 2**30:.0f} GiB; prune it first, or name edges"
             )
         edges = _all_edges(graph)
-    named = [(str(s), str(t)) for s, t in edges]
+    try:
+        named = [(str(s), str(t)) for s, t in edges]
+    except ValueError as error:
+        raise ValueError("head_loadings: edges are pairs of node ids, [(source, target), ...]") from error
     if not named:
         raise ValueError("head_loadings: edges is empty; give at least one (source, target)")
     local = local_model(lens, sets, lens.to_tokens(prompt), strict=strict, attention_saes=attention_saes)

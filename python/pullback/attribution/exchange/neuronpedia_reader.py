@@ -20,7 +20,7 @@ from pullback.attribution.exchange.neuronpedia import CARRIED
 from pullback.attribution.exchange.pairing import uncantor
 from pullback.attribution.exchange.view import GraphView, carrying, on_nodes
 from pullback.attribution.graph import Graph
-from pullback.attribution.io import feeds_forward
+from pullback.attribution.io import feeds_forward, named_twice
 
 JsonNode = tuple[Mapping[str, Any], int]
 """A node as it stands in the file, and its kind here."""
@@ -65,6 +65,8 @@ def from_neuronpedia(source: str | PathLike[str] | Mapping[str, Any]) -> Graph:
     )
     if not feeds_forward(graph):
         raise ValueError("graph payload: some links lead backwards, or into nodes that are neither features nor logits")
+    if twice := named_twice(graph):
+        raise ValueError(f"graph payload: the link from {twice[0]} to {twice[1]} is there more than once")
     ids = graph.node_ids()
     named = renamed | dict(zip(at, ids, strict=True))
     view = on_nodes(graph, GraphView.from_params(payload["qParams"]).renamed(named))
@@ -80,9 +82,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no graph file at {path}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        payload = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); the file is damaged, or no graph") from error
+    if not isinstance(payload, Mapping):
+        raise ValueError(
+            f"{path} holds no graph but {type(payload).__name__}; a graph is an object with nodes and links"
+        )
+    return payload
 
 
 def _kind(node: Mapping[str, Any]) -> int:
@@ -100,9 +107,18 @@ def _kind(node: Mapping[str, Any]) -> int:
 
 def _n_layers(nodes: list[JsonNode]) -> int:
     """Logits stand at layer n_layers + 1; a graph without any is as high as its nodes."""
-    below = [int(node["layer"]) for node, kind in nodes if kind in (*k.FEATURES, *k.ERRORS, k.BIAS)]
-    logits = [int(node["layer"]) - 1 for node, kind in nodes if kind == k.LOGIT]
+    below = [_stated_layer(node) for node, kind in nodes if kind in (*k.FEATURES, *k.ERRORS, k.BIAS)]
+    logits = [_stated_layer(node) - 1 for node, kind in nodes if kind == k.LOGIT]
     return max([0, *(layer + 1 for layer in below), *logits])
+
+
+def _stated_layer(node: Mapping[str, Any]) -> int:
+    try:
+        return int(node["layer"])
+    except ValueError as error:
+        raise ValueError(
+            f"graph payload: node {node['node_id']} has no layer {node['layer']!r}; it is a number"
+        ) from error
 
 
 def _layer(node: Mapping[str, Any], kind: int, n_layers: int) -> int:
@@ -200,6 +216,7 @@ def _meta(metadata: Mapping[str, Any], nodes: list[JsonNode], table: k.Nodes, n_
         "model_name": metadata["scan"],
         "scan": metadata.get("transcoder_list") or metadata["scan"],
         "n_layers": n_layers,
+        "dtype": str(table.activation.dtype).removeprefix("torch."),
         "logit_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.LOGIT],
         "direction_labels": [_logit_label(node["clerp"] or "") for node, kind in nodes if kind == k.DIRECTION],
         **{key: metadata[key] for key in CARRIED if key in metadata},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pullback.attribution import nodes as k
 from pullback.attribution.graph import Graph
-from pullback.attribution.io import feeds_forward
+from pullback.attribution.io import feeds_forward, named_twice
 
 if TYPE_CHECKING:
     import networkx
@@ -77,6 +77,8 @@ def from_arrow(nodes: pyarrow.Table, edges: pyarrow.Table) -> Graph:
     )
     if not feeds_forward(graph):
         raise ValueError("from_arrow: some edges lead backwards, or into nodes that are neither features nor logits")
+    if twice := named_twice(graph):
+        raise ValueError(f"from_arrow: the edge from {twice[0]} to {twice[1]} is there more than once")
     return graph
 
 

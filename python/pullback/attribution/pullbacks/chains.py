@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from pullback.lens.weights import NO_NORM
 def as_chain(lens: Lens, heads: Sequence[Any]) -> list[Head]:
     """One head (layer, head), or several in the order in which the stream passes them. Raises ValueError for heads that
     the model does not have, and for a chain that does not go upwards."""
-    one = len(heads) == 2 and all(isinstance(number, int) for number in heads)
+    one = len(heads) == 2 and all(isinstance(number, Integral) for number in heads)
     chain = heads_of(lens, [heads] if one else heads, "pullback")
     if any(below[0] >= above[0] for below, above in zip(chain, chain[1:], strict=False)):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -77,7 +78,7 @@ def is_features(wanted: Any) -> TypeGuard[tuple[int, FeatureIds]]:
     """(layer, ids): a pair of which the first is a layer number. Tokens come in lists."""
     if not isinstance(wanted, tuple) or len(wanted) != 2:
         return False
-    return isinstance(wanted[0], int) and not isinstance(wanted[1], str | Target)
+    return isinstance(wanted[0], Integral) and not isinstance(wanted[1], str | Target)
 
 
 def _read(wiring: Wiring, target: Target) -> Reads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -76,10 +77,10 @@ def as_source(wiring: Wiring, asked: SourceAsked) -> Source:
         return Source(str(asked), 0)
     if isinstance(asked, tuple) and len(asked) == 2 and isinstance(asked[0], LayeredDictionary):
         return _autoencoder(wiring.lens, *asked)
-    if isinstance(asked, int) and not isinstance(asked, bool):
+    if isinstance(asked, Integral) and not isinstance(asked, bool):
         if asked not in wiring.sets:
             raise ValueError(f"pullback: no features of layer {asked}; the set has layers {wiring.sets.layers}")
-        return Source(FEATURE, behind_block(asked), asked)
+        return Source(FEATURE, behind_block(int(asked)), int(asked))
     raise ValueError(
         f"pullback: a source is a layer of the set, {EMBEDDING!r}, {POSITION!r}, {RESIDUAL!r}, or (autoencoders, "
         f"layer); got {asked!r}"

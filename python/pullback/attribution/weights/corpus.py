@@ -32,7 +32,8 @@ def corpus_features(
 ) -> Iterator[tuple[int, Activations]]:
     """(prompts, features of the tokens that count) of every batch behind the first `passed` prompts.
 
-    Raises ValueError for tokens or a mask of other shapes, and for a mask of anything but one tensor of tokens.
+    Raises ValueError for tokens or a mask of other shapes, a mask that is not of bool, or one of anything but a tensor
+    of tokens.
     """
     if isinstance(tokens, str):
         raise ValueError(f"{what}: tokens are ids, [n, T], or batches of such, got a string")
@@ -40,6 +41,10 @@ def corpus_features(
         if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
             got = "" if mask is None else f" and {list(mask.shape)}"
             raise ValueError(f"{what}: tokens, and a mask of them, are [n, T], got {list(tokens.shape)}{got}")
+        if mask is not None and mask.dtype != torch.bool:  # of numbers it would index tokens, not choose them
+            raise ValueError(
+                f"{what}: a mask is of torch.bool, true where a token counts, got {mask.dtype}: mask.bool()"
+            )
         parts = tokens.split(batch_size) if len(tokens) else ()
         batches = zip(parts, [None] * len(parts) if mask is None else mask.split(batch_size), strict=False)
     elif mask is not None:

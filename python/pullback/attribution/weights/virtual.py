@@ -120,9 +120,12 @@ def _others(wiring: Wiring, layer: int, direction: str, layers: Sequence[int] | 
     if layers is None and not possible:
         side = "below" if down else "above"
         raise ValueError(f"virtual_weights: no features {side} layer {layer}; the set has layers {wiring.sets.layers}")
-    for other in layers or ():
+    if layers is None:
+        return possible
+    chosen = sorted(set(layers))
+    for other in chosen:
         wiring.must_follow(*((other, layer) if down else (layer, other)))
-    return possible if layers is None else sorted(set(layers))
+    return chosen
 
 
 def _heads(wiring: Wiring, heads: Sequence[Head] | str) -> list[Head]:

@@ -105,7 +105,13 @@ class Wiring:
         F = self.sets[layer].d_sae
         if features is None:
             return torch.arange(F, device=self.lens.device)
-        ids = torch.as_tensor(features, device=self.lens.device).long().reshape(-1)
+        given = torch.as_tensor(features, device=self.lens.device).reshape(-1)
+        if len(given) and (given.dtype == torch.bool or given.is_floating_point() or given.is_complex()):
+            raise ValueError(
+                f"virtual weights: features must be ids, whole numbers in 0..{F - 1}, got {given.dtype} (of a mask, "
+                "its nonzero()[:, 0])"
+            )
+        ids = given.long()
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= F:
             raise ValueError(f"virtual weights: features must be ids in 0..{F - 1}, got {ids.tolist()[:9]}")
         return ids

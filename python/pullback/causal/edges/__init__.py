@@ -58,9 +58,11 @@ def edge_scores(
         batch_size: prompts that run together in `exact`.
 
     Raises:
-        ValueError: an unknown method, shapes that do not fit, steps or batch_size below 1.
+        ValueError: an unknown method, shapes that do not fit, token ids that the model cannot read, steps or batch_size
+            below 1.
     """
     lens = as_lens(model)
+    methods = list(methods)
     if unknown := [m for m in methods if m not in EDGE_METHODS]:
         raise ValueError(f"edge_scores: there are the methods {', '.join(EDGE_METHODS)}, not {', '.join(unknown)}")
     if clean.ndim != 2 or clean.shape != corrupted.shape or not target.shape == other.shape == clean.shape[:1]:
@@ -70,6 +72,8 @@ def edge_scores(
         raise ValueError(f"edge_scores: steps and batch_size must be at least 1, got {steps}, {batch_size}")
     check_ids(lens, clean, "clean")
     check_ids(lens, corrupted, "corrupted")
+    check_ids(lens, target[:, None], "target")
+    check_ids(lens, other[:, None], "other")
     moved = (t.to(lens.device) for t in (clean, corrupted, target, other))
     pairs = Pairs(lens, *moved, steps=steps, batch_size=batch_size)
     return EdgeScores(pairs.parts.edges(), {m: EDGE_METHODS[m](pairs).detach() for m in methods})

@@ -84,6 +84,7 @@ def node_scores(
         ValueError: an unknown method, a graph or an ablation of other prompts or transcoders, steps or batch_size
             below 1.
     """
+    methods = list(methods)
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"node_scores: there are the methods {', '.join(METHODS)}, not {', '.join(unknown)}")
     if steps < 1 or batch_size < 1 or freeze == "all":
