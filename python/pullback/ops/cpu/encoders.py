@@ -22,9 +22,15 @@ from . import screen, topk_select
 from .pages import on_huge_pages
 
 # Rows and columns of a block of the product: what the GEMM is fast at, and what stays in the cache for the kernel that
-# reads it. Wide blocks settle sooner what cannot matter; float32 gains more from a GEMM that stays in the second cache,
-# and AMX from more rows: 256 take it half as long again as 1,024, and 512 a tenth.
-BLOCKS = {"bfloat16": (256, 24576), "bfloat16 by AMX": (512, 12288), "float32": (1024, 512)}
+# reads it. Wide blocks settle sooner what cannot matter; float32 gains more from a GEMM that stays in the second cache.
+# AMX wants more rows: 256 take it half as long again as 1,024, and 512 a tenth. CPUs that have it also have larger
+# caches and a slower memory, where wider blocks of float32 save a tenth.
+BLOCKS = {
+    "bfloat16": (256, 24576),
+    "float32": (1024, 512),
+    "bfloat16 beside AMX": (512, 12288),
+    "float32 beside AMX": (1024, 4096),
+}
 # Blocks of few columns are made of more rows, up to so many entries: every block costs some calls.
 SMALL_BLOCK = 2**20
 # Weights without a shadow are rounded so many at a time, which are still in the cache when they are multiplied.
@@ -240,7 +246,7 @@ def _sifted(
     (n, d), F = x.shape, len(W_enc)
     in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
     weights = shadow if in_bf16 else _unrounded(W_enc)
-    height, width = BLOCKS[("bfloat16 by AMX" if has_amx() else "bfloat16") if in_bf16 else "float32"]
+    height, width = BLOCKS[("bfloat16" if in_bf16 else "float32") + (" beside AMX" if has_amx() else "")]
     if weights is None:
         width = min(width, max(512, ROUNDED_AT_ONCE // max(d, 1) // 512 * 512))
     height = max(height, SMALL_BLOCK // min(width, F))
