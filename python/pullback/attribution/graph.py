@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pullback.attribution import influence as inf
-from pullback.attribution.names import node_ids
+from pullback.attribution.names import node_ids, places_of
 from pullback.attribution.nodes import DIRECTION, FEATURE, FEATURES, KINDS, LOGIT, OWN, Nodes
 from pullback.ops.edges import RowSums, Runs, csr_runs
 
@@ -166,21 +165,8 @@ class Graph:
 
     def places(self, nodes: Iterable[str | int] | None = None) -> Tensor:
         """Numbers of nodes given by id or number, (m); None: of all that is explained. Raises KeyError for an unknown
-        id, IndexError for a number that no node has, and TypeError for one that is not whole."""
-        if nodes is None:
-            return self.explained.nonzero()[:, 0]
-        # Arrays and tensors have an index too, which those of one number only can give.
-        one = isinstance(nodes, str | SupportsIndex) and getattr(nodes, "ndim", 0) == 0
-        asked: list[Any] = [nodes] if one else list(nodes)
-        if str(getattr(nodes, "dtype", "")).endswith("bool") or any(isinstance(node, bool) for node in asked):
-            raise TypeError("graph: nodes are ids or numbers, not a mask of bool; of a mask, give mask.nonzero()[:, 0]")
-        where = {name: n for n, name in enumerate(self.node_ids())} if any(isinstance(n, str) for n in asked) else {}
-        if unknown := [node for node in asked if isinstance(node, str) and node not in where]:
-            raise KeyError(f"graph: there is no node {unknown[0]!r}; there are {', '.join(list(where)[:3])}, ...")
-        found = [where[node] if isinstance(node, str) else operator.index(node) for node in asked]
-        if found and not 0 <= min(found) <= max(found) < self.n_nodes:
-            raise IndexError(f"graph: nodes are numbered 0..{self.n_nodes - 1}, got {found}")
-        return torch.tensor(found, dtype=torch.long)
+        id, IndexError for a number that no node has, and TypeError for one that is not whole, or a mask."""
+        return self.explained.nonzero()[:, 0] if nodes is None else places_of(nodes, self.node_ids, self.n_nodes)
 
     def cumulative_influence(self) -> Tensor:
         """Share of all influence carried by nodes at least as influential, (n_nodes): small is important.

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+
 from pullback.attribution.nodes import (
     ATTENTION_ERROR,
     ATTENTION_FEATURE,
@@ -44,3 +51,23 @@ def node_id(kind: int, layer: int, pos: int, feature: int) -> str:
     if kind == DIRECTION:
         return f"D_{feature}_{pos}"
     return f"{layer}_{feature}_{pos}"
+
+
+def places_of(nodes: Iterable[str | int], ids: Callable[[], list[str]], n: int) -> Tensor:
+    """Numbers of nodes given by id or number, (m): of one, or of several. `ids` gives those of all n nodes.
+
+    Raises KeyError for an unknown id, IndexError for a number that no node has, and TypeError for one that is not
+    whole, or a mask.
+    """
+    # Arrays and tensors have an index too, which those of one number only can give.
+    one = isinstance(nodes, str | SupportsIndex) and getattr(nodes, "ndim", 0) == 0
+    asked: list[Any] = [nodes] if one else list(nodes)
+    if str(getattr(nodes, "dtype", "")).endswith("bool") or any(isinstance(node, bool) for node in asked):
+        raise TypeError("graph: nodes are ids or numbers, not a mask of bool; of a mask, give mask.nonzero()[:, 0]")
+    where = {name: place for place, name in enumerate(ids())} if any(isinstance(node, str) for node in asked) else {}
+    if unknown := [node for node in asked if isinstance(node, str) and node not in where]:
+        raise KeyError(f"graph: there is no node {unknown[0]!r}; there are {', '.join(list(where)[:3])}, ...")
+    found = [where[node] if isinstance(node, str) else operator.index(node) for node in asked]
+    if found and not 0 <= min(found) <= max(found) < n:
+        raise IndexError(f"graph: nodes are numbered 0..{n - 1}, got {found}")
+    return torch.tensor(found, dtype=torch.long)
