@@ -5,15 +5,22 @@
 #include "bf16.inl"
 #include "vector.inl"
 
-// The nearest bfloat16 (ties to even) as its 16 bits. A subnormal result becomes 0: hardware flushes it in products, so
-// here it belongs to the rest, where the bound sees it. NaN stays NaN.
+typedef uint32_t Words __attribute__((vector_size(PULLBACK_VECTOR_BYTES)));
+typedef uint16_t HalfWords __attribute__((vector_size(PULLBACK_VECTOR_BYTES / 2)));
+
+// The nearest bfloat16 (ties to even) of the bits of a float, or of many, in the upper half. A subnormal result becomes
+// 0: hardware flushes it in products, so here it belongs to the rest, where the bound sees it. NaN stays NaN.
+template <class Bits>
+inline Bits bf16_above(Bits bits) {
+  const Bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const Bits kept = (rounded & 0x7f800000u) == 0 ? bits & 0x80000000u : rounded;
+  return ((bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : kept) & 0xffff0000u;
+}
+
 inline uint16_t to_bf16(float w) {
   uint32_t bits;
   __builtin_memcpy(&bits, &w, sizeof bits);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t kept = (rounded & 0x7f80u) == 0 ? bits >> 31 << 15 : rounded;
-  return static_cast<uint16_t>(magnitude > 0x7f800000u ? (bits >> 16) | 0x40u : kept);
+  return static_cast<uint16_t>(bf16_above(bits) >> 16);
 }
 
 // A float not below the root of a sum of squares that was accumulated in float64 over fewer than 2^30 terms.
@@ -23,20 +30,9 @@ inline float root_above(double squares) {
   return near < root ? __builtin_nextafterf(near, __builtin_inff()) : near;
 }
 
-typedef uint32_t Words __attribute__((vector_size(PULLBACK_VECTOR_BYTES)));
-typedef uint16_t HalfWords __attribute__((vector_size(PULLBACK_VECTOR_BYTES / 2)));
-
-// to_bf16 of a vector, in the upper halves of its words.
-inline Words to_bf16_above(Words bits) {
-  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const Words kept = (rounded & 0x7f800000u) == 0 ? bits & 0x80000000u : rounded;
-  return ((bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : kept) & 0xffff0000u;
-}
-
-// ||w||^2 and ||w - w16||^2, whatever the size of the numbers.
-inline void squares_in_double(const float* w, const uint16_t* w16, int64_t d, double* square, double* left_over) {
-  *square = *left_over = 0;
-  for (int64_t c = 0; c < d; ++c) {
+// Adds w^2 and (w - w16)^2 of the columns c ... d, whatever the size of the numbers.
+inline void add_squares(const float* w, const uint16_t* w16, int64_t c, int64_t d, double* square, double* left_over) {
+  for (; c < d; ++c) {
     const double whole = w[c], left = whole - widen(bf16{w16[c]});
     *square += whole * whole;
     *left_over += left * left;
@@ -56,7 +52,7 @@ inline void shadow_row(const float* w, int64_t d, uint16_t* w16, float* norm, fl
     for (; c + lanes<float> <= end; c += lanes<float>) {
       __builtin_prefetch(w + c + page);
       const Vec<float> whole = load(w + c);
-      const Words kept = to_bf16_above(reinterpret_cast<Words>(whole));
+      const Words kept = bf16_above(reinterpret_cast<Words>(whole));
       const HalfWords halves = __builtin_convertvector(kept >> 16, HalfWords);
       __builtin_memcpy(w16 + c, &halves, sizeof halves);
       const Vec<float> left = whole - reinterpret_cast<Vec<float>>(kept);  // exact
@@ -66,19 +62,16 @@ inline void shadow_row(const float* w, int64_t d, uint16_t* w16, float* norm, fl
     square += fold<Add, float>(squares);
     left_over += fold<Add, float>(rests);
   }
-  for (; c < d; ++c) {
-    w16[c] = to_bf16(w[c]);
-    const double whole = w[c], left = whole - widen(bf16{w16[c]});
-    square += whole * whole;
-    left_over += left * left;
-  }
+  for (int64_t i = c; i < d; ++i) w16[i] = to_bf16(w[i]);
+  add_squares(w, w16, c, d, &square, &left_over);
   if (square > 0x1p-80 && square < 0x1p120) {
     // What rounding took from the sums, and what each square lost that was too small for float32.
     const double lost = static_cast<double>(d) * 0x1p-126;
     square += 0x1p-19 * square + lost;
     left_over += 0x1p-19 * left_over + lost;
   } else {
-    squares_in_double(w, w16, d, &square, &left_over);
+    square = left_over = 0;
+    add_squares(w, w16, 0, d, &square, &left_over);
   }
   *norm = root_above(square);
   *rest = root_above(left_over);
