@@ -51,6 +51,13 @@ void screen_block_of(const View& y, int64_t first, const View& bias, const View&
                candidates);
 }
 
+void screen_product_of(const View& panels, const View& W, int64_t first, const View& bias, const View& norms,
+                       const View& rests, const View& x_norms, const View& x_rests, double gamma, double rho, int64_t k,
+                       const std::optional<View>& thresholds, const CandidateViews& candidates) {
+  screen_product(panels, W, first, bias, norms, rests, x_norms, x_rests, gamma, rho, k, pointer(thresholds),
+                 candidates);
+}
+
 void residual_with_bias(const View& values, const View& indices, const View& W, const std::optional<View>& bias,
                         const View& y, bool relu, const View& residual, const View& dots, const View& losses) {
   decode_residual(values, indices, W, pointer(bias), y, relu, residual, dots, losses);
@@ -90,6 +97,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("prefer_huge_pages", &prefer_huge_pages, unlocked);
   m.def("topk_select", &topk_select, unlocked);
   m.def("screen_block", &screen_block_of, unlocked);
+  m.def("has_tiles", &has_tiles);
+  m.def("pack_tiles", &pack_tiles, unlocked);
+  m.def("screen_product", &screen_product_of, unlocked);
   m.def("settle_topk", &settle_topk, unlocked);
   m.def("settle_threshold", &settle_threshold, unlocked);
   m.def("evaluate_rows", &evaluate_rows, unlocked);

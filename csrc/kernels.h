@@ -203,6 +203,30 @@ struct ScreenBlock {
   const float *thresholds, *tile_thresholds;  // null where the k largest are looked for
 };
 
+// A product in tiles of AMX takes in so many features, rows of x and columns at a time.
+constexpr int64_t product_side = 32;
+// Features from which the first bounds of the k-th largest are found.
+constexpr int64_t product_first(int64_t k) { return k < 16 ? 512 : k > 128 ? 4096 : 32 * k; }
+constexpr int64_t product_scratch(int64_t k, int64_t d, int64_t rows) {
+  const int64_t whole_rows = (rows + product_side - 1) / product_side * product_side;
+  return 4 * product_first(k) * (whole_rows + 8) + 2 * product_side * (d + product_side);
+}
+
+// Features first, first + 1, ... of W in bfloat16 and n rows of x (n, d) in panels of 32: of 32 columns after the
+// other, pairs of neighbours, 16 rows side by side and then the other 16. What bounds the error, by feature and, the
+// largest of product_side each, by tile.
+struct ScreenedProduct {
+  const uint16_t* W;
+  int64_t W_stride;
+  const uint16_t* panels;
+  int64_t d, n, first, k;
+  const float* bias;
+  const float *tile_norms, *tile_rests, *tile_biases;  // the last already times rho
+  const float *x_norms, *x_rests;
+  float gamma, rho;
+  const float* thresholds;  // null where the k largest are looked for
+};
+
 // Of each row: ids in ascending order with low <= h <= high, how many (-1: the bound cannot settle this row), a lower
 // bound of the k-th largest h, and how many are held before the bound is raised.
 struct Candidates {
@@ -233,6 +257,11 @@ struct Kernels {
   void (*screen_f32)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end, void* scratch);
   void (*screen_bf16)(const ScreenBlock& block, const Candidates& candidates, int64_t begin, int64_t end,
                       void* scratch);
+
+  // Features [f_begin, f_end) and rows [n_begin, n_end), n_begin a multiple of product_side: the same of their product.
+  // scratch holds product_scratch bytes. Null where there are no tiles.
+  void (*screen_product)(const ScreenedProduct& product, const Candidates& candidates, int64_t f_begin, int64_t f_end,
+                         int64_t n_begin, int64_t n_end, void* scratch);
 
   // Rows [begin, end): lets go of candidates that cannot be among the k largest.
   void (*tighten_rows)(const Candidates& candidates, int64_t k, int64_t begin, int64_t end);

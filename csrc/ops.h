@@ -22,6 +22,17 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
                   const View& x_norms, const View* x_rests, double gamma, double rho, int64_t k, const View* thresholds,
                   const CandidateViews& candidates);
 
+// Whether products can be made in tiles of AMX: the CPU has them, this process may use them, and so may the kernels.
+bool has_tiles();
+
+// x (n, d) bfloat16 -> panels (n / 32, d / 32, 2, 16, 16, 2), rounded up and filled with 0, as the tiles take it.
+void pack_tiles(const View& x, const View& panels);
+
+// screen_block for a product that is made on the way: panels of x and W (w, d) bfloat16.
+void screen_product(const View& panels, const View& W, int64_t first, const View& bias, const View& norms,
+                    const View& rests, const View& x_norms, const View& x_rests, double gamma, double rho, int64_t k,
+                    const View* thresholds, const CandidateViews& candidates);
+
 // The k largest of h = x W^T + b in float64, rounded once: x (R, d), W (F, d), b (F) -> values and indices (R, k).
 // counts become the number of pre-activations evaluated, or stay -1 where values and indices are not written.
 void settle_topk(const View& x, const View& W, const View& b, const CandidateViews& candidates, const View& values,

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <memory>
+#include <thread>
 
 #ifdef _OPENMP
 #  include <omp.h>
@@ -39,6 +42,31 @@ void parallel_for(int64_t n, int64_t work, const F& f) {
 #endif
   (void)work;
   f(int64_t{0}, n, 0);
+}
+
+// Calls f(step, column, thread) for every step of every column, those of a column in order. Threads take the columns of
+// a step as they come, and go on to the next step while others are still at it.
+template <class F>
+void parallel_steps(int64_t steps, int64_t columns, const F& f) {
+  const std::unique_ptr<std::atomic<int64_t>[]> done(new std::atomic<int64_t>[columns]());
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int thread) {
+    for (int64_t i; (i = next.fetch_add(1)) < steps * columns;) {
+      const int64_t step = i / columns, column = i % columns;
+      while (done[column].load(std::memory_order_acquire) < step) std::this_thread::yield();
+      f(step, column, thread);
+      done[column].store(step + 1, std::memory_order_release);
+    }
+  };
+#ifdef _OPENMP
+  const int64_t threads = std::min<int64_t>(max_threads(), columns);
+  if (threads > 1 && !omp_in_parallel()) {
+#  pragma omp parallel num_threads(static_cast<int>(threads))
+    work(omp_get_thread_num());
+    return;
+  }
+#endif
+  work(0);
 }
 
 }  // namespace pullback

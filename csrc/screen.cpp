@@ -1,44 +1,15 @@
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "candidates.h"
 #include "isa.h"
 #include "ops.h"
 #include "parallel.h"
 
 namespace pullback {
 namespace {
-
-Candidates require_candidates(const char* op, const CandidateViews& views, int64_t n) {
-  require(views.size() == 6, std::string(op) + ": candidates are ids, lows, highs, counts, bounds and limits, got " +
-                                 std::to_string(views.size()) + " tensors");
-  require_dense(op, "ids", views[0], {n, -1}, 4);
-  const int64_t capacity = views[0].shape[1];
-  require(capacity >= screen_room, std::string(op) + ": candidates need a capacity of at least " +
-                                       std::to_string(screen_room) + ", got " + std::to_string(capacity));
-  require_dense(op, "lows", views[1], {n, capacity}, 4);
-  require_dense(op, "highs", views[2], {n, capacity}, 4);
-  require_dense(op, "counts", views[3], {n}, 4);
-  require_dense(op, "bounds", views[4], {n}, 4);
-  require_dense(op, "limits", views[5], {n}, 4);
-  return {views[0].as<int32_t>(), views[1].as<float>(), views[2].as<float>(),  capacity,
-          views[3].as<int32_t>(), views[4].as<float>(), views[5].as<int32_t>()};
-}
-
-// The largest of each tile of `width` numbers; NaN if one of them is.
-template <class Of>
-std::vector<float> of_tiles(int64_t width, const Of& of) {
-  std::vector<float> tiles;
-  for (int64_t begin = 0; begin < width; begin += screen_tile) {
-    float top = of(begin);
-    for (int64_t i = begin + 1; i < std::min(begin + screen_tile, width); ++i)
-      if (!(of(i) <= top) && top == top) top = of(i);
-    tiles.push_back(top);
-  }
-  return tiles;
-}
 
 ScreenedEncoder require_encoder(const char* op, const View& x, const View& W, const View& b) {
   require_rows(op, "x", x, {-1, -1}, 4);
@@ -66,9 +37,7 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
           std::string(op) + ": y must be bfloat16 or float32, got " + std::to_string(y.itemsize) + " bytes an element");
   require_rows(op, "y", y, {-1, -1}, y.itemsize);
   const int64_t n = y.shape[0], width = y.shape[1];
-  require(first >= 0 && first + width <= INT32_MAX, std::string(op) + ": ids are int32, got features " +
-                                                        std::to_string(first) + ".." +
-                                                        std::to_string(first + width - 1));
+  require_features(op, first, width);
   require_dense(op, "bias", bias, {width}, 4);
   require_dense(op, "norms", norms, {width}, 4);
   if (rests) require_dense(op, "rests", *rests, {width}, 4);
@@ -82,13 +51,11 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
   const float* b = bias.as<float>();
   const float r = static_cast<float>(rho);
   const std::vector<float> zeros(n, 0.0f);
-  const auto tile_norms = of_tiles(width, [&](int64_t i) { return norms.as<float>()[i]; });
-  const auto tile_rests = of_tiles(width, [&](int64_t i) { return rests ? rests->as<float>()[i] : 0.0f; });
-  const auto tile_biases = of_tiles(width, [&](int64_t i) { return r * std::abs(b[i]); });
+  const TilesOf tiles(width, screen_tile, b, norms.as<float>(), rests ? rests->as<float>() : nullptr, r);
   std::vector<float> lowest;
   if (thresholds) {
     const float* theta = thresholds->as<float>();
-    lowest = of_tiles(width, [&](int64_t i) { return -theta[i]; });
+    lowest = of_tiles(width, screen_tile, [&](int64_t i) { return -theta[i]; });
     for (float& t : lowest) t = -t;
   }
   const ScreenBlock block = {y.data,
@@ -97,9 +64,9 @@ void screen_block(const View& y, int64_t first, const View& bias, const View& no
                              width,
                              k,
                              b,
-                             tile_norms.data(),
-                             tile_rests.data(),
-                             tile_biases.data(),
+                             tiles.norms.data(),
+                             tiles.rests.data(),
+                             tiles.biases.data(),
                              x_norms.as<float>(),
                              x_rests ? x_rests->as<float>() : zeros.data(),
                              static_cast<float>(gamma),

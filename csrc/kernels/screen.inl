@@ -143,6 +143,16 @@ inline void tighten(Kept& kept, int64_t k, float& bound) {
   drop_below(kept, bound);
 }
 
+// The bound of row n, raised if as many are held as were to be held before that; then more may be.
+inline float raised(Kept& kept, int64_t k, float bound, const Candidates& candidates, int64_t n) {
+  int32_t& limit = candidates.limits[n];
+  if (kept.count < limit) return bound;
+  tighten(kept, k, bound);
+  const int64_t more = std::max<int64_t>(2 * kept.count, limit);
+  limit = static_cast<int32_t>(std::min(more, candidates.capacity - screen_room));
+  return bound;
+}
+
 // A first lower bound of the k-th largest pre-activation: the maxima of k tiles, or of k groups of a few features each,
 // have a low that reaches it. Overwrites the tops.
 inline float first_bound(const float* maxima, const float* slacks, int64_t tiles, float* tops, int64_t whole_tiles,
@@ -205,12 +215,7 @@ void screen_rows(const ScreenBlock& block, const Candidates& candidates, int64_t
       n_reaching += settled && !(highs[t] < (each ? block.tile_thresholds[t] : bound));
     }
     for (int64_t i = 0; i < n_reaching; ++i) {
-      if (!each && kept.count >= candidates.limits[n]) {
-        tighten(kept, k, bound);
-        const int64_t limit = 2 * kept.count > candidates.limits[n] ? 2 * kept.count : candidates.limits[n];
-        const int64_t most = capacity - screen_room;
-        candidates.limits[n] = static_cast<int32_t>(limit < most ? limit : most);
-      }
+      if (!each) bound = raised(kept, k, bound, candidates, n);
       if (kept.count + screen_room > capacity) {
         settled = false;
         break;

@@ -29,6 +29,7 @@ namespace {
 #include "frozen.inl"
 #include "gradient.inl"
 #include "panel.inl"
+#include "product.inl"
 #include "settle.inl"
 #include "update.inl"
 
@@ -43,11 +44,16 @@ constexpr Table<T> table() {
 
 }  // namespace
 
+#ifndef PULLBACK_TILES
+constexpr decltype(Kernels::screen_product) screen_product = nullptr;
+#endif
+
 const Kernels PULLBACK_KERNELS = {PULLBACK_ISA_NAME,
                                   table<float>(),
                                   table<double>(),
                                   screen_rows<float>,
                                   screen_rows<bf16>,
+                                  screen_product,
                                   tighten_rows,
                                   evaluate_features,
                                   evaluate_rows,

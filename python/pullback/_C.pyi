@@ -28,6 +28,23 @@ def screen_block(
     thresholds: _View | None,
     candidates: list[_View],
 ) -> None: ...
+def has_tiles() -> bool: ...
+def pack_tiles(x: _View, panels: _View) -> None: ...
+def screen_product(
+    panels: _View,
+    W: _View,
+    first: int,
+    bias: _View,
+    norms: _View,
+    rests: _View,
+    x_norms: _View,
+    x_rests: _View,
+    gamma: float,
+    rho: float,
+    k: int,
+    thresholds: _View | None,
+    candidates: list[_View],
+) -> None: ...
 def settle_topk(
     x: _View, W: _View, b: _View, candidates: list[_View], values: _View, indices: _View, relu: bool
 ) -> None: ...

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pullback import _C
 from pullback.ops import SparseActivations
+from pullback.ops.cpu import encoders
 
 FLOATS = [torch.float32, torch.float64]
+
+PRODUCTS = ["float32", "bfloat16", "tiles"]
+
+
+def multiply_in(product: str, patch: pytest.MonkeyPatch) -> None:
+    """Make one of PRODUCTS that which candidates come from. Any CPU multiplies bfloat16, if slowly; not so tiles."""
+    if product == "tiles" and not _C.has_tiles():
+        pytest.skip("this CPU, or the chosen instruction set, has no tiles")
+    patch.setattr(encoders, "multiplies_bf16", lambda: product != "float32")
+    patch.setattr(encoders, "makes_tiles", lambda: product == "tiles" and _C.has_tiles())
+    patch.setattr(encoders, "FEWEST_TO_ROUND", dict.fromkeys(encoders.FEWEST_TO_ROUND, 0))
+
 
 ROWS = {
     "normal": lambda n, F, g: torch.randn(n, F, generator=g),

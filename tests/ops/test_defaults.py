@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from pullback import ops
-from pullback.ops.cpu import encoders
 from pullback.ops.screen import Screen
 from pullback.training import TrainStep
-from tests.ops.cases import pattern
+from tests.ops.cases import PRODUCTS, multiply_in, pattern
 from tests.ops.gradient_cases import copied, dictionary, gradient
 
 G = torch.Generator().manual_seed(0)
@@ -75,10 +74,10 @@ def other_defaults() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("in_bf16", [False, True])
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("name", OPS)
-def test_ops_follow_their_arguments(name: str, in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "multiplies_bf16", lambda: in_bf16)
+def test_ops_follow_their_arguments(name: str, product: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply_in(product, monkeypatch)
     expected = OPS[name]()
     with other_defaults():
         got = OPS[name]()

@@ -16,7 +16,7 @@ from pullback.ops.cpu.borrow import view
 from pullback.ops.reference import frozen
 from pullback.training import TrainStep
 from pullback.transcoders import ReLU, Transcoder
-from tests.ops.cases import pattern
+from tests.ops.cases import PRODUCTS, multiply_in, pattern
 
 F64 = torch.float64
 BF16 = torch.bfloat16
@@ -123,11 +123,11 @@ def test_one_seed_gives_one_training_run() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("in_bf16", [False, True])
-def test_no_matrix_of_all_rows_and_features_is_made_or_kept(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_no_matrix_of_all_rows_and_features_is_made_or_kept(product: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pre-activations of all features, kept for the backward pass, take more memory than the weights."""
     n, F, k = 1500, 30_000, 4
-    monkeypatch.setattr(encoders, "multiplies_bf16", lambda: in_bf16)
+    multiply_in(product, monkeypatch)
     x, W, b = random(0, n, 8), random(1, F, 8).requires_grad_(), random(2, F).requires_grad_()
     saved: list[int] = []
 

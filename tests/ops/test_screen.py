@@ -15,7 +15,8 @@ from pullback import ops
 from pullback.ops import reference
 from pullback.ops.cpu import encoders as screened
 from pullback.ops.cpu import screen as kernels
-from pullback.ops.screen import Screen
+from pullback.ops.screen import Screen, makes_tiles
+from tests.ops.cases import PRODUCTS, multiply_in
 
 pytestmark = pytest.mark.usefixtures("blocks")
 
@@ -73,7 +74,7 @@ cases = st.fixed_dictionaries(
     {
         "x_kind": st.sampled_from(list(KINDS)),
         "W_kind": st.sampled_from(list(KINDS)),
-        "n": st.integers(1, 5),
+        "n": st.sampled_from([1, 2, 5, 40]),
         "d": st.sampled_from([1, 2, 7, 16, 33, 128, 300]),
         "F": st.sampled_from([1, 3, 64, 65, 200, 700]),
         "bias": st.sampled_from([0.0, 1e-3, 1.0, 1e3]),
@@ -82,36 +83,35 @@ cases = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("in_bf16", [False, True])
+@pytest.mark.parametrize("product", PRODUCTS)
 @settings(deadline=None, max_examples=60)
 @given(case_=cases)
-def test_intervals_hold_the_truth(in_bf16: bool, case_: dict) -> None:
-    assert_held(*case(**case_), in_bf16)
+def test_intervals_hold_the_truth(product: str, case_: dict) -> None:
+    assert_held(*case(**case_), product)
 
 
-@pytest.mark.parametrize("in_bf16", [False, True])
-def test_intervals_hold_what_a_bias_leaves_of_a_product(in_bf16: bool) -> None:
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_intervals_hold_what_a_bias_leaves_of_a_product(product: str) -> None:
     """Factors that bfloat16 holds, so that only the product is rounded, and a bias that takes nearly all of it away."""
     g = torch.Generator().manual_seed(0)
     x, W = (torch.randint(128, 256, (rows, 40), generator=g) / 128.0 for rows in (5, 300))
-    assert_held(x, W, -canonical(x, W, torch.zeros(300))[0], in_bf16)
+    assert_held(x, W, -canonical(x, W, torch.zeros(300))[0], product)
 
 
-@pytest.mark.parametrize("in_bf16", [False, True])
-def test_intervals_hold_sums_of_subnormal_products(in_bf16: bool) -> None:
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_intervals_hold_sums_of_subnormal_products(product: str) -> None:
     """Processors take them for zero in a bfloat16 product."""
     g = torch.Generator().manual_seed(0)
     x, W = (torch.randint(128, 256, (rows, 300), generator=g) * 2.0**-77 for rows in (5, 300))
     assert canonical(x, W, torch.zeros(300)).count_nonzero() == 1500
-    assert_held(x, W, torch.zeros(300), in_bf16)
+    assert_held(x, W, torch.zeros(300), product)
 
 
-def assert_held(x: Tensor, W: Tensor, b: Tensor, in_bf16: bool) -> None:
+def assert_held(x: Tensor, W: Tensor, b: Tensor, product: str) -> None:
     """With no threshold every feature is a candidate, so every interval can be looked at."""
     h = canonical(x, W, b)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screened, "multiplies_bf16", lambda: in_bf16)
-        patch.setattr(screened, "FEWEST_TO_ROUND", 0)
+        multiply_in(product, patch)
         lowest = torch.full((len(W),), -3e38)
         for _, held in screened._sifted(x, W, b, len(W), theta=lowest):
             for n in (held.counts >= 0).nonzero().flatten().tolist():
@@ -362,3 +362,28 @@ def test_blocks_out_of_shape_are_refused() -> None:
             kernels.screen_block(
                 first=0, rests=None, x_rests=None, gamma=0.0, rho=0.0, k=3, thresholds=None, **arguments
             )
+
+
+@pytest.mark.skipif(not makes_tiles(), reason="this CPU has no tiles")
+def test_tiles_out_of_shape_are_refused() -> None:
+    candidates = screened._no_candidates(40, 200, 64)
+    x, W = torch.zeros(40, 50, dtype=torch.bfloat16), torch.zeros(70, 50, dtype=torch.bfloat16)
+    panels, of_W, of_x = screened._packed(x), torch.zeros(70), torch.zeros(40)
+    right = {"panels": panels, "W": W, "bias": of_W, "norms": of_W, "rests": of_W, "x_norms": of_x, "x_rests": of_x}
+    for wrong in (
+        {"panels": panels[:1]},
+        {"W": W[:, :30]},
+        {"W": W[:, :48].float()},
+        {"bias": of_W[1:]},
+        {"rests": of_W.double()},
+        {"x_norms": of_x[1:]},
+        {"thresholds": of_W[1:]},
+        {"k": 0},
+        {"first": 2**31 - 20},
+        {"candidates": candidates._replace(ids=candidates.ids[:, :50])},
+    ):
+        arguments = {"first": 0, "k": 3, "thresholds": None, "candidates": candidates} | right | wrong
+        with pytest.raises(ValueError, match="screen_product"):
+            kernels.screen_product(gamma=0.0, rho=0.0, **arguments)
+    with pytest.raises(ValueError, match="pack_tiles: panels must be"):
+        kernels.pack_tiles(x[:20], panels)

@@ -1,26 +1,22 @@
-"""The exact top-k encoder against its definition, through a product in float32 and through one in bfloat16."""
+"""The exact top-k encoder against its definition, through every product that candidates can come from."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pullback import ops
 from pullback.ops import reference
-from pullback.ops.cpu import encoders as screened
 from pullback.ops.cpu.screen import evaluate_rows
-from tests.ops.cases import FLOATS
+from pullback.ops.screen import Screen
+from tests.ops.cases import FLOATS, PRODUCTS, multiply_in
 
 pytestmark = pytest.mark.usefixtures("blocks")
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The precision of the product that candidates come from. Any CPU can multiply bfloat16, if slowly."""
-    monkeypatch.setattr(screened, "multiplies_bf16", lambda: request.param == "bfloat16")
-    monkeypatch.setattr(screened, "FEWEST_TO_ROUND", 0)
+@pytest.fixture(params=PRODUCTS)
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    multiply_in(request.param, monkeypatch)
     return request.param
 
 
@@ -134,6 +130,24 @@ def test_encode_in_several_chunks() -> None:
     assert_encodes(*encoder(2300, 8, 50, torch.float32), 5)
     x, W, b = encoder(1300, 8, 50, torch.float32)
     assert ops.topk_encode(x[:0], W, b, 5)[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize(("n", "d", "F", "k"), [(300, 1100, 2000, 16), (33, 31, 700, 40), (64, 32, 96, 3)])
+def test_encode_many_rows(product: str, n: int, d: int, F: int, k: int) -> None:
+    """Threads share them, and some rows of a panel, features and columns of a tile are missing."""
+    x, W, b = encoder(n, d, F, torch.float32)
+    x[n // 2, 0] = torch.nan
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for screen in (None, Screen(W)):
+                values, ids = ops.topk_encode(x, W, b, k, screen=screen)
+                expected = reference.topk_encode(x, W, b, k, True)
+                assert torch.equal(ids, expected[1])
+                torch.testing.assert_close(values, expected[0], rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_encode_takes_strided_inputs(isa: str, product: str) -> None:

@@ -82,7 +82,12 @@ def _torch_multiplies_bf16() -> bool:
 def multiplies_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32, and the kernels' instruction set allows it."""
     fast = _C.cpu_features().get("avx512bf16", False) or has_amx()
-    return fast and _C.isa() == "avx512" and _torch_multiplies_bf16()
+    return makes_tiles() or (fast and _C.isa() == "avx512" and _torch_multiplies_bf16())
+
+
+def makes_tiles() -> bool:
+    """Whether the kernels make products of bfloat16 themselves, in tiles of AMX, and screen them on the way."""
+    return _C.has_tiles()
 
 
 def has_amx() -> bool:

@@ -1,8 +1,9 @@
 """Exact sparse encoders on a CPU at the price of a cheap product.
 
 The product x W^T is made in blocks that stay in the cache, in bfloat16 where the CPU multiplies it fast, else in
-float32. Its error is bounded (docs/CERTIFIED_SCREEN.md); what the bound cannot exclude is evaluated again in float64.
-No row whose candidates overflow, or that holds NaN or infinity, is guessed: it is computed whole in float64.
+float32; where it has AMX, in tiles that are screened before they are stored. The product's error is bounded
+(docs/CERTIFIED_SCREEN.md); what the bound cannot exclude is evaluated again in float64. No row whose candidates
+overflow, or that holds NaN or infinity, is guessed: it is computed whole in float64.
 """
 
 from __future__ import annotations
@@ -16,33 +17,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..screen import has_amx, multiplies_bf16
+from ..screen import has_amx, makes_tiles, multiplies_bf16
 from ..sparse import SparseActivations
 from . import screen, topk_select
 from .pages import on_huge_pages
 
 # Rows and columns of a block of the product: what the GEMM is fast at, and what stays in the cache for the kernel that
 # reads it. Wide blocks settle sooner what cannot matter; float32 gains more from a GEMM that stays in the second cache.
-# AMX wants more rows: 256 take it half as long again as 1,024, and 512 a tenth. CPUs that have it also have larger
-# caches and a slower memory, where wider blocks of float32 save a tenth.
+# CPUs that have AMX also have larger caches and a slower memory, where wider blocks of float32 save a tenth.
 BLOCKS = {
     "bfloat16": (256, 24576),
     "float32": (1024, 512),
-    "bfloat16 beside AMX": (512, 12288),
     "float32 beside AMX": (1024, 4096),
+    "tiles": (2048, 2**30),  # they have blocks of their own
 }
 # Blocks of few columns are made of more rows, up to so many entries: every block costs some calls.
 SMALL_BLOCK = 2**20
 # Weights without a shadow are rounded so many at a time, which are still in the cache when they are multiplied.
 ROUNDED_AT_ONCE = 10 * 2**20
+# Rows of x, columns and rows of a panel of the tiles' product.
+PANEL = 32
 # Rows whose candidates are held together, so that a row of W is fetched once for all that need it.
 GROUP = 2048
 # Without a shadow the weights are rounded block by block for every group; for fewer rows that does not pay.
-FEWEST_TO_ROUND = 64
+FEWEST_TO_ROUND = {"bfloat16": 64, "tiles": 8}
 # Where oneDNN is told, behind torch's back, that it may round the factors of float32 products.
 FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"
 # Below this the kernel has no room to take in a tile of features.
 MIN_CAPACITY = 128
+# What a product lost to the rounding of its result, of itself: half a unit, and something for the roundings to float32.
+IN_BFLOAT16 = 2.0**-8 + 2.0**-16
+IN_FLOAT32 = 2.0**-22
 # Pre-activations computed at a time for rows that the bound does not settle.
 WHOLE = 2**23
 
@@ -244,43 +249,72 @@ def _sifted(
     The candidates are good until the next group is asked for.
     """
     (n, d), F = x.shape, len(W_enc)
-    in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND)
+    rounded = "tiles" if makes_tiles() else "bfloat16"
+    in_bf16 = multiplies_bf16() and (shadow is not None or n >= FEWEST_TO_ROUND[rounded])
+    in_tiles = in_bf16 and makes_tiles()
     weights = shadow if in_bf16 else _unrounded(W_enc)
-    height, width = BLOCKS[("bfloat16" if in_bf16 else "float32") + (" beside AMX" if has_amx() else "")]
+    height, width = BLOCKS[rounded if in_bf16 else "float32 beside AMX" if has_amx() else "float32"]
     if weights is None:
         width = min(width, max(512, ROUNDED_AT_ONCE // max(d, 1) // 512 * 512))
     height = max(height, SMALL_BLOCK // min(width, F))
-    # Half a unit of bfloat16, with something to spare for the roundings to float32.
-    rho = 2.0**-8 + 2.0**-16 if in_bf16 else 2.0**-22
     roundings = (d + 4) * 2.0**-24
     gamma = roundings / (1 - roundings) + d * 2.0**-50
     for start in range(0, n, GROUP):
         rows = slice(start, min(start + GROUP, n))
         inputs = _rounded(x[rows], "inputs") if in_bf16 else _unrounded(x[rows])
         candidates = _no_candidates(len(inputs.rows), min(capacity, F) + MIN_CAPACITY, 4 * k + 64)
+        panels = _packed(inputs.rows) if in_tiles else None
         for first in range(0, F, width):
             block = slice(first, min(first + width, F))
             factor = _rounded(W_enc[block], "weights") if weights is None else weights[block]
-            for top in range(0, len(inputs.rows), height):
-                part = slice(top, min(top + height, len(inputs.rows)))
-                left = inputs[part]
-                y = _kept.take(f"product {factor.rows.dtype}", factor.rows.dtype, len(left.rows), len(factor.rows))
-                torch.mm(left.rows, factor.rows.T, out=y)
-                screen.screen_block(
-                    y,
-                    first,
-                    b_enc[block],
-                    factor.norms,
-                    factor.rests,
-                    left.norms,
-                    left.rests,
-                    gamma,
-                    rho,
-                    k,
-                    None if theta is None else theta[block],
-                    screen.Candidates(*(t[part] for t in candidates)),
-                )
+            sought = _Sought(first, b_enc[block], k, None if theta is None else theta[block], gamma)
+            if panels is not None:
+                _screen_tiles(panels, inputs, factor, sought, candidates)
+            else:
+                _screen_stored(height, inputs, factor, sought, candidates)
         yield rows, candidates
+
+
+class _Sought(NamedTuple):
+    """What is looked for in a block of features: the k largest pre-activations, or those above theta."""
+
+    first: int
+    bias: Tensor
+    k: int
+    theta: Tensor | None
+    gamma: float
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """Good until the next."""
+    n, d = (-(-size // PANEL) for size in rows.shape)
+    panels = _kept.take("panels", torch.bfloat16, n, d, 2, PANEL // 2, PANEL // 2, 2)
+    screen.pack_tiles(rows, panels)
+    return panels
+
+
+def _screen_tiles(
+    panels: Tensor, inputs: Factor, factor: Factor, sought: _Sought, candidates: screen.Candidates
+) -> None:
+    assert factor.rests is not None, "tiles multiply what was rounded"
+    assert inputs.rests is not None
+    first, bias, k, theta, gamma = sought
+    errors = factor.norms, factor.rests, inputs.norms, inputs.rests, gamma, IN_FLOAT32
+    screen.screen_product(panels, factor.rows, first, bias, *errors, k, theta, candidates)
+
+
+def _screen_stored(height: int, inputs: Factor, factor: Factor, sought: _Sought, candidates: screen.Candidates) -> None:
+    first, bias, k, theta, gamma = sought
+    dtype = factor.rows.dtype
+    rho = IN_BFLOAT16 if dtype == torch.bfloat16 else IN_FLOAT32
+    for top in range(0, len(inputs.rows), height):
+        part = slice(top, min(top + height, len(inputs.rows)))
+        left = inputs[part]
+        y = _kept.take(f"product {dtype}", dtype, len(left.rows), len(factor.rows))
+        torch.mm(left.rows, factor.rows.T, out=y)
+        errors = factor.norms, factor.rests, left.norms, left.rests, gamma, rho
+        some = screen.Candidates(*(t[part] for t in candidates))
+        screen.screen_block(y, first, bias, *errors, k, theta, some)
 
 
 def _no_candidates(n: int, capacity: int, limit: int) -> screen.Candidates:

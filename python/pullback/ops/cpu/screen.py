@@ -41,6 +41,31 @@ def screen_block(
     _C.screen_block(view(y), first, *weights, gamma, rho, k, optional(thresholds), [view(t) for t in candidates])
 
 
+def pack_tiles(x: Tensor, panels: Tensor) -> None:
+    """panels = x (n, d) bfloat16, as `screen_product` takes it."""
+    _C.pack_tiles(view(x), view(panels))
+
+
+def screen_product(
+    panels: Tensor,
+    W: Tensor,
+    first: int,
+    bias: Tensor,
+    norms: Tensor,
+    rests: Tensor,
+    x_norms: Tensor,
+    x_rests: Tensor,
+    gamma: float,
+    rho: float,
+    k: int,
+    thresholds: Tensor | None,
+    candidates: Candidates,
+) -> None:
+    """Add what may matter of x W^T, made on the way and stored nowhere, to the candidates: see `screen_block`."""
+    weights = view(W), first, view(bias), view(norms), view(rests), view(x_norms), view(x_rests)
+    _C.screen_product(view(panels), *weights, gamma, rho, k, optional(thresholds), [view(t) for t in candidates])
+
+
 def settle_topk(
     x: Tensor, W: Tensor, b: Tensor, candidates: Candidates, values: Tensor, indices: Tensor, relu: bool
 ) -> None:
