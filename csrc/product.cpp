@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -47,11 +48,17 @@ void pack_tiles(const View& x, const View& panels) {
   parallel_for(panels.shape[0], n * d, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t row = 0; row < side; ++row) {
-        uint16_t* to = panels.as<uint16_t>() + panel * steps * side * side + row / half * side * half + row % half * 2;
-        const int64_t at = panel * side + row;
-        const uint16_t* from = x.as<uint16_t>() + at * x.strides[0];
-        for (int64_t c = 0; c < steps * side; ++c)
-          to[c / side * side * side + c % side / 2 * side + c % 2] = at < n && c < d ? from[c] : 0;
+        const int64_t at = panel * side + row, there = at < n ? d : 0;
+        const char* from = x.data + 2 * at * x.strides[0];
+        char* to = panels.data + 2 * (panel * steps * side * side + row / half * side * half + row % half * 2);
+        for (int64_t pair = 0; pair < steps * half; ++pair) {
+          uint32_t two = 0;
+          if (2 * pair + 1 < there)
+            std::memcpy(&two, from + 4 * pair, 4);
+          else if (2 * pair < there)
+            std::memcpy(&two, from + 4 * pair, 2);
+          std::memcpy(to + 2 * (pair / half * side * side + pair % half * side), &two, 4);
+        }
       }
   });
 }

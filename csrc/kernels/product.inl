@@ -42,8 +42,8 @@ inline unsigned reaching(const ScreenedProduct& p, Vec<float> slack, Vec<float> 
                          int64_t count, float* products, __mmask16* reach) {
   Vec<float> odd = {};  // turns NaN at the first v that is not finite, and stays so
   const float* bias = p.bias + f;
-  const float* thresholds = p.thresholds + f;
   if (p.thresholds) {
+    const float* thresholds = p.thresholds + f;
     for (int64_t i = 0; i < count; ++i) {
       const Vec<float> v = load(products + 16 * i) + bias[i];
       odd += v * 0;
@@ -52,6 +52,7 @@ inline unsigned reaching(const ScreenedProduct& p, Vec<float> slack, Vec<float> 
           _mm512_mask_cmp_ps_mask(open, v + slack + p.rho * magnitude(v), _mm512_set1_ps(thresholds[i]), _CMP_GE_OQ);
     }
   } else {
+#  pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
       const Vec<float> v = load(products + 16 * i) + bias[i];
       odd += v * 0;
@@ -60,6 +61,14 @@ inline unsigned reaching(const ScreenedProduct& p, Vec<float> slack, Vec<float> 
     }
   }
   return _mm512_cmp_ps_mask(odd, odd, _CMP_UNORD_Q);
+}
+
+// Of row n, which holds as many candidates as it may for now: raises its bound, or gives it up. Seldom called, and kept
+// out of the loop that calls it.
+__attribute__((noinline)) void make_room(const ScreenedProduct& p, const Candidates& to, int64_t n) {
+  Kept kept = of_row(to, n);
+  if (!p.thresholds) to.bounds[n] = raised(kept, p.k, to.bounds[n], to, n);
+  to.counts[n] = kept.count + screen_room > to.capacity ? -1 : static_cast<int32_t>(kept.count);
 }
 
 // Screens the features f ... f + count of 16 rows: products holds a vector for each.
@@ -79,8 +88,8 @@ inline void sift(const ScreenedProduct& p, Candidates to, const Abreast& rows, i
 
   float slacks[16];
   store(slacks, slack);
-  const float rho = p.rho;
-  const int32_t id = static_cast<int32_t>(p.first + f);
+  const float rho = p.rho, *thresholds = p.thresholds;
+  const int32_t id = static_cast<int32_t>(p.first + f), full = static_cast<int32_t>(to.capacity - screen_room + 1);
   for (int64_t four = 0; four < product_side; four += 4) {
     uint64_t hits;
     __builtin_memcpy(&hits, reach + four, sizeof hits);
@@ -88,10 +97,10 @@ inline void sift(const ScreenedProduct& p, Candidates to, const Abreast& rows, i
       const int64_t bit = __builtin_ctzll(hits) + 16 * four, i = bit / 16, lane = bit % 16, n = rows.first + lane;
       if (to.counts[n] < 0) continue;
       Kept kept = of_row(to, n);
-      const float bound = p.thresholds ? p.thresholds[f + i] : to.bounds[n];
-      keep(products[bit], id + static_cast<int32_t>(i), bound, slacks[lane], rho, kept);
-      if (!p.thresholds) to.bounds[n] = raised(kept, p.k, bound, to, n);
-      to.counts[n] = kept.count + screen_room > to.capacity ? -1 : static_cast<int32_t>(kept.count);
+      keep(products[bit], id + static_cast<int32_t>(i), thresholds ? thresholds[f + i] : to.bounds[n], slacks[lane],
+           rho, kept);
+      to.counts[n] = static_cast<int32_t>(kept.count);
+      if (kept.count >= (thresholds ? full : std::min(to.limits[n], full))) make_room(p, to, n);
     }
   }
   for (lost &= rows.there; lost; lost &= lost - 1) to.counts[rows.first + __builtin_ctz(lost)] = -1;
@@ -153,11 +162,9 @@ struct TileShapes {
 // does not know what they read.
 inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
 
-// products = 32 features by 32 rows of x, as vectors of 16 rows: those of all features for the first 16 rows, then for
-// the others. `ahead` is fetched on the way, so many lines a step.
+// The tiles 0 ... 3 = 32 features by 32 rows of x. `ahead` is fetched on the way, so many lines a step.
 __attribute__((target("amx-tile,amx-bf16"))) inline void multiply(const TileRows& w, const uint16_t* panel,
-                                                                  int64_t steps, const char* ahead, int64_t lines,
-                                                                  float* products) {
+                                                                  int64_t steps, const char* ahead, int64_t lines) {
   const char* w_first = w.rows;
   const char* w_last = w.rows + 16 * w.stride;
   settle_memory();
@@ -174,8 +181,14 @@ __attribute__((target("amx-tile,amx-bf16"))) inline void multiply(const TileRows
     _tile_loadd(7, panel + 512, 64);
     _tile_dpbf16ps(2, 4, 7);
     _tile_dpbf16ps(3, 5, 7);
+    for (int64_t c = 0; c < 2 * 512; c += 32) __builtin_prefetch(panel + 2 * 2 * 512 + c);
     for (int64_t line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
   }
+}
+
+// Their sums, as vectors of 16 rows: those of all features for the first 16 rows, then for the others.
+__attribute__((target("amx-tile,amx-bf16"))) inline void store_tiles(float* products) {
+  settle_memory();
   _tile_stored(0, products, 64);
   _tile_stored(1, products + 256, 64);
   _tile_stored(2, products + 512, 64);
@@ -197,15 +210,15 @@ __attribute__((target("amx-tile,amx-bf16"))) void screen_product(const ScreenedP
   settle_memory();
   _tile_loadconfig(&shapes);
 
-  // The products of the features from f on and each panel, `apart` from each other, and what comes after each.
-  const auto multiply_by = [&](int64_t f, float* into, int64_t apart, const auto& then) {
+  // Multiplies the features from f on with one panel after the other; done(q) takes the sums out of the tiles.
+  const auto multiply_by = [&](int64_t f, const auto& done) {
     const TileRows w(p, f, std::min(side, f_end - f), steps, copy);
     const bool more = f + 2 * side <= f_end;
     const char* ahead = reinterpret_cast<const char*>(p.W + (f + side) * p.W_stride);
     for (int64_t q = 0; q < panels; ++q) {
       multiply(w, p.panels + (n_begin / side + q) * steps * size, steps, ahead + 64 * at_once * steps * q,
-               more ? at_once : 0, into + q * apart);
-      then(q);
+               more ? at_once : 0);
+      done(q);
     }
   };
   const auto sift_panel = [&](int64_t f, int64_t q, float* of_panel) {
@@ -217,7 +230,7 @@ __attribute__((target("amx-tile,amx-bf16"))) void screen_product(const ScreenedP
   int64_t f = f_begin;
   if (!p.thresholds && candidates.bounds[n_begin] == -__builtin_inff()) {
     const auto at = [&](int64_t i, int64_t q) { return products + (i / side * panels + q) * size; };
-    for (int64_t i = 0; i < first; i += side) multiply_by(f + i, at(i, 0), size, [](int64_t) {});
+    for (int64_t i = 0; i < first; i += side) multiply_by(f + i, [&](int64_t q) { store_tiles(at(i, q)); });
     for (int64_t n = n_begin; n < n_end; n += 16)
       first_bounds(p, candidates, Abreast(p, n), f, first, lows, [&](int64_t i) {
         return at(i, (n - n_begin) / side) + (n - n_begin) % side * side + 16 * (i % side);
@@ -226,7 +239,18 @@ __attribute__((target("amx-tile,amx-bf16"))) void screen_product(const ScreenedP
       for (int64_t q = 0; q < panels; ++q) sift_panel(f + i, q, at(i, q));
     f += first;
   }
-  for (; f < f_end; f += side) multiply_by(f, products, 0, [&](int64_t q) { sift_panel(f, q, products); });
+  // What came out of the tiles is screened while the next sums are made in them.
+  int64_t held_f = f_end, held_q = 0;
+  const auto sift_held = [&] {
+    if (held_f < f_end) sift_panel(held_f, held_q, products);
+  };
+  for (; f < f_end; f += side)
+    multiply_by(f, [&](int64_t q) {
+      sift_held();
+      store_tiles(products);
+      held_f = f, held_q = q;
+    });
+  sift_held();
   _tile_release();
 }
 

@@ -133,8 +133,10 @@ def describe() -> dict[str, Any]:
 
 
 def _screen_reason() -> str:
-    from .screen import multiplies_bf16
+    from .screen import makes_tiles, multiplies_bf16
 
+    if makes_tiles():
+        return "bfloat16 in tiles of AMX, screened as they are made"
     if multiplies_bf16():
         return "bfloat16: this CPU multiplies it faster than float32"
     return "float32: no fast bfloat16 product (needs avx512_bf16 or AMX, the avx512 kernels, and torch with oneDNN)"
