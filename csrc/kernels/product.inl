@@ -146,9 +146,8 @@ struct TileRows {
     rows = reinterpret_cast<const char*>(whole ? first : copy);
     stride = 2 * (whole ? p.W_stride : columns);
     if (whole) return;
-    for (int64_t i = 0; i < product_side; ++i)
-      for (int64_t c = 0; c < columns; ++c)
-        copy[i * columns + c] = i < count && c < p.d ? first[i * p.W_stride + c] : 0;
+    __builtin_memset(copy, 0, product_side * stride);
+    for (int64_t i = 0; i < count; ++i) __builtin_memcpy(copy + i * columns, first + i * p.W_stride, 2 * p.d);
   }
 };
 
