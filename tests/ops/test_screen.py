@@ -99,6 +99,16 @@ def test_intervals_hold_what_a_bias_leaves_of_a_product(product: str) -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
+def test_intervals_hold_sums_that_cancel(product: str) -> None:
+    """Factors that bfloat16 holds, so that only the accumulation rounds: far more than is left of the terms."""
+    g = torch.Generator().manual_seed(0)
+    sizes = 2.0 ** torch.randint(-8, 9, (305, 150), generator=g)
+    x, W = (torch.randint(128, 256, (305, 150), generator=g) / 128.0 * sizes).split((5, 300))
+    x, W = torch.cat((x, x), dim=1), torch.cat((W, -W * (1 + 2.0**-7)), dim=1).bfloat16().float()
+    assert_held(x, W, torch.zeros(300), product)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 def test_intervals_hold_sums_of_subnormal_products(product: str) -> None:
     """Processors take them for zero in a bfloat16 product."""
     g = torch.Generator().manual_seed(0)
@@ -219,6 +229,20 @@ def test_rounding_to_bfloat16_alone_would_be_wrong(F: int) -> None:
     rounded = reference.topk_select((x.bfloat16() @ W.bfloat16().T).float(), 16, True)[1]
     assert not torch.equal(rounded, expected)
     assert torch.equal(ops.topk_encode(x, W, b, 16, screen=Screen(W))[1], expected)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("place", [100, 600])
+def test_the_bound_of_some_does_not_shut_out_others(product: str, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that lost all they can to rounding are foremost; behind them come as many that gained all they can."""
+    multiply_in(product, monkeypatch)
+    W, b = torch.zeros(700, 64), torch.zeros(700)
+    W[4:52:4] = 1 + 2.0**-8 * (1 + 2.0**-6)
+    W[place : place + 12] = 1 + 2.0**-8 * (1 - 2.0**-6)
+    b[place : place + 12] = 2.0**-6
+    values, ids = ops.topk_encode(torch.ones(3, 64), W, b, 12)
+    assert torch.equal(ids, torch.arange(place, place + 12, dtype=torch.int32).expand(3, -1))
+    assert torch.equal(values, canonical(torch.ones(3, 64), W, b)[:, place : place + 12])
 
 
 def test_unsettled_rows_are_counted_and_right() -> None:
