@@ -44,6 +44,23 @@ void parallel_for(int64_t n, int64_t work, const F& f) {
   f(int64_t{0}, n, 0);
 }
 
+// Memory of its own for each thread, aligned to a cache line.
+class ThreadScratch {
+ public:
+  explicit ThreadScratch(int64_t bytes)
+      : size_((bytes + line - 1) / line * line), memory_(new char[size_ * max_threads() + line]) {}
+
+  void* of(int thread) const {
+    const auto begin = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (line - begin % line) + thread * size_;
+  }
+
+ private:
+  static constexpr int64_t line = 64;
+  int64_t size_;
+  std::unique_ptr<char[]> memory_;
+};
+
 // Calls f(step, column, thread) for every step of every column, those of a column in order. Threads take the columns of
 // a step as they come, and go on to the next step while others are still at it.
 template <class F>

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <string>
 
 #include "candidates.h"
@@ -104,13 +103,11 @@ void screen_product(const View& panels, const View& W, int64_t first, const View
                                    thresholds ? thresholds->as<float>() : nullptr};
   const int64_t rows = side * std::clamp<int64_t>(n / side / (4 * max_threads()), 1, most_panels);
   const int64_t features = std::max(side, step_bytes / (2 * std::max<int64_t>(d, 1)) / side * side);
-  const int64_t size = (product_scratch(k, d, rows) + 63) / 64 * 64;
-  const std::unique_ptr<char[]> scratch(new char[size * max_threads() + 64]);
-  char* aligned = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64);
+  const ThreadScratch scratch(product_scratch(k, d, rows));
   const auto kernel = kernels().screen_product;
   parallel_steps(ceil_div(width, features), ceil_div(n, rows), [&](int64_t step, int64_t group, int thread) {
     kernel(product, candidates, step * features, std::min((step + 1) * features, width), group * rows,
-           std::min((group + 1) * rows, n), aligned + thread * size);
+           std::min((group + 1) * rows, n), scratch.of(thread));
   });
 }
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -21,10 +20,8 @@ ScreenedEncoder require_encoder(const char* op, const View& x, const View& W, co
 // Calls f(begin, end, scratch) on pieces of n rows, each thread with its own scratch.
 template <class F>
 void for_rows(int64_t n, int64_t work, int64_t bytes, const F& f) {
-  const int64_t size = (bytes + 63) / 64 * 64;
-  const std::unique_ptr<char[]> scratch(new char[size * max_threads() + 64]);
-  char* aligned = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64);
-  parallel_for(n, work, [&](int64_t begin, int64_t end, int thread) { f(begin, end, aligned + thread * size); });
+  const ThreadScratch scratch(bytes);
+  parallel_for(n, work, [&](int64_t begin, int64_t end, int thread) { f(begin, end, scratch.of(thread)); });
 }
 
 }  // namespace
