@@ -213,8 +213,8 @@ constexpr int64_t product_scratch(int64_t k, int64_t d, int64_t rows) {
 }
 
 // Features first, first + 1, ... of W in bfloat16 and n rows of x (n, d) in panels of 32: of 32 columns after the
-// other, pairs of neighbours, 16 rows side by side and then the other 16. What bounds the error, by feature and, the
-// largest of product_side each, by tile.
+// other, pairs of neighbours, 16 rows side by side and then the other 16. bias and thresholds start at the first
+// feature; tile_* hold the largest of product_side features each.
 struct ScreenedProduct {
   const uint16_t* W;
   int64_t W_stride;

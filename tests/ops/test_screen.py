@@ -245,6 +245,19 @@ def test_the_bound_of_some_does_not_shut_out_others(product: str, place: int, mo
     assert torch.equal(values, canonical(torch.ones(3, 64), W, b)[:, place : place + 12])
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_sums_that_overflow_on_the_way_are_computed_whole(product: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors and what they come to are finite, and their bound is small; the float32 sums between are not."""
+    multiply_in(product, monkeypatch)
+    x, W, b = torch.full((3, 4), 4.0), torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(200)
+    W[70] = torch.tensor([-8.0, 9.0, -8.0, 9.0]) * 2.0**123
+    expected = reference.topk_select(canonical(x, W, b), 5, True)
+    values, ids = ops.topk_encode(x, W, b, 5)
+    assert (ids == 70).any(dim=1).all()
+    assert torch.equal(ids, expected[1])
+    assert torch.equal(values, expected[0])
+
+
 def test_unsettled_rows_are_counted_and_right() -> None:
     """A thousand equal features: no bound separates them, the definition does."""
     g = torch.Generator().manual_seed(0)
